@@ -1,0 +1,1 @@
+"""Energies in nats, lower is likelier, and wrappers that combine them."""

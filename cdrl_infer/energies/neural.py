@@ -1,0 +1,56 @@
+"""The energy of a network: the one place where the sign and the step variance are dealt with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.energies.base import Energy
+from cdrl_infer.schedule import Level
+
+
+@runtime_checkable
+class EBMNetwork(Protocol):
+    """A network whose output is a log-density in ``output_unit``: nats, or s_t² nats ("step")."""
+
+    output_unit: Literal["nats", "step"]
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> Any: ...
+
+    def __call__(self, y: Tensor, condition: Any) -> Tensor: ...
+
+
+class NeuralEnergy(Energy):
+    """``E(y) = -f(y)`` for a network in nats, ``-f(y)/s_t²`` for one in units of the step variance.
+
+    What depends on level and labels alone is computed once per `Level` object; make a new
+    `NeuralEnergy` when the network's weights change.
+
+    Args:
+        network: an `EBMNetwork`.
+        labels: (B, A) integers bound to the batch, 0 = not given; None if unconditional.
+    """
+
+    def __init__(self, network: EBMNetwork, labels: Tensor | None = None) -> None:
+        self.network = network
+        self.labels = labels
+        self._level: Level | None = None
+        self._condition: Any = None
+
+    def __call__(self, y: Tensor, level: Level) -> Tensor:
+        """(B, C, H, W) -> (B,) nats."""
+        if level is not self._level:
+            self._level = level
+            self._condition = self.network.condition(level, self.labels)
+        f = self.network(y, self._condition)
+        return -f if self.network.output_unit == "nats" else -f / level.step_variance
+
+    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and gradient (B, C, H, W); the conditioning is kept out of the graph."""
+        if level is not self._level:
+            with torch.no_grad():
+                self._level = level
+                self._condition = self.network.condition(level, self.labels)
+        return super().value_and_grad(y, level)

@@ -1,0 +1,1 @@
+"""Markov transition kernels; they know nothing but an energy."""

@@ -1,0 +1,143 @@
+"""A small U-Net for small machines: pixels folded into channels, no norms, smooth activations.
+
+Used twice: as the initializer, and inside the energy of `EnergyUNet`. Twice differentiable and cheap to
+differentiate twice, which is what score matching of an energy needs. Constants of a level (embedding
+and its projections) are computed by `condition`, once, and passed to every `forward`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.layers import LabelEmbedding, noise_angle
+
+Conditioning = list[tuple[Tensor, Tensor]]
+
+
+class ModulatedBlock(nn.Module):
+    """``x + conv(silu(conv(silu(x)) · (1 + a) + b))``; a, b from the conditioning. Starts as identity."""
+
+    def __init__(self, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(embedding_dim, 2 * width)
+        for layer in (self.conv2, self.modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, embedding_dim) -> scale and shift, each (B, width, 1, 1)."""
+        a, b = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        return 1 + a, b
+
+    def forward(self, x: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, width, H, W) -> the same."""
+        scale, shift = condition
+        return x + self.conv2(F.silu(self.conv1(F.silu(x)) * scale + shift))
+
+
+class PatchUNet(nn.Module):
+    """U-Net on ``patch_size``² -folded pixels; its output has the shape of its input and starts at 0.
+
+    Args:
+        in_channels: image channels.
+        widths: channels at each resolution, halved (average pooling) from one to the next.
+        num_blocks: residual blocks per resolution, on the way down and again on the way up.
+        patch_size: pixels folded into channels at the entry, so the first resolution is H / patch_size.
+        embedding_dim: width of the noise-level and label embedding.
+        num_classes: values of each attribute; () for an unconditional network.
+
+    Raises:
+        ConfigError: a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        widths: tuple[int, ...] = (64, 112),
+        num_blocks: int = 2,
+        patch_size: int = 2,
+        embedding_dim: int = 128,
+        num_classes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        widths, num_classes = tuple(widths), tuple(num_classes)
+        sizes = (in_channels, num_blocks, patch_size, embedding_dim, *widths, *num_classes)
+        if not widths or min(sizes) < 1:
+            raise ConfigError(f"PatchUNet sizes must be positive, got {sizes}, widths {widths}")
+        self.patch_size = patch_size
+        self.frequencies = 32
+        self.embed1 = nn.Linear(2 * self.frequencies, embedding_dim)
+        self.embed2 = nn.Linear(embedding_dim, embedding_dim)
+        self.labels = LabelEmbedding(num_classes, embedding_dim) if num_classes else None
+        folded = in_channels * patch_size**2
+        self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+
+        def blocks() -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ModuleList(ModulatedBlock(w, embedding_dim) for _ in range(num_blocks))
+                for w in widths
+            )
+
+        self.down, self.up = blocks(), blocks()
+        self.widen = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairs)
+        self.merge = nn.ModuleList(nn.Conv2d(a + b, a, 1) for a, b in pairs)
+        self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be divisible by this."""
+        return self.patch_size * 2 ** len(self.widen)
+
+    def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> Conditioning:
+        """Everything that depends on (logsnr, labels) alone, one entry per block.
+
+        Args:
+            logsnr: () or (B,).
+            labels: (B, A) integers, 0 = not given; None for an unconditional network.
+        """
+        logsnr = logsnr.reshape(-1)
+        rates = torch.exp(
+            torch.linspace(0, math.log(200), self.frequencies, device=logsnr.device)
+        ).to(logsnr.dtype)
+        angle = 2 * noise_angle(logsnr)[:, None] * rates
+        embedding = self.embed2(F.silu(self.embed1(torch.cat([angle.sin(), angle.cos()], dim=1))))
+        if self.labels is not None:
+            if labels is None:
+                raise ValueError("this network is conditional: labels (B, A) are needed")
+            embedding = embedding + self.labels(labels)
+        embedding = F.silu(embedding)
+        return [
+            block.condition(embedding)
+            for group in (*self.down, *reversed(self.up))
+            for block in group
+        ]
+
+    def forward(self, x: Tensor, condition: Conditioning) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), given the output of `condition`."""
+        conditions = iter(condition)
+        h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
+        skips = []
+        for k, group in enumerate(self.down):
+            for block in group:
+                h = block(h, next(conditions))
+            if k < len(self.widen):
+                skips.append(h)
+                h = self.widen[k](F.avg_pool2d(h, 2))
+        for k in reversed(range(len(self.up))):
+            if k < len(self.merge):
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = self.merge[k](torch.cat([h, skips[k]], dim=1))
+            for block in self.up[k]:
+                h = block(h, next(conditions))
+        return F.pixel_shuffle(self.head(F.silu(h)), self.patch_size)

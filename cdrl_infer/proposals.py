@@ -1,0 +1,59 @@
+"""Where the Langevin chain of a level starts."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.random import RandomSource
+from cdrl_infer.schedule import Level
+
+
+class Proposal(Protocol):
+    """Draws a starting point for ``y`` from the noisier image ``x_t``."""
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        ...
+
+
+class InitializerNetwork(Protocol):
+    """A network that gives the mean of the proposal."""
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> Any: ...
+
+    def __call__(self, x: Tensor, condition: Any) -> Tensor: ...
+
+
+class InitializerProposal:
+    """``q(y | x_t) = N(g(x_t), τ_t² I)``, CDRL section 3.2.
+
+    Args:
+        network: gives ``g``.
+        labels: (B, A) integers bound to the batch, 0 = not given; None if unconditional.
+    """
+
+    def __init__(self, network: InitializerNetwork, labels: Tensor | None = None) -> None:
+        self.network = network
+        self.labels = labels
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """``g(x_t)``, (B, C, H, W); differentiable in the network's parameters."""
+        return self.network(x_t, self.network.condition(level, self.labels))
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """One draw per image, (B, C, H, W), without a graph."""
+        with torch.no_grad():
+            mean = self.mean(x_t, level)
+        tau = level.expand(level.proposal_variance.sqrt(), x_t)
+        return mean + tau * random.normal(x_t.shape[1:])
+
+
+class IdentityProposal:
+    """``y⁰ = x_t``: DRL, which has no initializer (Gao et al. 2021)."""
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """x_t itself."""
+        return x_t

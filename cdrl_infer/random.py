@@ -1,0 +1,56 @@
+"""Where random numbers come from: one stream per image, or one for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class RandomSource(Protocol):
+    """Draws standard normals for a batch; each call advances the stream."""
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) independent standard normals."""
+        ...
+
+
+class PerImageRandom:
+    """One generator per image, so image k does not depend on the batch it is drawn in.
+
+    Args:
+        generators: B generators; each image draws from its own.
+        device: where the numbers are wanted. They are drawn on the generator's own device.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], device: torch.device | str) -> None:
+        self.generators = list(generators)
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_seeds(
+        cls, seeds: Sequence[int], device: torch.device | str, draw_on: torch.device | str = "cpu"
+    ) -> PerImageRandom:
+        """Fresh generators with these seeds, drawing on ``draw_on`` (the same bits on every CPU)."""
+        return cls([torch.Generator(draw_on).manual_seed(seed) for seed in seeds], device)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) standard normals, row k from generator k."""
+        draws = [torch.randn(*shape, generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+
+class BatchRandom:
+    """One generator for a whole batch: what training uses."""
+
+    def __init__(self, batch_size: int, generator: torch.Generator) -> None:
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) standard normals on the generator's device."""
+        return torch.randn(
+            self.batch_size, *shape, generator=self.generator, device=self.generator.device
+        )
