@@ -1,5 +1,10 @@
 """One family of errors for everything a user can get wrong."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class CDRLError(Exception):
     """Base of all errors this package raises on bad input; the text is one line."""
@@ -19,3 +24,17 @@ class InputError(CDRLError, ValueError):
 
 class NumericalError(CDRLError, ArithmeticError):
     """A computation left the finite numbers (NaN or infinity)."""
+
+
+def listing(options: Iterable[object], limit: int = 12) -> str:
+    """The options in one line, cut after ``limit`` of them."""
+    names = [str(option) for option in options]
+    cut = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + cut
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` where an option is spelled nearly like ``word``, else nothing."""
+    spellings = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
+    return f"; did you mean {spellings[near[0]]!r}?" if near else ""

@@ -22,9 +22,13 @@ class Proposal(Protocol):
 class InitializerNetwork(Protocol):
     """A network that gives the mean of the proposal."""
 
-    def condition(self, level: Level, labels: Tensor | None = None) -> Any: ...
+    def condition(self, level: Level, labels: Tensor | None = None) -> Any:
+        """What depends on level and labels alone."""
+        ...
 
-    def __call__(self, x: Tensor, condition: Any) -> Tensor: ...
+    def __call__(self, x: Tensor, condition: Any) -> Tensor:
+        """x_t (B, C, H, W) -> the mean for y, the same shape."""
+        ...
 
 
 class InitializerProposal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class CooperativeSampler:
 
     schedule: NoiseSchedule
     langevin_steps: int | Sequence[int] = 15
-    kernel: Langevin = Langevin()
+    kernel: Langevin = field(default_factory=Langevin)
     score_scale: float = 1.0
 
     def steps_at(self, t: int) -> int:

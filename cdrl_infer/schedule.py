@@ -74,7 +74,7 @@ class NoiseSchedule:
     step_size: float = 4e-4
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_levels, bool) or not 1 <= self.num_levels <= 10_000:
+        if type(self.num_levels) is not int or not 1 <= self.num_levels <= 10_000:
             raise ConfigError(f"num_levels must be an integer in 1 … 10000, got {self.num_levels}")
         if not -40.0 < self.logsnr_min < self.logsnr_max < 40.0:
             raise ConfigError(

@@ -17,9 +17,13 @@ class EBMNetwork(Protocol):
 
     output_unit: Literal["nats", "step"]
 
-    def condition(self, level: Level, labels: Tensor | None = None) -> Any: ...
+    def condition(self, level: Level, labels: Tensor | None = None) -> Any:
+        """What depends on level and labels alone."""
+        ...
 
-    def __call__(self, y: Tensor, condition: Any) -> Tensor: ...
+    def __call__(self, y: Tensor, condition: Any) -> Tensor:
+        """(B, C, H, W) -> (B,) log-densities in ``output_unit``."""
+        ...
 
 
 class NeuralEnergy(Energy):

@@ -1,1 +1,1 @@
-"""Networks: conditional or not, one class each; see `cdrl_infer.checkpoint` for how they are named in a folder."""
+"""Networks, one class each, conditional or not; `cdrl_infer.checkpoint` names them in folders."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import Configurable
 from cdrl_infer.networks.patch_unet import Conditioning, PatchUNet
 from cdrl_infer.schedule import Level
 
 
-class EnergyUNet(nn.Module):
+class EnergyUNet(Configurable, nn.Module):
     """``log p(y) = -½‖x‖²/(α²v + σ̄²) - c ⟨x, U(x)⟩/σ̄`` in nats, ``x = y/m``, ``c = √(α²v/(α²v + σ̄²))``.
 
     The first term is the density of noised Gaussian data of second moment ``v``; the second is what the
@@ -47,7 +48,9 @@ class EnergyUNet(nn.Module):
         super().__init__()
         if not data_variance > 0:
             raise ConfigError(f"data_variance must be positive, got {data_variance}")
-        self.unet = PatchUNet(in_channels, widths, num_blocks, patch_size, embedding_dim, num_classes)
+        self.unet = PatchUNet(
+            in_channels, widths, num_blocks, patch_size, embedding_dim, num_classes
+        )
         self.data_variance = data_variance
 
     @property
@@ -64,9 +67,7 @@ class EnergyUNet(nn.Module):
         weight = (signal * precision).sqrt() / level.sigma_bar
         return self.unet.condition(level.logsnr, labels), 1 / level.scale, precision, weight
 
-    def forward(
-        self, y: Tensor, condition: tuple[Conditioning, Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def forward(self, y: Tensor, condition: tuple[Conditioning, Tensor, Tensor, Tensor]) -> Tensor:
         """(B, C, H, W) -> (B,) log-density in nats, up to a constant of the level and labels."""
         unet_condition, inverse_scale, precision, weight = condition
         x = y * inverse_scale.reshape(-1, 1, 1, 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cdrl_infer.networks.config import Configurable
 from cdrl_infer.networks.patch_unet import Conditioning, PatchUNet
 from cdrl_infer.schedule import Level
 
 
-class PatchInitializer(nn.Module):
+class PatchInitializer(Configurable, nn.Module):
     """``g(x_t) = x_t + U(x_t, λ_t, labels)`` with a `PatchUNet`; arguments are those of `PatchUNet`."""
 
     def __init__(
@@ -21,7 +22,9 @@ class PatchInitializer(nn.Module):
         num_classes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.unet = PatchUNet(in_channels, widths, num_blocks, patch_size, embedding_dim, num_classes)
+        self.unet = PatchUNet(
+            in_channels, widths, num_blocks, patch_size, embedding_dim, num_classes
+        )
 
     @property
     def size_multiple(self) -> int:
@@ -34,4 +37,5 @@ class PatchInitializer(nn.Module):
 
     def forward(self, x: Tensor, condition: Conditioning) -> Tensor:
         """x_t (B, C, H, W) -> the proposal's mean for y, the same shape."""
-        return x + self.unet(x, condition).to(x.dtype)
+        mean: Tensor = x + self.unet(x, condition).to(x.dtype)
+        return mean

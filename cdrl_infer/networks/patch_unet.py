@@ -7,7 +7,10 @@ and its projections) are computed by `condition`, once, and passed to every `for
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,12 @@ from cdrl_infer.networks.layers import LabelEmbedding, noise_angle
 Conditioning = list[tuple[Tensor, Tensor]]
 
 
+def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Zero weights and bias: what the layer is added to, or scales, begins unchanged."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ModulatedBlock(nn.Module):
     """``x + conv(silu(conv(silu(x)) · (1 + a) + b))``; a, b from the conditioning. Starts as identity."""
 
@@ -27,9 +36,8 @@ class ModulatedBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(embedding_dim, 2 * width)
-        for layer in (self.conv2, self.modulation):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        start_at_zero(self.conv2)
+        start_at_zero(self.modulation)
 
     def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """(B, embedding_dim) -> scale and shift, each (B, width, 1, 1)."""
@@ -39,7 +47,14 @@ class ModulatedBlock(nn.Module):
     def forward(self, x: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
         """(B, width, H, W) -> the same."""
         scale, shift = condition
-        return x + self.conv2(F.silu(self.conv1(F.silu(x)) * scale + shift))
+        h: Tensor = self.conv1(F.silu(x)) * scale + shift
+        out: Tensor = x + self.conv2(F.silu(h))
+        return out
+
+
+def _members(group: nn.Module) -> Iterator[Any]:
+    """The blocks of one resolution."""
+    return iter(group.children())
 
 
 class PatchUNet(nn.Module):
@@ -78,7 +93,7 @@ class PatchUNet(nn.Module):
         self.labels = LabelEmbedding(num_classes, embedding_dim) if num_classes else None
         folded = in_channels * patch_size**2
         self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
 
         def blocks() -> nn.ModuleList:
             return nn.ModuleList(
@@ -90,13 +105,13 @@ class PatchUNet(nn.Module):
         self.widen = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairs)
         self.merge = nn.ModuleList(nn.Conv2d(a + b, a, 1) for a, b in pairs)
         self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)
 
     @property
     def size_multiple(self) -> int:
         """Image height and width must be divisible by this."""
-        return self.patch_size * 2 ** len(self.widen)
+        halvings = len(self.widen)
+        return self.patch_size * (1 << halvings)
 
     def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> Conditioning:
         """Everything that depends on (logsnr, labels) alone, one entry per block.
@@ -119,7 +134,7 @@ class PatchUNet(nn.Module):
         return [
             block.condition(embedding)
             for group in (*self.down, *reversed(self.up))
-            for block in group
+            for block in _members(group)
         ]
 
     def forward(self, x: Tensor, condition: Conditioning) -> Tensor:
@@ -129,7 +144,7 @@ class PatchUNet(nn.Module):
         h = self.stem(h)
         skips = []
         for k, group in enumerate(self.down):
-            for block in group:
+            for block in _members(group):
                 h = block(h, next(conditions))
             if k < len(self.widen):
                 skips.append(h)
@@ -138,6 +153,6 @@ class PatchUNet(nn.Module):
             if k < len(self.merge):
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
                 h = self.merge[k](torch.cat([h, skips[k]], dim=1))
-            for block in self.up[k]:
+            for block in _members(self.up[k]):
                 h = block(h, next(conditions))
         return F.pixel_shuffle(self.head(F.silu(h)), self.patch_size)

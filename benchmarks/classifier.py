@@ -1,0 +1,122 @@
+"""The judge: a small convolutional network that says which class an image shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cdrl_infer.files import replaced_file
+from cdrl_train.data import ImageSet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the judge is trained; part of the name it is cached under."""
+
+    widths: tuple[int, ...] = (24, 48, 96)
+    epochs: int = 4
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+class SmallCNN(nn.Sequential):
+    """Per width: 3x3 convolution, batch norm, ReLU, 2x2 max pooling; then one linear layer."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, widths: tuple[int, ...]) -> None:
+        channels, height, width = shape
+        layers: list[nn.Module] = []
+        for out in widths:
+            layers += [
+                nn.Conv2d(channels, out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            channels, height, width = out, height // 2, width // 2
+        features = channels * height * width
+        super().__init__(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, classes))
+
+
+def standardised(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> float32 in about [-1, 2.5], channels last."""
+    return ((images.float() / 255 - 0.286) / 0.353).contiguous(memory_format=torch.channels_last)
+
+
+def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> SmallCNN:
+    """AdamW on a one-cycle schedule, mirrored images with probability ½."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = SmallCNN(tuple(data.images.shape[1:]), len(data.classes), recipe.widths)
+        network.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        steps = recipe.epochs * -(-len(data) // recipe.batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total_steps=steps
+        )
+        with tqdm(total=steps, desc="classifier", unit="step", disable=not progress) as bar:
+            for _ in range(recipe.epochs):
+                order = torch.randperm(len(data), generator=generator)
+                for index in order.split(recipe.batch_size):
+                    x = standardised(data.images[index])
+                    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+                    x = torch.where(mirrored, x.flip(-1), x)
+                    loss = nn.functional.cross_entropy(network(x), data.labels[index])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 -> (N,) class indices."""
+    return torch.cat([network(standardised(part)).argmax(1) for part in images.split(500)])
+
+
+def dataset_digest(data: ImageSet) -> str:
+    """Of images and labels, to name what is cached."""
+    sha = hashlib.sha256(data.images.numpy())
+    sha.update(data.labels.numpy())
+    return sha.hexdigest()[:12]
+
+
+def load_or_train(
+    cache: Path, train: ImageSet, test: ImageSet, recipe: Recipe, progress: bool = False
+) -> tuple[SmallCNN, float]:
+    """The judge and its accuracy on the test images; trained once, then read from ``cache``."""
+    key = json.dumps([dataset_digest(train), dataset_digest(test), asdict(recipe)])
+    file = cache / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
+    if file.is_file():
+        network = SmallCNN(tuple(train.images.shape[1:]), len(train.classes), recipe.widths)
+        with safe_open(file, "pt") as archive:
+            network.load_state_dict({name: archive.get_tensor(name) for name in archive.keys()})
+            accuracy = float(archive.metadata()["accuracy"])
+        return network.eval().requires_grad_(False), accuracy
+    network = train_classifier(train, recipe, progress)
+    accuracy = float((predict(network, test.images) == test.labels).double().mean())
+    with replaced_file(file) as temporary:
+        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        save_file(tensors, temporary, {"accuracy": repr(accuracy)})
+    return network, accuracy
+
+
+def share_recognised(network: nn.Module, images: NDArray[np.uint8], asked: Tensor) -> float:
+    """The share of images in [0, 1] that the judge gives the class that was asked."""
+    return float((predict(network, torch.from_numpy(images)) == asked).double().mean())

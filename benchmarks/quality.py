@@ -1,0 +1,375 @@
+"""How good the samples of a model are: recognised classes and Fréchet distances, for several K.
+
+``python benchmarks/quality.py --data fashion_mnist.npz``; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from classifier import (
+    Recipe,
+    dataset_digest,
+    load_or_train,
+    share_recognised,
+)
+from frechet import CONVENTION, FEATURE_DIM, Extractor, frechet_distance, load_extractor
+from numpy.typing import NDArray
+from report import grown, plus_minus, spread, table, write_json
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl_infer.checkpoint import find_model
+from cdrl_infer.errors import CDRLError, InputError
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.version import __version__
+from cdrl_train.data import ImageSet, load_images
+
+SEED_STRIDE = 1_000_000  # image k of repeat r is drawn from seed r · SEED_STRIDE + k
+TRAINING = "training images"
+Steps = int | tuple[int, ...]
+
+
+def steps_name(steps: Steps) -> str:
+    """``K = 5``, or ``K = 0,5,5`` for one K per level, the noisiest first."""
+    return f"K = {','.join(map(str, steps)) if isinstance(steps, tuple) else steps}"
+
+
+def parse_steps(text: str, default: Steps) -> Steps:
+    """``"5"``, ``"0,5,5"``, or ``"model"``: the model's default."""
+    if text == "model":
+        return default if isinstance(default, int) else tuple(default)
+    try:
+        parts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            "--langevin-steps must be an integer, integers with commas between, or 'model', "
+            f"got {text!r}"
+        ) from None
+    return parts if len(parts) > 1 else parts[0]
+
+
+def model_digest(folder: Path) -> str:
+    """Of the configuration and the weights; the card does not count."""
+    sha = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        sha.update(file.relative_to(folder).as_posix().encode())
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+def window(n: int, repeat: int, total: int) -> slice:
+    """Images n·r … n·(r+1) - 1 for repeat r; from the start again where the set is used up."""
+    if n > total:
+        raise InputError(f"n must be at most {total}, the number of images, got {n}")
+    start = n * (repeat % (total // n))
+    return slice(start, start + n)
+
+
+@dataclass(frozen=True)
+class SamplePools:
+    """Samples of a model, (N, C, H, W) uint8, the classes in turn; kept on disk and extended.
+
+    The first n of a pool are a class-balanced set of n.
+    """
+
+    pipe: CDRLPipeline
+    digest: str
+    classes: tuple[str, ...]
+    cache: Path
+    batch_size: int = 64
+    progress: bool = False
+
+    def labels(self, count: int) -> Tensor:
+        """(N,) class indices."""
+        return torch.arange(count) % len(self.classes)
+
+    def images(self, steps: Steps, repeat: int, count: int) -> NDArray[np.uint8]:
+        """The first ``count`` samples of a repeat.
+
+        Raises:
+            InputError: the model no longer draws what is on the disk.
+        """
+
+        def draw(start: int, stop: int) -> NDArray[np.uint8]:
+            if start == stop:
+                return np.empty((0, *self.pipe.model.image.shape), np.uint8)
+            output = self.pipe(
+                class_labels=[self.classes[k % len(self.classes)] for k in range(start, stop)],
+                seeds=range(repeat * SEED_STRIDE + start, repeat * SEED_STRIDE + stop),
+                langevin_steps=steps,
+                batch_size=self.batch_size,
+                output_type="pt",
+                progress=False,
+            )
+            images: Tensor = output.images
+            return (images * 255).round().to(torch.uint8).numpy()
+
+        name = "-".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
+        file = self.cache / f"samples-{self.digest}-K{name}-repeat{repeat}.npy"
+        if file.is_file():
+            kept = np.load(file, allow_pickle=False)[:2].astype(float)
+            if np.abs(draw(0, len(kept)) - kept).mean() > 0.5:
+                raise InputError(
+                    f"{file}: the cached samples are not those that this version draws; delete it"
+                )
+        return grown_with_bar(
+            file, count, draw, 4 * self.batch_size, f"{steps_name(steps)}, repeat {repeat}", self
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of image sets, kept on disk."""
+
+    extractor: Extractor
+    cache: Path
+    progress: bool = False
+
+    def __call__(self, images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+        """(N, C, H, W) uint8 -> (N, 1280)."""
+        sha = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:12]
+
+        def extract(start: int, stop: int) -> NDArray[np.float32]:
+            if start == stop:
+                return np.empty((0, FEATURE_DIM), np.float32)
+            return self.extractor(images[start:stop])
+
+        file = self.cache / f"features-{self.extractor.digest}-{sha}.npy"
+        return grown_with_bar(file, len(images), extract, 500, f"features, {name}", self)
+
+
+def grown_with_bar(
+    file: Path,
+    count: int,
+    make: Callable[[int, int], NDArray[Any]],
+    chunk: int,
+    title: str,
+    owner: SamplePools | Features,
+) -> NDArray[Any]:
+    with tqdm(total=count, desc=title, unit="image", disable=not owner.progress) as bar:
+        return grown(file, count, make, chunk, lambda rows: bar.update(rows - bar.n))
+
+
+class Comparison(NamedTuple):
+    """Fréchet distances of one kind of images to n test images, a value per repeat."""
+
+    n: int
+    images: str
+    distance: list[float]
+    excess: list[float]  # distance less that of as many training images to the same test images
+
+
+def compare(
+    test: NDArray[np.float32],
+    train: NDArray[np.float32],
+    samples: dict[str, list[NDArray[np.float32]]],
+    sizes: Sequence[int],
+) -> list[Comparison]:
+    """Training images and each kind of samples against test images, at each n.
+
+    Args:
+        test: features of the test images, from the first on.
+        train: of the training images, from the first on.
+        samples: for each kind, a set per repeat.
+        sizes: n.
+    """
+    repeats = len(next(iter(samples.values())))
+    rows = []
+    for n in sizes:
+        reference = [test[window(n, r, len(test))] for r in range(repeats)]
+        floor = [
+            frechet_distance(train[window(n, r, len(train))], reference[r]) for r in range(repeats)
+        ]
+        rows.append(Comparison(n, TRAINING, floor, [0.0] * repeats))
+        for kind, sets in samples.items():
+            distance = [frechet_distance(sets[r][:n], reference[r]) for r in range(repeats)]
+            excess = [d - f for d, f in zip(distance, floor, strict=True)]
+            rows.append(Comparison(n, kind, distance, excess))
+    return rows
+
+
+def accuracy_table(shares: dict[str, float], count: int, real: float, real_count: int) -> str:
+    """Shares with their binomial standard errors, in per cent."""
+
+    def row(kind: str, share: float, n: int) -> list[str]:
+        error = math.sqrt(share * (1 - share) / n)
+        difference = f"{100 * (share - real):+.1f}"
+        return [kind, str(n), f"{100 * share:.1f} ± {100 * error:.1f}", difference]
+
+    rows = [row(kind, share, count) for kind, share in shares.items()]
+    header = ["images", "n", "asked class recognised, %", "less that of real ones"]
+    return table(header, [*rows, row("real test images", real, real_count)])
+
+
+def frechet_table(rows: Sequence[Comparison]) -> str:
+    """Distances and what is over the floor, with the change from K = 0."""
+    base = {row.n: row.excess for row in rows if row.images == steps_name(0)}
+    body = []
+    for row in rows:
+        change = ""
+        if row.n in base and row.images not in (TRAINING, steps_name(0)):
+            pairs = zip(row.excess, base[row.n], strict=True)
+            change = plus_minus([100 * (mine / zero - 1) for mine, zero in pairs])
+        over = "0" if row.images == TRAINING else plus_minus(row.excess)
+        body.append([row.images, row.n, plus_minus(row.distance), over, change])
+    header = ["images", "n", "Fréchet distance", "over the floor", "change from K = 0, %"]
+    return table(header, body)
+
+
+def class_names(pipe: CDRLPipeline, data: ImageSet) -> tuple[str, ...]:
+    """The classes of the data, after a check that the model has the same, for the same images."""
+    attributes = pipe.model.labels
+    if len(attributes) != 1 or attributes[0].values != data.classes:
+        raise InputError(
+            f"expected a model of the classes of the data, {data.classes}, "
+            f"got {[a.values for a in attributes]}"
+        )
+    if data.images.shape[1:] != pipe.model.image.shape:
+        raise InputError(
+            f"expected a model of images {tuple(data.images.shape[1:])} as in the data, "
+            f"got {pipe.model.image.shape}"
+        )
+    return data.classes
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
+@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
+@click.option(
+    "--extractor-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
+)
+@click.option("--n", "sizes", type=click.IntRange(2), multiple=True, default=(500, 5000))
+@click.option(
+    "--langevin-steps",
+    "steps_texts",
+    metavar="K|K,…,K|model",
+    multiple=True,
+    default=("0", "5", "15", "model"),
+    help="K of all levels or of each; model: its default.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, help="Repeats.")
+@click.option("--accuracy-samples", type=click.IntRange(1), default=2000)
+@click.option("--batch-size", type=click.IntRange(1), default=64)
+@click.option("--device", default="cpu", help="Of sampling and features.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/benchmarks"),
+    help="Samples, features and the classifier; an interrupted run goes on from there.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("quality.json")
+)
+def main(out: Path, **options: Any) -> None:
+    """Accuracy of the asked class and Fréchet distance, for several numbers of Langevin steps."""
+    try:
+        if not out.absolute().parent.is_dir():
+            raise InputError(f"--out {out}: expected a path in a folder that exists")
+        text, results = evaluate(**options)
+        click.echo(text)
+        write_json(out, results)
+    except (CDRLError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def evaluate(
+    model: str | None,
+    data: str,
+    extractor_weights: Path | None,
+    sizes: Sequence[int],
+    steps_texts: Sequence[str],
+    seeds: int,
+    accuracy_samples: int,
+    batch_size: int,
+    device: str,
+    cache: Path,
+) -> tuple[str, dict[str, Any]]:
+    """What the command prints and writes."""
+    folder = find_model(model)
+    pipe = CDRLPipeline.from_pretrained(folder).to(device)
+    train, test = load_images(data, "train"), load_images(data, "test")
+    classes = class_names(pipe, test)
+    default = pipe.model.sampler.langevin_steps
+    asked = list(dict.fromkeys(parse_steps(text, default) for text in steps_texts))
+    for n in sizes:
+        window(n, 0, min(len(train), len(test)))
+    cache.mkdir(parents=True, exist_ok=True)
+    extractor = load_extractor(extractor_weights, pipe.device)
+
+    judge, real = load_or_train(cache, train, test, Recipe(), progress=True)
+    digest = model_digest(folder)
+    pools = SamplePools(pipe, digest, classes, cache, batch_size, progress=True)
+    features = Features(extractor, cache, progress=True)
+    last = {
+        name: max(window(n, r, len(images)).stop for n in sizes for r in range(seeds))
+        for name, images in (("train", train), ("test", test))
+    }
+    test_features = features(test.images[: last["test"]].numpy(), "test images")
+    train_features = features(train.images[: last["train"]].numpy(), TRAINING)
+    shares: dict[str, float] = {}
+    samples: dict[str, list[NDArray[np.float32]]] = {}
+    for steps in asked:
+        name, largest = steps_name(steps), max(sizes)
+        drawn = pools.images(steps, 0, max(largest, accuracy_samples))
+        shares[name] = share_recognised(
+            judge, drawn[:accuracy_samples], pools.labels(accuracy_samples)
+        )
+        sets = [drawn, *(pools.images(steps, r, largest) for r in range(1, seeds))]
+        samples[name] = [features(s[:largest], f"{name}, repeat {r}") for r, s in enumerate(sets)]
+    rows = compare(test_features, train_features, samples, sizes)
+
+    by_default = steps_name(parse_steps("model", default))
+    text = "\n".join(
+        [
+            f"Model {pipe.name} ({digest}), by default {by_default}; cdrl {__version__}, "
+            f"torch {torch.__version__}.",
+            "",
+            f"Class-conditional samples, the {len(classes)} classes in turn, judged by a classifier "
+            f"trained on the {len(train)} training images; ± binomial standard error.",
+            "",
+            accuracy_table(shares, accuracy_samples, real, len(test)),
+            "",
+            f"Fréchet distance to n test images; ± standard deviation over {seeds} repeats (other "
+            "seeds; other test and training images as far as there are). Floor: n training images.",
+            f"Features: {CONVENTION}.",
+            "",
+            frechet_table(rows),
+        ]
+    )
+    return text, {
+        "model": {"name": pipe.name, "digest": digest, "default": by_default},
+        "versions": {"cdrl": __version__, "torch": torch.__version__},
+        "data": {"train": dataset_digest(train), "test": dataset_digest(test)},
+        "accuracy": {
+            "samples": accuracy_samples,
+            "recognised": shares,
+            "real_test_images": real,
+        },
+        "frechet": {
+            "features": CONVENTION,
+            "weights": extractor.digest,
+            "rows": [
+                {
+                    **row._asdict(),
+                    "mean": spread(row.distance)[0],
+                    "mean_excess": spread(row.excess)[0],
+                }
+                for row in rows
+            ],
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

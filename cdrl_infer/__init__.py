@@ -1,0 +1,56 @@
+"""Energy-based models trained by Cooperative Diffusion Recovery Likelihood: sampling from them.
+
+Names are imported when first used, so that ``import cdrl_infer`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputError, NumericalError
+from cdrl_infer.version import __version__
+
+if TYPE_CHECKING:
+    from cdrl_infer.checkpoint import CDRLModel, load_model, save_model
+    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+    from cdrl_infer.sampler import CooperativeSampler, LevelEnd
+    from cdrl_infer.schedule import NoiseSchedule
+
+__all__ = [
+    "CDRLError",
+    "CDRLModel",
+    "CDRLPipeline",
+    "CDRLPipelineOutput",
+    "CheckpointError",
+    "ConfigError",
+    "CooperativeSampler",
+    "InputError",
+    "LevelEnd",
+    "NoiseSchedule",
+    "NumericalError",
+    "__version__",
+    "load_model",
+    "save_model",
+]
+
+_HOMES = {
+    "CDRLModel": "checkpoint",
+    "CDRLPipeline": "pipeline",
+    "CDRLPipelineOutput": "pipeline",
+    "CooperativeSampler": "sampler",
+    "LevelEnd": "sampler",
+    "NoiseSchedule": "schedule",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"cdrl_infer.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'cdrl_infer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

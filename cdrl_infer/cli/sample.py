@@ -1,0 +1,242 @@
+"""`cdrl-sample`: draw images from a model into a grid, a folder, or a film."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cdrl_infer.errors import CDRLError, InputError
+from cdrl_infer.files import added_files, replaced_file
+from cdrl_infer.version import __version__
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cdrl_infer.checkpoint import Attribute
+    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput, ImageLabel
+    from cdrl_infer.sampler import LevelEnd
+
+FILM_IMAGES = 64  # a film shows no more images than this
+FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
+
+
+class OneLineErrors(click.Command):
+    """A command that tells every user error in one line on stderr and exits with 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and exit."""
+        kwargs["standalone_mode"] = False
+        try:
+            sys.exit(super().main(*args, **kwargs) or 0)
+        except click.ClickException as error:
+            message = error.format_message()
+        except (CDRLError, OSError) as error:
+            message = str(error)
+        except click.Abort:
+            click.echo("cdrl-sample: interrupted", err=True)
+            sys.exit(130)
+        click.echo(f"cdrl-sample: error: {' '.join(message.split())}", err=True)
+        sys.exit(2)
+
+
+@click.command(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
+@click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME|INDEX|all|none",
+    help="Class of the images; give it again for more, the images take turns. For a model of "
+    "several attributes: their values, with commas between. [all classes in turn]",
+)
+@click.option("--seed", type=int, help="Of the first image; image k has seed + k. [a new one]")
+@click.option(
+    "--langevin-steps", metavar="K|K,…,K", help="For all levels, or for each. [the model's]"
+)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]")
+@click.option(
+    "--out",
+    metavar="FILE.png|FOLDER",
+    help="A .png file for one grid (a column per label); a folder for a PNG per image.",
+)
+@click.option(
+    "--trajectory",
+    metavar="FILE.gif",
+    help=f"A film of the levels: noise, then proposal and refinement (up to {FILM_IMAGES} images).",
+)
+@click.version_option(__version__, prog_name="cdrl-sample")
+def main(
+    model: str | None,
+    num_images: int,
+    labels: tuple[str, ...],
+    seed: int | None,
+    langevin_steps: str | None,
+    batch_size: int,
+    device: str | None,
+    out: str | None,
+    trajectory: str | None,
+) -> None:
+    """Draw images from an energy-based model: cdrl-sample --out samples.png."""
+    if out is None and trajectory is None:
+        raise InputError("nothing to write: give --out or --trajectory a file name")
+    steps = _steps(langevin_steps)
+    with ExitStack() as stack:
+        # Opened before any work, so that a path that cannot be written to costs no sampling.
+        picture = _open(stack, out) if out else None
+        film = _open(stack, trajectory, ".gif") if trajectory else None
+
+        import torch
+
+        from cdrl_infer.pipeline import CDRLPipeline
+
+        pipe = CDRLPipeline.from_pretrained(model)
+        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cycle = _labels(labels, pipe.model.labels)
+        recorder = _Recorder() if film else None
+        output = pipe(
+            num_images=num_images,
+            class_labels=cycle and [cycle[k % len(cycle)] for k in range(num_images)],
+            seeds=seed,
+            langevin_steps=steps,
+            batch_size=batch_size,
+            callback_on_level_end=recorder,
+        )
+        columns = len(cycle) if cycle and 1 < len(cycle) <= 16 else None
+        used = pipe.model.sampler.langevin_steps if steps is None else steps
+        common = {
+            "model": pipe.name,
+            "version": f"cdrl {__version__}",
+            "langevin_steps": json.dumps(used),
+        }
+        if picture:
+            _write_pictures(picture, output, columns, common)
+        if film and recorder:
+            _write_film(film, pipe, output, recorder, columns)
+
+
+def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
+    """A file (or, for PNGs, a folder) that takes the place of ``target`` once the stack is closed.
+
+    Raises:
+        InputError: ``target`` has another suffix or cannot be written to.
+    """
+    path, png = Path(target), suffix == ".png"
+    folder = png and (path.is_dir() or target.endswith("/") or not path.suffix)
+    if not folder and path.suffix.lower() != suffix:
+        other = " or a folder (end it with /)" if png else ""
+        raise InputError(f"expected a {suffix} file{other}, got {target!r}")
+    if path.exists() and path.is_dir() != folder:
+        raise InputError(f"cannot write to {target!r}: expected {suffix} files, found another kind")
+    try:
+        return stack.enter_context(added_files(path) if folder else replaced_file(path))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
+            "exists and may be written to"
+        ) from None
+
+
+def _steps(text: str | None) -> int | list[int] | None:
+    """``"15"`` -> 15, ``"15,10,5"`` -> [15, 10, 5]."""
+    if text is None:
+        return None
+    try:
+        return [int(k) for k in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"--langevin-steps must be an integer or integers with commas between, got {text!r}"
+        ) from None
+
+
+def _labels(texts: tuple[str, ...], attributes: tuple[Attribute, ...]) -> list[ImageLabel] | None:
+    """What the images take turns with; None where nothing was asked and there are no classes."""
+    names = [attribute.values for attribute in attributes]
+    if not texts:
+        return list(names[0]) if len(names) == 1 else None
+    cycle: list[ImageLabel] = []
+    for text in texts:
+        if len(names) > 1 and text != "none":
+            parts = [part.strip() for part in text.split(",")]
+            cycle.append([_label(part, sum(names, ())) for part in parts])
+        elif len(names) == 1 and text == "all" and text not in names[0]:
+            cycle.extend(names[0])
+        else:
+            cycle.append(_label(text, sum(names, ())))
+    return cycle
+
+
+def _label(text: str, names: tuple[str, ...]) -> str | int | None:
+    """A name as it is, another number as an index, "none" as not given."""
+    if text in names:
+        return text
+    if text == "none":
+        return None
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+class _Recorder:
+    """Keeps what a film shows of each level, in 8 bits: captions, and under each the images."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, list[Image.Image]] = {}
+
+    def __call__(self, end: LevelEnd, first: int) -> None:
+        from cdrl_infer.images import to_pil
+
+        room = max(0, FILM_IMAGES - first)
+        for what, images in (("proposal", end.proposal), ("refined", end.refined)):
+            caption = f"level {end.t - 1}: {what}"
+            self.frames.setdefault(caption, []).extend(to_pil(images[:room]))
+
+
+def _write_pictures(
+    picture: Path, output: CDRLPipelineOutput, columns: int | None, common: dict[str, str]
+) -> None:
+    """One PNG per image into a folder, or one grid into a file."""
+    from cdrl_infer.images import save_png
+
+    images, seeds = list(output.images), output.seeds or []
+    if not picture.is_dir():
+        own = {"seeds": json.dumps(seeds), "labels": json.dumps(output.labels)}
+        save_png(_grid(images, columns), picture, {**own, **common})
+        return
+    labels = output.labels or [None] * len(images)
+    for k, (image, seed, label) in enumerate(zip(images, seeds, labels, strict=True)):
+        own = {"seed": str(seed), "label": label if isinstance(label, str) else json.dumps(label)}
+        save_png(image, picture / f"{k:05d}.png", {**own, **common})
+
+
+def _write_film(
+    film: Path,
+    pipe: CDRLPipeline,
+    output: CDRLPipelineOutput,
+    recorder: _Recorder,
+    columns: int | None,
+) -> None:
+    """Noise (the first draw from each seed), each level's proposal and refinement, the result."""
+    from cdrl_infer.images import captioned, save_gif, to_pil
+    from cdrl_infer.random import PerImageRandom
+
+    random = PerImageRandom.from_seeds((output.seeds or [])[:FILM_IMAGES], "cpu")
+    noise = random.normal(pipe.model.image.shape)
+    shots = {
+        f"level {pipe.model.schedule.num_levels}: noise": to_pil(noise),
+        **recorder.frames,
+        "denoised": list(output.images)[:FILM_IMAGES],
+    }
+    frames = [captioned(_grid(images, columns), caption) for caption, images in shots.items()]
+    save_gif(frames, film, [FILM_MILLISECONDS] * (len(frames) - 1) + [3 * FILM_MILLISECONDS])
+
+
+def _grid(images: list[Image.Image], columns: int | None) -> Image.Image:
+    from cdrl_infer.images import make_grid, viewing_scale
+
+    return make_grid(images, columns, upscale=viewing_scale(images[0]))

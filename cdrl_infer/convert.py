@@ -1,0 +1,270 @@
+"""The CDRL authors' checkpoints (``*.pth.tar``) -> networks and sampler options of this package.
+
+Such a file is a pickle; it is read with ``weights_only=True``, which runs no code from it. It holds
+live weights and, as ``torch_ema`` lists them, their moving averages in ``parameters()`` order. The
+averages are used; a spectrally normalised weight is ``W_ema / (uᵀ W_ema v)`` with the live u and v.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdrl_infer.errors import CheckpointError
+from cdrl_infer.networks.residual_ebm import Activation, ResidualEBM
+from cdrl_infer.networks.unet import UNetInitializer
+from cdrl_infer.schedule import NoiseSchedule
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """The authors' model: networks in eval mode, and the options it is to be sampled with.
+
+    ``score_scale`` is 2: the released code divides the energy of its last denoising step by half
+    the variance of its Langevin steps, so that the score counts twice there.
+    """
+
+    ebm: ResidualEBM
+    initializer: UNetInitializer
+    schedule: NoiseSchedule
+    langevin_steps: int
+    score_scale: float
+    num_classes: tuple[int, ...]
+
+
+def load_authors_checkpoint(
+    path: str | Path, *, activation: Activation = "leaky_relu"
+) -> ConvertedModel:
+    """Read a checkpoint of the CDRL authors' released code; all sizes come from its tensors.
+
+    Args:
+        path: the ``.pth.tar`` file.
+        activation: the EBM's, which no tensor tells; every released model has "leaky_relu".
+
+    Raises:
+        CheckpointError: not such a file, a damaged one, or one with weights that are not finite.
+        ConfigError: an unknown activation, or sizes that the networks here do not take.
+    """
+    path = Path(path)
+    content = _read(path)
+    ebm_weights = _averaged(content, "pi", path)
+    unet_weights = _averaged(content, "p", path)
+    ebm = _build_ebm(ebm_weights, activation, path)
+    initializer = _build_unet(unet_weights, path)
+    if ebm.num_classes != initializer.num_classes:
+        raise CheckpointError(
+            f"expected the same classes in EBM and initializer, found {ebm.num_classes} and "
+            f"{initializer.num_classes} in {path}: the file mixes two models"
+        )
+    return ConvertedModel(
+        ebm=ebm,
+        initializer=initializer,
+        schedule=NoiseSchedule(),
+        langevin_steps=15,
+        score_scale=2.0,
+        num_classes=ebm.num_classes,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"expected a checkpoint file, found nothing at {path}") from None
+    except Exception as error:  # a foreign or truncated pickle can raise anything at all
+        raise CheckpointError(
+            f"expected a checkpoint of the CDRL authors (.pth.tar), could not read {path} "
+            f"({type(error).__name__}): download it again"
+        ) from error
+    parts = content if isinstance(content, dict) else {}
+    needed = [f"{m}_{kind}" for m in ("pi", "p") for kind in ("state_dict", "ema_state_dict")]
+    missing = [key for key in needed if not isinstance(parts.get(key), dict)]
+    if missing:
+        found = list(parts) if parts else type(content).__name__
+        raise CheckpointError(
+            f"expected a checkpoint of the CDRL authors with {', '.join(needed)}; {path} lacks "
+            f"{', '.join(missing)} and holds {_shorten(found)}"
+        )
+    return parts
+
+
+def _shorten(value: object, limit: int = 100) -> str:
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
+    """EMA weights by the authors' names, less ``module.``, with the spectral norm folded in."""
+    live = content[f"{model}_state_dict"]
+    averages = content[f"{model}_ema_state_dict"].get("shadow_params")
+    names = [name for name in live if not str(name).endswith(("weight_u", "weight_v"))]
+    count = len(averages) if isinstance(averages, list) else "none"
+    if count != len(names):
+        raise CheckpointError(
+            f"expected {len(names)} averaged weights in {model}_ema_state_dict['shadow_params'], "
+            f"one per parameter of {model}_state_dict, found {count} in {path}"
+        )
+    weights: Weights = {}
+    for name, average in zip(names, averages, strict=True):
+        try:
+            if average.shape != live[name].shape:
+                raise ValueError(f"shapes {tuple(average.shape)} and {tuple(live[name].shape)}")
+            weights[_plain(name)] = _folded(live, name, average.float())
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"expected an average that fits {model} {name!r} and, if it ends in weight_orig, "
+                f"its weight_u and weight_v, found {_shorten(error)} in {path}"
+            ) from error
+        if not bool(weights[_plain(name)].isfinite().all()):
+            raise CheckpointError(
+                f"expected finite weights, found NaN or infinity in {model} {name} of {path}: use "
+                "an earlier checkpoint"
+            )
+    return weights
+
+
+def _plain(name: str) -> str:
+    """The name without ``module.`` (data parallelism) and ``_orig`` (spectral norm)."""
+    return re.sub(r"^module\.|(?<=\.weight)_orig$", "", name)
+
+
+def _folded(live: dict[str, Tensor], name: str, average: Tensor) -> Tensor:
+    """``W / (uᵀ W v)`` for a spectrally normalised weight, else W."""
+    if not name.endswith("weight_orig"):
+        return average
+    u, v = (live[name.removesuffix("orig") + vector] for vector in "uv")
+    return average / torch.dot(u, average.flatten(1) @ v)
+
+
+def _build_ebm(weights: Weights, activation: Activation, path: Path) -> ResidualEBM:
+    """`ResidualEBM` of the sizes these weights have, filled with them."""
+    found = {int(m[1]) for n in weights if (m := re.match(r"module_list\.(\d+)\.", n))}
+    blocks = sorted(found - {0})
+    # Pooling layers have no weights: a gap in the list's numbering begins a resolution.
+    first = [i for i in blocks if i - 1 not in blocks]
+    try:
+        stem = weights["module_list.0.weight"]
+        width = stem.shape[0]
+        widths = [weights[f"module_list.{i}.conv1.weight"].shape[0] for i in first]
+        network = ResidualEBM(
+            in_channels=stem.shape[1],
+            width=width,
+            num_blocks=len(blocks) // len(first),
+            width_multipliers=tuple(w // width for w in widths),
+            frequencies=weights["temb_map1.weight"].shape[1] // 2,
+            embedding_dim=weights["temb_map1.weight"].shape[0],
+            num_classes=_classes(weights, "y_map.weight"),
+            activation=activation,
+        )
+    except (LookupError, ZeroDivisionError) as error:
+        raise _foreign("EBM", error, path) from error
+    prefixes = {
+        "temb_map1": "embed1",
+        "temb_map2": "embed2",
+        "y_map": "embed_labels",
+        "temb_final": "head",
+        "module_list.0": "stem",
+        **{f"module_list.{i}": f"blocks.{k}" for k, i in enumerate(blocks)},
+    }
+    inner = {"g": "gain", "temb_map": "embed", "short_cut": "shortcut"}
+    _fill(network, weights, prefixes, inner, path)
+    return network
+
+
+def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
+    """`UNetInitializer` of the sizes these weights have, filled with them."""
+    down = _positions(weights, "downs")
+    attention = [at for at in down if f"downs.{at[0]}.{at[1]}.to_qkv.weight" in weights]
+    levels = sorted({level for level, _ in down})
+    try:
+        blocks_in_last = [at for at in down if at[0] == levels[-1] and at not in attention]
+        network = UNetInitializer(
+            in_channels=weights["init_conv.weight"].shape[1],
+            widths=tuple(weights[f"downs.{k}.0.conv1.weight"].shape[0] for k in levels),
+            num_blocks=len(blocks_in_last),
+            attention_levels=tuple(sorted({level for level, _ in attention})),
+            frequencies=weights["time_mlp.1.weight"].shape[1] // 2,
+            embedding_dim=weights["time_mlp.1.weight"].shape[0],
+            num_classes=_classes(weights, "y_mlp.0.weight"),
+        )
+    except LookupError as error:
+        raise _foreign("initializer", error, path) from error
+    prefixes = {
+        "time_mlp.1": "embed1",
+        "time_mlp.3": "embed2",
+        "y_mlp.0": "embed_labels",
+        "init_conv": "stem",
+        "mid_block1": "middle.0",
+        "mid_attn": "middle.0.attention",
+        "mid_block2": "middle.1",
+        "norm": "norm",
+        "final_conv": "head",
+    }
+    for theirs, ours in (("downs", "down"), ("ups", "up")):
+        count = 0
+        for level, position in _positions(weights, theirs):
+            prefix = f"{theirs}.{level}.{position}"
+            if f"{prefix}.to_qkv.weight" in weights:  # belongs to the block before it
+                prefixes[prefix] = f"{ours}.{count - 1}.attention"
+            else:
+                prefixes[prefix] = f"{ours}.{count}"
+                count += 1
+    inner = {"mlp.1": "modulation", "res_conv": "shortcut", "to_qkv": "qkv", "to_out": "out"}
+    _fill(network, weights, prefixes, inner, path)
+    return network
+
+
+def _positions(weights: Weights, group: str) -> list[tuple[int, int]]:
+    """The ``(level, position)`` of every layer named ``group.level.position…``, in order."""
+    matches = (re.match(rf"{group}\.(\d+)\.(\d+)\.", name) for name in weights)
+    return sorted({(int(m[1]), int(m[2])) for m in matches if m})
+
+
+def _classes(weights: Weights, name: str) -> tuple[int, ...]:
+    """One attribute; its one-hot map has a column for each class and one for "not given"."""
+    return (weights[name].shape[1] - 1,) if name in weights else ()
+
+
+def _rename(name: str, prefixes: dict[str, str], inner: dict[str, str]) -> str:
+    """Our name of a weight: its longest known prefix, and the layer right after it, replaced."""
+    prefix = max((p for p in prefixes if name.startswith(p + ".")), key=len, default="")
+    if not prefix:
+        return name
+    rest = name[len(prefix) + 1 :]
+    layer = next((key for key in inner if f"{rest}.".startswith(f"{key}.")), "")
+    return f"{prefixes[prefix]}.{inner.get(layer, '')}{rest[len(layer) :]}"
+
+
+def _fill(
+    network: nn.Module,
+    weights: Weights,
+    prefixes: dict[str, str],
+    inner: dict[str, str],
+    path: Path,
+) -> None:
+    """Rename the weights to ours, check that they are exactly the network's, and load them."""
+    named = {_rename(name, prefixes, inner): value for name, value in weights.items()}
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    wrong = [name for name in wanted if name not in named or named[name].shape != wanted[name]]
+    extra = [name for name in named if name not in wanted]
+    if wrong or extra:
+        raise CheckpointError(
+            f"expected the weights of a {type(network).__name__}, found missing or misshapen "
+            f"{_shorten(wrong)} and unknown {_shorten(extra)} in {path}: not the authors' network"
+        )
+    network.load_state_dict(named)
+    network.eval()
+
+
+def _foreign(model: str, error: Exception, path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"expected the weights of the authors' {model}, found other names or shapes ({error}) in "
+        f"{path}: not the authors' network"
+    )

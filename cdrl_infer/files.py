@@ -1,0 +1,97 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """A file to write beside ``target``; takes its place if the block ends well, else vanishes.
+
+    Raises:
+        OSError: the folder of ``target`` cannot be written to; known before the block runs.
+    """
+    temporary = _sibling(target)
+    temporary.touch(exist_ok=False)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """The same for a folder; what was at ``target`` is removed once the new one stands there.
+
+    Raises:
+        OSError: the parent of ``target`` cannot be written to; known before the block runs.
+    """
+    temporary = _sibling(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if target.exists():
+            old = _sibling(target)
+            os.rename(target, old)
+            try:
+                os.rename(temporary, target)
+            except OSError:
+                os.rename(old, target)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def added_files(folder: Path) -> Iterator[Path]:
+    """A folder to write files in; they move into ``folder`` if the block ends well, else vanish.
+
+    ``folder`` is made if it does not exist; files of the same name are replaced, others stay.
+
+    Raises:
+        OSError: ``folder`` (or its parent) cannot be written to; known before the block runs.
+    """
+    if not folder.is_dir():
+        with replaced_folder(folder) as temporary:
+            yield temporary
+        return
+    temporary = _sibling(folder / "new")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+            os.replace(path, folder / path.name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sibling(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp{target.suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written; folders too, on systems that can open them."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Tensors <-> pictures. A tensor of images is (B, C, H, W) float in [-1, 1], not yet clamped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from cdrl_infer.errors import InputError, NumericalError
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped; same shape.
+
+    Raises:
+        NumericalError: NaN among the values.
+    """
+    if bool(images.isnan().any()):
+        raise NumericalError("expected finite images, found NaN")
+    return (0.5 * images + 0.5).clamp(0, 1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0 … 255, clamped (so nothing wraps) and rounded to the nearest; same shape."""
+    return (to_unit(images) * 255).round().to(torch.uint8)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, C, H, W) in [-1, 1] -> B pictures, grey for C = 1, RGB for C = 3.
+
+    Raises:
+        InputError: another number of channels, or not four dimensions.
+    """
+    if images.ndim != 4 or images.shape[1] not in MODES:
+        raise InputError(
+            f"expected images (B, C, H, W) of 1 or 3 channels, got shape {tuple(images.shape)}"
+        )
+    array = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in array]
+
+
+def to_numpy(unit: Tensor) -> np.ndarray:
+    """(B, C, H, W) -> (B, H, W, C) float32."""
+    array: np.ndarray = unit.permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def from_pil(images: Sequence[Image.Image], channels: int = 3) -> Tensor:
+    """Pictures of one size -> (B, C, H, W) in [-1, 1].
+
+    Raises:
+        InputError: no pictures, sizes that differ, or a number of channels other than 1 or 3.
+    """
+    sizes = sorted({image.size for image in images})
+    if len(sizes) != 1 or channels not in MODES:
+        raise InputError(
+            f"expected pictures of one size and 1 or 3 channels, got sizes {sizes}, "
+            f"{channels} channels"
+        )
+    arrays = [np.asarray(image.convert(MODES[channels])) for image in images]
+    tensor = torch.from_numpy(np.stack(arrays)).reshape(len(arrays), *arrays[0].shape[:2], channels)
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def make_grid(
+    images: Sequence[Image.Image], columns: int | None = None, padding: int = 2, upscale: int = 1
+) -> Image.Image:
+    """Pictures of one size, row by row, on a white ground.
+
+    Args:
+        images: at least one.
+        columns: pictures in a row; by default as near to a square as can be.
+        padding: white pixels around each picture, after upscaling.
+        upscale: each pixel becomes a square of that many pixels, nothing is smoothed.
+
+    Raises:
+        InputError: no pictures, or sizes or modes that differ.
+    """
+    kinds = sorted({(image.mode, image.size) for image in images})
+    if len(kinds) != 1:
+        raise InputError(f"expected pictures of one size and mode, got {kinds}")
+    mode, (width, height) = kinds[0]
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = width * upscale, height * upscale
+    size = (columns * (width + padding) + padding, rows * (height + padding) + padding)
+    grid = Image.new(mode, size, "white")
+    for k, image in enumerate(images):
+        row, column = divmod(k, columns)
+        corner = (padding + column * (width + padding), padding + row * (height + padding))
+        grid.paste(image.resize((width, height), Image.Resampling.NEAREST), corner)
+    return grid
+
+
+def viewing_scale(image: Image.Image, pixels: int = 64) -> int:
+    """The whole factor that brings a small picture near to ``pixels``; 1 for a large one."""
+    return max(1, pixels // max(image.size))
+
+
+def captioned(image: Image.Image, text: str, height: int = 14) -> Image.Image:
+    """The picture with a line of text under it; made wider where the text needs it."""
+    needed = math.ceil(ImageDraw.Draw(image).textlength(text)) + 8
+    result = Image.new(image.mode, (max(image.width, needed), image.height + height), "white")
+    result.paste(image, (0, 0))
+    ImageDraw.Draw(result).text((4, image.height), text, fill="black")
+    return result
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a PNG with one text chunk per entry of ``metadata``."""
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key, value)
+    image.save(path, format="PNG", pnginfo=info)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: Sequence[int]) -> None:
+    """Write a film that repeats, each frame shown for its own time."""
+    frames[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=list(milliseconds),
+        loop=0,
+    )

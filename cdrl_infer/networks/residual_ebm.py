@@ -1,0 +1,169 @@
+"""The paper's energy: a residual network that pools the image to one number.
+
+Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR 2024),
+appendix; after Gao et al. 2021. Layers are plain: the spectral norm that training puts on them is
+folded into the weights of a finished model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import Configurable
+from cdrl_infer.networks.layers import one_hot_labels, sinusoidal_embedding
+from cdrl_infer.schedule import Level
+
+Activation = Literal["leaky_relu", "silu"]
+
+
+class ResidualCondition(NamedTuple):
+    """Constants of a level: each block's shift (B, width, 1, 1), the head's weights (B, width)."""
+
+    shifts: list[Tensor]
+    head: Tensor
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Leaky ReLU of slope 0.2, or SiLU."""
+    return F.leaky_relu(x, 0.2) if activation == "leaky_relu" else F.silu(x)
+
+
+class ResidualBlock(nn.Module):
+    """``shortcut(x) + gain · conv2(act(conv1(act(x)) + shift))``, ``shift = act(embed(act(e)))``.
+
+    ``gain`` is learnt, one per channel; the shortcut is a 3×3 convolution where the width changes.
+    With ``pool``, x is first halved by average pooling.
+    """
+
+    def __init__(
+        self, width_in: int, width: int, embedding_dim: int, activation: Activation, pool: bool
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.pool = pool
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.embed = nn.Linear(embedding_dim, width)
+        self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.shortcut = nn.Conv2d(width_in, width, 3, padding=1) if width_in != width else None
+
+    def condition(self, embedding: Tensor) -> Tensor:
+        """Activated embedding (B, embedding_dim) -> the shift (B, width, 1, 1)."""
+        return activate(self.embed(embedding), self.activation)[:, :, None, None]
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """(B, width_in, H, W) -> (B, width, H, W), or half that size."""
+        x = F.avg_pool2d(x, 2) if self.pool else x
+        h = self.conv1(activate(x, self.activation)) + shift
+        h = self.conv2(activate(h, self.activation)) * self.gain
+        out: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
+        return out
+
+
+class ResidualEBM(Configurable, nn.Module):
+    """``f(y, λ) = ⟨Σ_hw act'(h(y, λ)), W act(e)⟩``, the log-density times the step variance s_t².
+
+    h is a stack of residual blocks, 2×2 average-pooled between widths; e embeds the noise level and
+    the labels; act' is ReLU beside leaky ReLU, SiLU beside SiLU. Defaults are the paper's (34.8 M
+    values for CIFAR-10).
+
+    Args:
+        in_channels: image channels.
+        width: channels of the stem, the unit of ``width_multipliers``.
+        num_blocks: residual blocks per resolution.
+        width_multipliers: channels at each resolution, in units of ``width``.
+        frequencies: sines (and as many cosines) of the noise-level embedding, at least 2.
+        embedding_dim: width of the noise-level and label embedding.
+        num_classes: values of each attribute; () for an unconditional network.
+        activation: "leaky_relu" (slope 0.2, the paper's) or "silu", which is smooth.
+        patch_size: pixels folded into channels at the entry; 1 in the paper.
+
+    Raises:
+        ConfigError: a size out of range, or an unknown activation.
+    """
+
+    output_unit: Literal["step"] = "step"
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 128,
+        num_blocks: int = 8,
+        width_multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        frequencies: int = 64,
+        embedding_dim: int = 512,
+        num_classes: tuple[int, ...] = (),
+        activation: Activation = "leaky_relu",
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = [width * m for m in width_multipliers]
+        self.num_classes = tuple(num_classes)
+        sizes = (in_channels, width, num_blocks, embedding_dim, patch_size)
+        if not widths or min(*sizes, *widths, *self.num_classes) < 1 or frequencies < 2:
+            raise ConfigError(
+                "ResidualEBM sizes must be positive and frequencies at least 2, got "
+                f"in_channels={in_channels}, width={width}, num_blocks={num_blocks}, "
+                f"width_multipliers={tuple(width_multipliers)}, frequencies={frequencies}, "
+                f"embedding_dim={embedding_dim}, num_classes={self.num_classes}, "
+                f"patch_size={patch_size}"
+            )
+        if activation not in get_args(Activation):
+            raise ConfigError(f"activation must be 'leaky_relu' or 'silu', got {activation!r}")
+        self.activation = activation
+        self.frequencies = frequencies
+        self.patch_size = patch_size
+        self.num_levels = len(widths)
+        self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
+        self.embed2 = nn.Linear(embedding_dim, embedding_dim)
+        self.embed_labels = (
+            nn.Linear(sum(n + 1 for n in self.num_classes), embedding_dim)
+            if self.num_classes
+            else None
+        )
+        self.stem = nn.Conv2d(in_channels * patch_size**2, width, 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for k, (before, after) in enumerate(pairwise([width, *widths])):
+            for n in range(num_blocks):
+                width_in, pool = (before, k > 0) if n == 0 else (after, False)
+                self.blocks.append(ResidualBlock(width_in, after, embedding_dim, activation, pool))
+        self.head = nn.Linear(embedding_dim, widths[-1], bias=False)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be divisible by this."""
+        return self.patch_size * int(2 ** (self.num_levels - 1))
+
+    def spectral_norm_layers(self) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+        """Name and module of every layer that the paper spectrally normalises: all but the head."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and module is not self.head:
+                yield name, module
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> ResidualCondition:
+        """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
+        e = sinusoidal_embedding(level.logsnr.reshape(-1), self.frequencies)
+        e = self.embed2(activate(self.embed1(e), self.activation))
+        if self.embed_labels is not None:
+            if labels is None:
+                raise ValueError("this network is conditional: labels (B, A) are needed")
+            e = e + self.embed_labels(one_hot_labels(labels, self.num_classes, e.dtype))
+        e = activate(e, self.activation)
+        shifts = [block.condition(e) for block in cast(Iterable[ResidualBlock], self.blocks)]
+        return ResidualCondition(shifts, self.head(e))
+
+    def forward(self, y: Tensor, condition: ResidualCondition) -> Tensor:
+        """(B, C, H, W) -> (B,) log-density times s_t², up to a constant of the level and labels."""
+        h = F.pixel_unshuffle(y, self.patch_size).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
+        for block, shift in zip(self.blocks, condition.shifts, strict=True):
+            h = block(h, shift)
+        h = F.relu(h) if self.activation == "leaky_relu" else F.silu(h)
+        return torch.sum(h.sum(dim=(2, 3)) * condition.head, dim=1)

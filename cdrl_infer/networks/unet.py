@@ -1,0 +1,217 @@
+"""The paper's initializer: a DDPM-style U-Net with group norm and attention, added to its input.
+
+Ho et al. 2020 for the architecture, Nichol & Dhariwal 2021 for the scale-shift conditioning; sizes
+from Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR
+2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import Configurable
+from cdrl_infer.networks.layers import one_hot_labels, sinusoidal_embedding
+from cdrl_infer.schedule import Level
+
+UNetCondition = list[tuple[Tensor, Tensor]]
+Resample = Literal["down", "up"]
+
+
+class SelfAttention(nn.Module):
+    """``x + out(softmax(qᵀk / √width) v)`` over all positions, one head, of the group-normed x."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same."""
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, HW, width)
+        change: Tensor = self.out(h.transpose(1, 2).reshape(x.shape))
+        return x + change
+
+
+class UNetBlock(nn.Module):
+    """``attend(shortcut(Rx) + conv2(drop(silu(norm2(conv1(R silu(norm1(x)))) · (1 + a) + b))))``.
+
+    R halves (average pooling) or doubles (nearest) the size, or is absent; a and b come from the
+    conditioning; the shortcut is a 1×1 convolution where the width changes; attention is optional.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        embedding_dim: int,
+        groups: int,
+        dropout: float,
+        attention: bool = False,
+        resample: Resample | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.modulation = nn.Linear(embedding_dim, 2 * width)
+        self.norm2 = nn.GroupNorm(groups, width, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else None
+        self.attention = SelfAttention(width, groups) if attention else None
+        nn.init.zeros_(self.conv2.weight)
+
+    def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Activated embedding (B, embedding_dim) -> scale and shift, each (B, width, 1, 1)."""
+        a, b = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        return 1 + a, b
+
+    def forward(self, x: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, width_in, H, W) -> (B, width, H', W')."""
+        scale, shift = condition
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(z, scale_factor=2.0, mode="nearest") for z in (h, x))
+        h = F.silu(self.norm2(self.conv1(h)) * scale + shift)
+        h = self.conv2(self.dropout(h))
+        h = h + (x if self.shortcut is None else self.shortcut(x))
+        y: Tensor = h if self.attention is None else self.attention(h)
+        return y
+
+
+class UNetInitializer(Configurable, nn.Module):
+    """``g(x_t) = x_t + U(x_t, λ_t, labels)``: the mean of the proposal for y. U starts at 0.
+
+    Every block on the way down leaves a skip connection, those that halve the size included; each
+    resolution has one block more on the way up. Defaults are the paper's for CIFAR-10 (3.8 M
+    values).
+
+    Args:
+        in_channels: image channels.
+        widths: channels at each resolution, halved from one to the next; multiples of ``groups``.
+        num_blocks: residual blocks per resolution on the way down.
+        attention_levels: resolutions (0 = the full one) with self-attention after each block; the
+            middle always has it.
+        frequencies: sines (and as many cosines) of the noise-level embedding, at least 2.
+        embedding_dim: width of the noise-level and label embedding.
+        num_classes: values of each attribute; () for an unconditional network.
+        dropout: before each block's second convolution, in training.
+        groups: of the group norms.
+
+    Raises:
+        ConfigError: a size out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        widths: tuple[int, ...] = (64, 64, 64),
+        num_blocks: int = 3,
+        attention_levels: tuple[int, ...] = (1, 2),
+        frequencies: int = 32,
+        embedding_dim: int = 256,
+        num_classes: tuple[int, ...] = (),
+        dropout: float = 0.1,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        widths, self.num_classes = tuple(widths), tuple(num_classes)
+        sizes = (in_channels, num_blocks, embedding_dim, groups, *widths, *self.num_classes)
+        if not widths or min(sizes) < 1 or frequencies < 2:
+            raise ConfigError(
+                "UNetInitializer sizes must be positive and frequencies at least 2, got "
+                f"in_channels={in_channels}, widths={widths}, num_blocks={num_blocks}, "
+                f"frequencies={frequencies}, embedding_dim={embedding_dim}, "
+                f"num_classes={self.num_classes}, groups={groups}"
+            )
+        if any(w % groups for w in widths):
+            raise ConfigError(f"widths must be multiples of groups={groups}, got {widths}")
+        if not set(attention_levels) <= set(range(len(widths))):
+            raise ConfigError(
+                f"attention_levels must lie in 0 … {len(widths) - 1} for {len(widths)} widths, "
+                f"got {tuple(attention_levels)}"
+            )
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
+        self.frequencies = frequencies
+        self.num_levels = len(widths)
+        self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
+        self.embed2 = nn.Linear(embedding_dim, embedding_dim)
+        self.embed_labels = (
+            nn.Linear(sum(n + 1 for n in self.num_classes), embedding_dim)
+            if self.num_classes
+            else None
+        )
+        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+
+        def block(
+            width_in: int, width: int, attention: bool = False, resample: Resample | None = None
+        ) -> UNetBlock:
+            return UNetBlock(width_in, width, embedding_dim, groups, dropout, attention, resample)
+
+        h, skips = widths[0], [widths[0]]
+        self.down = nn.ModuleList()
+        for k, width in enumerate(widths):
+            for _ in range(num_blocks):
+                self.down.append(block(h, width, attention=k in attention_levels))
+                h = width
+                skips.append(h)
+            if k + 1 < len(widths):
+                self.down.append(block(h, h, resample="down"))
+                skips.append(h)
+        self.middle = nn.ModuleList([block(h, h, attention=True), block(h, h)])
+        self.up = nn.ModuleList()
+        for k, width in reversed(list(enumerate(widths))):
+            for _ in range(num_blocks + 1):
+                self.up.append(block(h + skips.pop(), width, attention=k in attention_levels))
+                h = width
+            if k:
+                self.up.append(block(h, h, resample="up"))
+        self.norm = nn.GroupNorm(groups, h, eps=1e-6)
+        self.head = nn.Conv2d(h, in_channels, 3, padding=1)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be divisible by this."""
+        return int(2 ** (self.num_levels - 1))
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> UNetCondition:
+        """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
+        e = sinusoidal_embedding(level.logsnr_in.reshape(-1), self.frequencies)
+        e = self.embed2(F.silu(self.embed1(e)))
+        if self.embed_labels is not None:
+            if labels is None:
+                raise ValueError("this network is conditional: labels (B, A) are needed")
+            e = e + self.embed_labels(one_hot_labels(labels, self.num_classes, e.dtype))
+        e = F.silu(e)
+        return [block.condition(e) for block in (*self.down, *self.middle, *self.up)]
+
+    def forward(self, x: Tensor, condition: UNetCondition) -> Tensor:
+        """x_t (B, C, H, W) -> the proposal's mean for y, the same shape."""
+        conditions = iter(condition)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for block in self.down:
+            h = block(h, next(conditions))
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, next(conditions))
+        for block in cast(Iterable[UNetBlock], self.up):
+            if block.resample is None:
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = block(h, next(conditions))
+        change: Tensor = self.head(F.silu(self.norm(h)))
+        return x + change.to(x.dtype)

@@ -1,0 +1,191 @@
+"""What a training run is: typed options, checked before any work, stored with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cdrl_infer.errors import ConfigError
+from cdrl_train.objectives import ContrastiveWeight, Coupling
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images become network input in [-1, 1].
+
+    Args:
+        dequantise: add uniform noise of one grey level before scaling.
+        flip: mirror each image left-right with probability ½.
+        label_dropout: probability that a label is hidden, so that the model is unconditional too.
+    """
+
+    dequantise: bool = True
+    flip: bool = False
+    label_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of training.
+
+    Args:
+        steps: optimiser steps; 0 skips the phase.
+        batch_size: images per step.
+        coupling: how x_t and x_{t-1} share noise, see `cdrl_train.objectives.noised_pair`.
+        ebm_rate, initializer_rate: peak learning rates.
+        warm_up: steps over which the rates rise linearly.
+        final_rate: the rates fall along a cosine to this share of the peak; 1 = constant.
+    """
+
+    steps: int
+    batch_size: int
+    coupling: Coupling
+    ebm_rate: float
+    initializer_rate: float
+    warm_up: int = 0
+    final_rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class CooperativeConfig(PhaseConfig):
+    """The cooperative phase (CDRL, algorithm 1).
+
+    Args:
+        langevin_steps: K in training.
+        step_scale: multiplies the schedule's Langevin step variance.
+        weight: of the levels in the contrastive loss, see `objectives.contrastive_weight`.
+        score_matching: weight of the score matching loss kept on beside the contrastive one; 0 = paper.
+        regression: weight of the initializer's regression kept on beside imitation; 0 = paper.
+    """
+
+    langevin_steps: int = 15
+    step_scale: float = 1.0
+    weight: ContrastiveWeight = "paper"
+    score_matching: float = 0.0
+    regression: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a run but its data and its folder.
+
+    Args:
+        name: of the preset.
+        ebm, initializer: ``{"class": ..., **constructor arguments}``; ``in_channels`` and
+            ``num_classes`` are filled in from the data.
+        schedule: arguments of `cdrl_infer.schedule.NoiseSchedule`.
+        sampler: defaults written into the exported model: langevin_steps, step_scale, score_scale.
+        spectral_norm: normalise the EBM's layers in training (folded on export).
+        warm_start, cooperative: the two phases, in this order.
+        ema_decay: of both networks' averages, which are what is exported.
+        clip: largest gradient norm, each network for itself.
+        precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
+        max_energy_gap: stop as diverged when a level's mean |E(y⁺) - E(y⁻)| exceeds it (nats per pixel).
+        log_every, sample_every, checkpoint_every: in steps; checkpoint_minutes: at least this often.
+        keep_checkpoints: how many are kept.
+        seed: of everything random.
+    """
+
+    name: str
+    ebm: dict[str, Any]
+    initializer: dict[str, Any]
+    warm_start: PhaseConfig
+    cooperative: CooperativeConfig
+    schedule: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = DataConfig()
+    spectral_norm: bool = False
+    ema_decay: float = 0.999
+    clip: float = 1.0
+    precision: Precision = "float32"
+    max_energy_gap: float = 100.0
+    log_every: int = 100
+    sample_every: int = 2000
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 5.0
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a key that does not exist, or a value of another type.
+        """
+        config = _build(cls, values, "")
+        if not isinstance(config, cls):
+            raise TypeError(type(config))
+        return config
+
+    def override(self, assignments: list[str]) -> TrainConfig:
+        """A copy with ``"warm_start.steps=100"``-like assignments applied.
+
+        Raises:
+            ConfigError: an assignment without "=", to an unknown key or with a value of another type.
+        """
+        values = self.to_dict()
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals:
+                raise ConfigError(f"expected KEY=VALUE, got {assignment!r}")
+            *parents, last = path.strip().split(".")
+            target = values
+            for parent in parents:
+                if not isinstance(target.get(parent), dict):
+                    raise ConfigError(f"unknown option {path!r}: no group {parent!r}")
+                target = target[parent]
+            target[last] = _parse(text)
+        return TrainConfig.from_dict(values)
+
+
+def _parse(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """``value`` from JSON as ``kind``: a dataclass, Literal, dict, bool, int, float or str."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path or 'config'} must be a table, got {value!r}")
+        hints = get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)}
+        unknown = sorted(set(value) - names)
+        if unknown:
+            raise ConfigError(
+                f"unknown option {_join(path, unknown[0])!r}; known: {', '.join(sorted(names))}"
+            )
+        built = {k: _build(hints[k], v, _join(path, k)) for k, v in value.items()}
+        try:
+            return kind(**built)
+        except TypeError as error:
+            raise ConfigError(f"{path or 'config'}: {error}") from error
+    origin = get_origin(kind)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{path} must be one of {get_args(kind)}, got {value!r}")
+        return value
+    if isinstance(origin, type) and not isinstance(kind, types.UnionType):
+        kind = origin
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

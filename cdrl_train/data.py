@@ -1,0 +1,219 @@
+"""Data sets: everything becomes uint8 images in memory, and batches of them."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdrl_infer.errors import InputError
+from cdrl_train.config import DataConfig
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels in memory.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64 class indices from 0, or None.
+        classes: their names; () if there are no labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_images(source: str, split: str = "train") -> ImageSet:
+    """Read a data set.
+
+    Args:
+        source: a ``.npz`` file with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and
+            the same for ``test``; ``torchvision:FashionMNIST[:ROOT]``, downloaded to ROOT (default
+            ``data``) if need be; or a folder of images, one sub-folder per class or none at all.
+        split: "train" or "test"; ignored for a folder.
+
+    Raises:
+        InputError: nothing there, or not what is expected.
+    """
+    if source.startswith("torchvision:"):
+        return _torchvision(source, split)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return _npz(path, split)
+    raise InputError(
+        f"no data at {source!r}: expected a .npz file, a folder of images or "
+        "torchvision:FashionMNIST[:ROOT] (which downloads it)"
+    )
+
+
+def _npz(path: Path, split: str) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+            if f"{split}_images" not in names:
+                raise InputError(
+                    f"{path}: expected an array '{split}_images', found {sorted(names)}"
+                )
+            images = archive[f"{split}_images"]
+            labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as .npz: {error}") from error
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        raise InputError(
+            f"{path}: expected '{split}_images' (N, H, W[, C]) uint8, "
+            f"got {images.shape} {images.dtype}"
+        )
+    pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+    pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    if labels is None:
+        return ImageSet(pixels, None, ())
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: expected '{split}_labels' ({len(images)},) integers, "
+            f"got {labels.shape} {labels.dtype}"
+        )
+    targets = torch.from_numpy(labels.astype(np.int64))
+    count = int(targets.max()) + 1
+    fashion = "fashion" in path.stem.lower() and count == len(FASHION_MNIST_CLASSES)
+    classes = FASHION_MNIST_CLASSES if fashion else tuple(str(k) for k in range(count))
+    return ImageSet(pixels, targets, classes)
+
+
+def _torchvision(source: str, split: str) -> ImageSet:
+    _, name, root = [*source.split(":", 2), "data"][:3]
+    if name != "FashionMNIST":
+        raise InputError(f"unknown torchvision data set {name!r}; known: FashionMNIST")
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError as error:
+        raise InputError(
+            "torchvision is needed for this data set: pip install 'cdrl[train]'"
+        ) from error
+    try:
+        data = FashionMNIST(root, train=split == "train", download=True)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"Fashion-MNIST could not be loaded into {root!r}: {error}") from error
+    return ImageSet(data.data[:, None], data.targets.long(), FASHION_MNIST_CLASSES)
+
+
+def _folder(root: Path) -> ImageSet:
+    from PIL import Image, UnidentifiedImageError
+
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    parents = [p.relative_to(root).parts[:-1] for p in files]
+    labelled = all(parents)
+    classes = tuple(sorted({parent[0] for parent in parents})) if labelled else ()
+    images: list[np.ndarray] = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                grey = image.mode in ("1", "L", "I;16")
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"{file} cannot be read as an image: {error}") from error
+        pixels = pixels[..., None] if grey else pixels
+        if images and pixels.shape != images[0].shape:
+            raise InputError(
+                f"all images must have one size: {files[0]} is {images[0].shape} (H, W, C), "
+                f"{file} is {pixels.shape}"
+            )
+        images.append(pixels)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    index = {name: k for k, name in enumerate(classes)}
+    labels = torch.tensor([index[p[0]] for p in parents]) if labelled else None
+    return ImageSet(stacked, labels, classes)
+
+
+class Batch(NamedTuple):
+    """Network input."""
+
+    x: Tensor  # (B, C, H, W) float32 in [-1, 1]
+    labels: Tensor | None  # (B, 1) int64, 0 = hidden
+
+
+class BatchStream:
+    """Endless shuffled batches; where it stands is three numbers and a generator.
+
+    Each epoch's order depends on (seed, epoch) alone, so a stream is resumed from ``state()``.
+    """
+
+    def __init__(
+        self, data: ImageSet, config: DataConfig, seed: int, device: torch.device | str
+    ) -> None:
+        self.data = data
+        self.config = config
+        self.seed = seed
+        self.device = torch.device(device)
+        self.images = data.images.to(device)
+        self.labels = None if data.labels is None else data.labels.to(device)
+        self.epoch = 0
+        self.position = 0
+        self._order = self._shuffle()
+
+    def _shuffle(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(len(self.data), generator=generator)
+
+    def state(self) -> dict[str, int]:
+        """Where the stream stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go to where another stream of the same seed and data stood."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._shuffle()
+
+    def next(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """The next ``batch_size`` images; dequantisation, flips and hidden labels from ``generator``."""
+        parts, missing = [], batch_size
+        while missing:
+            if self.position == len(self.data):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._shuffle()
+            part = self._order[self.position : self.position + missing]
+            self.position += len(part)
+            missing -= len(part)
+            parts.append(part)
+        index = torch.cat(parts).to(self.device)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=self.device)
+
+        x = self.images[index].float()
+        x = (x + uniform(*x.shape)) / 128 - 1 if self.config.dequantise else x / 127.5 - 1
+        if self.config.flip:
+            x = torch.where(uniform(batch_size, 1, 1, 1) < 0.5, x, x.flip(-1))
+        if self.labels is None:
+            return Batch(x, None)
+        kept = uniform(batch_size) >= self.config.label_dropout
+        return Batch(x, ((self.labels[index] + 1) * kept)[:, None])

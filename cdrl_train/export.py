@@ -1,0 +1,47 @@
+"""From a training state to a model that `cdrl_infer` opens: averaged weights, norms folded in."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, SamplerDefaults
+from cdrl_infer.networks.config import from_config
+from cdrl_train.spectral import folded_state
+from cdrl_train.trainer import Trainer
+
+
+def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
+    """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is.
+
+    Args:
+        trainer: at any step.
+        classes: names of the label's values; () if unconditional.
+    """
+    channels, height, width = trainer.stream.images.shape[1:]
+    return CDRLModel(
+        ebm=_plain(trainer.build()[0], trainer.ebm_ema.module),
+        initializer=_plain(trainer.build()[1], trainer.initializer_ema.module),
+        schedule=trainer.schedule,
+        image=ImageShape(channels, height, width),
+        labels=(Attribute("class", classes),) if classes else (),
+        sampler=from_config(SamplerDefaults, trainer.config.sampler, "sampler"),
+        training=training_record(trainer),
+    )
+
+
+def training_record(trainer: Trainer) -> dict[str, Any]:
+    """How the model was made: options, steps, images and hours."""
+    return {
+        "config": copy.deepcopy(trainer.config.to_dict()),
+        "steps": trainer.step,
+        "images": trainer.images_seen,
+        "hours": round(trainer.seconds / 3600, 3),
+    }
+
+
+def _plain(fresh: nn.Module, trained: nn.Module) -> nn.Module:
+    fresh.load_state_dict(folded_state(trained), strict=True)
+    return fresh.eval()

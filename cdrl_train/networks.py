@@ -1,0 +1,34 @@
+"""From a run's options to networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from cdrl_infer.checkpoint import network_class
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import from_config
+
+
+def build_network(
+    role: str, options: dict[str, Any], channels: int, num_classes: tuple[int, ...]
+) -> nn.Module:
+    """A fresh network for images of that many channels and these attributes.
+
+    Args:
+        role: "ebm" or "initializer".
+        options: ``{"class": ..., **constructor arguments}``.
+        channels: of the images.
+        num_classes: of each attribute; () if unconditional.
+
+    Raises:
+        ConfigError: an unknown class or argument.
+    """
+    arguments = dict(options)
+    kind = network_class(role, arguments.pop("class", None), role)
+    for name, value in (("in_channels", channels), ("num_classes", list(num_classes))):
+        if name in arguments:
+            raise ConfigError(f"{role}: {name} comes from the data; leave it out")
+        arguments[name] = value
+    return from_config(kind, arguments, role)

@@ -1,0 +1,72 @@
+"""A tiny random model: 8x8 grey images, three classes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdrl_infer.checkpoint import (
+    Attribute,
+    CDRLModel,
+    ImageShape,
+    SamplerDefaults,
+    save_model,
+)
+from cdrl_infer.networks.energy_unet import EnergyUNet
+from cdrl_infer.networks.initializer import PatchInitializer
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.schedule import NoiseSchedule
+
+CLASSES = ("Shirt", "Sneaker", "Bag")
+
+
+def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -> CDRLModel:
+    """Random weights, also where networks start at zero, so that labels and inputs matter."""
+    sizes = {
+        "in_channels": channels,
+        "widths": (8,),
+        "num_blocks": 1,
+        "embedding_dim": 16,
+        "num_classes": tuple(map(len, attributes)),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = EnergyUNet(**sizes), PatchInitializer(**sizes)
+        for network in networks:
+            for parameter in network.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.1)
+    return CDRLModel(
+        *networks,
+        schedule=NoiseSchedule(num_levels=3),
+        image=ImageShape(channels, 8, 8),
+        labels=tuple(Attribute(f"attribute {k}", v) for k, v in enumerate(attributes)),
+        sampler=SamplerDefaults(langevin_steps=2),
+        training={"images": 1},
+    )
+
+
+@pytest.fixture(scope="session")
+def _model() -> CDRLModel:
+    return make_model(CLASSES)
+
+
+@pytest.fixture
+def model(_model: CDRLModel) -> CDRLModel:
+    return copy.deepcopy(_model)
+
+
+@pytest.fixture(scope="session")
+def folder(_model: CDRLModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model on disk; to be copied before it is damaged."""
+    path = tmp_path_factory.mktemp("saved") / "tiny"
+    save_model(_model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pipe(folder: Path) -> CDRLPipeline:
+    return CDRLPipeline.from_pretrained(folder)

@@ -1,0 +1,137 @@
+"""The model that comes with the package: it loads, and it draws clothes, not noise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cdrl_infer.checkpoint import bundled_models, find_model
+from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+
+LABELS = ["Trouser", "Sneaker", "Bag"] * 8
+
+
+@pytest.fixture(scope="module")
+def bundled() -> CDRLPipeline:
+    return CDRLPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def drawn(bundled: CDRLPipeline) -> CDRLPipelineOutput:
+    return bundled(class_labels=LABELS, seeds=range(len(LABELS)), output_type="pt")
+
+
+def of_class(drawn: CDRLPipelineOutput, name: str) -> Tensor:
+    """(n, 28, 28) in [0, 1]."""
+    assert isinstance(drawn.images, Tensor) and drawn.labels is not None
+    return drawn.images[[k for k, label in enumerate(drawn.labels) if label == name], 0]
+
+
+def test_what_is_in_the_folder(bundled: CDRLPipeline) -> None:
+    assert "fashion-mnist" in bundled_models()
+    assert bundled.name == "fashion-mnist"
+    assert bundled.model.image.shape == (1, 28, 28)
+    (attribute,) = bundled.model.labels
+    assert len(attribute.values) == 10
+    assert {"T-shirt/top", "Trouser", "Sneaker", "Bag", "Ankle boot"} <= set(attribute.values)
+    assert bundled.model.training
+    files = [file for file in find_model().rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 6e6
+    card = bundled.model.model_card
+    assert card is not None
+    for word in ("Fashion-MNIST", "MIT", "cdrl-train"):
+        assert word in card
+
+
+def test_samples_are_finite_in_range_and_use_it(drawn: CDRLPipelineOutput) -> None:
+    images = drawn.images
+    assert isinstance(images, Tensor)
+    assert images.min() >= 0 and images.max() <= 1
+    assert drawn.energies.isfinite().all()
+    assert (images.amax(dim=(1, 2, 3)) > 0.5).all()
+    corners = images[:, 0, ::27, ::27]
+    assert corners.mean() < 0.05  # the ground is black
+    assert 0.1 < images.mean() < 0.6
+
+
+def test_samples_are_smooth_as_noise_is_not(drawn: CDRLPipelineOutput) -> None:
+    """``E (x_i - x_j)² / (2 Var x)`` of neighbours: 1 for white noise."""
+    images = drawn.images
+    assert isinstance(images, Tensor)
+    ratio = images.diff(dim=3).square().mean() / (2 * images.var())
+    assert ratio < 0.3
+
+
+def test_classes_have_their_shapes(drawn: CDRLPipelineOutput) -> None:
+    trouser, sneaker, bag = (of_class(drawn, name) for name in ("Trouser", "Sneaker", "Bag"))
+    top = slice(0, 7)
+    assert sneaker[:, top].mean() < 0.1 < trouser[:, top].mean()  # a shoe stands at the bottom
+    side = slice(1, 5)
+    assert trouser[:, 8:24, side].mean() < 0.1 < bag[:, 8:24, side].mean()  # a bag is wide
+
+
+def test_same_seed_differs_by_class_and_class_by_seed(drawn: CDRLPipelineOutput) -> None:
+    sneakers = of_class(drawn, "Sneaker")
+    distances = torch.pdist(sneakers.flatten(1))
+    assert distances.min() > 1  # no mode collapse: every pair differs
+
+
+def test_energy_prefers_samples_to_noise(bundled: CDRLPipeline, drawn: CDRLPipelineOutput) -> None:
+    images = drawn.images
+    assert isinstance(images, Tensor)
+    level = bundled.model.schedule.level(1)
+    labels = torch.zeros(len(images), 1, dtype=torch.int64)
+    energy = NeuralEnergy(bundled.model.ebm, labels)
+    generator = torch.Generator().manual_seed(0)
+
+    def nats(unit: Tensor) -> Tensor:
+        noise = torch.randn(unit.shape, generator=generator)
+        x = level.alpha * (2 * unit - 1) + level.sigma_bar * noise
+        with torch.no_grad():
+            return energy(x * level.scale, level)
+
+    uniform = torch.rand(images.shape, generator=generator)
+    assert nats(images).max() < nats(uniform).min()
+
+
+def test_an_image_does_not_depend_on_its_batch(
+    bundled: CDRLPipeline, drawn: CDRLPipelineOutput
+) -> None:
+    parts = bundled(class_labels=LABELS[:6], seeds=range(6), output_type="pt", batch_size=4).images
+    assert isinstance(parts, Tensor) and isinstance(drawn.images, Tensor)
+    assert (parts - drawn.images[:6]).abs().max() <= 1 / 255
+
+
+def test_refining_and_unconditional_sampling_work(bundled: CDRLPipeline) -> None:
+    for steps in (0, None):
+        out = bundled(num_images=4, seeds=0, langevin_steps=steps, output_type="pt")
+        assert isinstance(out.images, Tensor)
+        assert out.labels == [None] * 4
+        assert out.images.diff(dim=3).square().mean() / (2 * out.images.var()) < 0.5
+
+
+@pytest.mark.slow
+def test_64_images_from_a_cold_shell_in_20_seconds(tmp_path: Path) -> None:
+    path = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    code = "from cdrl_infer.cli.sample import main; main()"
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", code, "--out", "samples.png"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+    )
+    assert time.perf_counter() - start <= 20
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.width > image.height > 300

@@ -1,0 +1,370 @@
+"""One contract for every energy, and the analytic ones against quadrature and exact draws."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cdrl_infer.energies
+from cdrl_infer.energies.analytic import (
+    AnalyticEnergy,
+    ExponentialGaussianEnergy,
+    GaussianMixtureEnergy,
+    PosteriorMeanProposal,
+)
+from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
+from cdrl_infer.energies.recovery import RecoveryEnergy
+from cdrl_infer.errors import InputError
+from cdrl_infer.random import BatchRandom
+from cdrl_infer.schedule import Level, NoiseSchedule
+
+SCHEDULE = NoiseSchedule()
+FULL = GaussianMixtureEnergy(
+    weights=[0.5, 0.2, 0.3],
+    means=[[-1.0, 0.3], [0.8, 1.0], [1.0, -1.2]],
+    covariances=[[[0.3, 0.1], [0.1, 0.2]], [[0.1, 0.0], [0.0, 0.4]], [[0.2, -0.15], [-0.15, 0.3]]],
+)
+DIAGONAL = GaussianMixtureEnergy([3.0, 1.0], [[-0.5, 0.2], [1.0, 1.0]], [[0.2, 0.5], [0.1, 0.3]])
+SKEWED = ExponentialGaussianEnergy(location=[-1.0, 0.2], spread=[0.4, 0.2], rate=[1.0, 2.5])
+
+
+class StubEBM(nn.Module):
+    """``log p(y) = -½ k ‖y - b(label)‖²``, in nats or times the step variance."""
+
+    def __init__(self, output_unit: Literal["nats", "step"]) -> None:
+        super().__init__()
+        self.output_unit = output_unit
+        self.k = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+        self.calls = 0
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> tuple[Level, Tensor]:
+        self.calls += 1
+        shift = torch.zeros(1, 1) if labels is None else labels.double()
+        return level, shift * self.k
+
+    def forward(self, y: Tensor, condition: tuple[Level, Tensor]) -> Tensor:
+        level, shift = condition
+        log_density = -0.5 * self.k * (y - shift).square().flatten(1).sum(1)
+        return log_density if self.output_unit == "nats" else log_density * level.step_variance
+
+
+def points(batch: int = 5, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 2, generator=generator, dtype=torch.float64)
+
+
+ENERGIES: dict[str, Energy] = {
+    "mixture-full": FULL,
+    "mixture-diagonal": DIAGONAL,
+    "skewed": SKEWED,
+    "neural-nats": NeuralEnergy(StubEBM("nats")),
+    "neural-step": NeuralEnergy(StubEBM("step"), labels=torch.arange(5)[:, None]),
+    "recovery-mixture": RecoveryEnergy(FULL, points(seed=1)),
+    "recovery-neural": RecoveryEnergy(NeuralEnergy(StubEBM("step")), points(seed=1)),
+}
+LEVELS = {
+    "lowest": SCHEDULE.level(1),
+    "middle": SCHEDULE.level(4),
+    "last": SCHEDULE.level(6),
+    "mixed": SCHEDULE.level(torch.tensor([1, 2, 4, 5, 6])),
+}
+
+
+def plain_subclasses(of: type) -> set[type]:
+    children = set(of.__subclasses__())
+    return children.union(*(plain_subclasses(child) for child in children))
+
+
+def central_difference(energy: Energy, y: Tensor, level: Level, width: float = 1e-6) -> Tensor:
+    columns = []
+    for d in range(y.shape[1]):
+        step = torch.zeros_like(y)
+        step[:, d] = width
+        columns.append((energy(y + step, level) - energy(y - step, level)) / (2 * width))
+    return torch.stack(columns, 1).detach()
+
+
+@pytest.mark.parametrize("at", LEVELS)
+@pytest.mark.parametrize("name", ENERGIES)
+class TestContract:
+    def test_gradient_is_that_of_the_value(self, name: str, at: str) -> None:
+        energy, level, y = ENERGIES[name], LEVELS[at], points()
+        value, grad = energy.value_and_grad(y, level)
+        torch.testing.assert_close(value, energy(y, level).detach(), rtol=1e-12, atol=1e-12)
+        leaf = y.clone().requires_grad_(True)
+        (by_autograd,) = torch.autograd.grad(energy(leaf, level).sum(), leaf)
+        # A level's constants are float32, and the two routes may combine them in another order.
+        size = grad.abs().max().item()
+        torch.testing.assert_close(grad, by_autograd, rtol=0, atol=5e-7 * size)
+        numeric = central_difference(energy, y, level)
+        torch.testing.assert_close(grad, numeric, rtol=1e-5, atol=1e-6 * size)
+
+    def test_shapes_types_and_no_graph(self, name: str, at: str) -> None:
+        energy, level, y = ENERGIES[name], LEVELS[at], points()
+        before = y.clone()
+        with torch.no_grad():
+            value, grad = energy.value_and_grad(y, level)
+        assert value.shape == (5,) and grad.shape == (5, 2)
+        assert value.dtype == grad.dtype == torch.float64
+        assert not value.requires_grad and not grad.requires_grad and not y.requires_grad
+        assert torch.equal(y, before)
+
+    def test_a_point_does_not_see_its_batch(self, name: str, at: str) -> None:
+        energy, level, y = ENERGIES[name], LEVELS[at], points()
+        value, grad = energy.value_and_grad(y, level)
+        moved = y.clone()
+        moved[1:] += 1
+        other, other_grad = energy.value_and_grad(moved, level)
+        torch.testing.assert_close(value[0], other[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(grad[0], other_grad[0], rtol=1e-12, atol=1e-12)
+        assert not torch.isclose(value[1:], other[1:]).any()
+
+
+def test_the_contract_covers_every_energy_there_is() -> None:
+    for module in pkgutil.iter_modules(cdrl_infer.energies.__path__):
+        importlib.import_module(f"cdrl_infer.energies.{module.name}")
+    known = {cls for cls in plain_subclasses(Energy) if cls.__module__.startswith("cdrl_infer.")}
+    assert known - {AnalyticEnergy} == {type(energy) for energy in ENERGIES.values()}
+
+
+class TestNeuralEnergy:
+    def test_is_minus_the_log_density_in_either_unit(self) -> None:
+        y = points()
+        for t in (1, 3, 6):
+            level = SCHEDULE.level(t)
+            for unit in ("nats", "step"):
+                value, grad = NeuralEnergy(StubEBM(unit)).value_and_grad(y, level)
+                torch.testing.assert_close(value, 1.5 * y.square().sum(1), rtol=1e-6, atol=0)
+                torch.testing.assert_close(grad, 3 * y, rtol=1e-6, atol=0)
+
+    def test_step_unit_makes_a_langevin_step_half_the_networks_gradient(self) -> None:
+        """``½ s² ∇log p = ½ ∇f``: the paper's scaling."""
+        level, y = SCHEDULE.level(3), points()
+        network = StubEBM("step")
+        leaf = y.clone().requires_grad_(True)
+        (grad_f,) = torch.autograd.grad(network(leaf, network.condition(level)).sum(), leaf)
+        _, grad = NeuralEnergy(network).value_and_grad(y, level)
+        torch.testing.assert_close(-0.5 * level.step_variance * grad, 0.5 * grad_f)
+
+    def test_condition_is_computed_once_per_level(self) -> None:
+        network = StubEBM("nats")
+        energy = NeuralEnergy(network)
+        first, second = SCHEDULE.level(1), SCHEDULE.level(2)
+        for level in (first, first, second, second, second):
+            energy.value_and_grad(points(), level)
+        assert network.calls == 2
+
+    def test_labels_reach_the_network(self) -> None:
+        labels = torch.tensor([[0], [2]])
+        value = NeuralEnergy(StubEBM("nats"), labels)(torch.zeros(2, 2).double(), SCHEDULE.level(1))
+        assert value.tolist() == [0.0, 1.5 * 2 * 6.0**2]
+
+    def test_leaves_no_gradient_in_the_network(self) -> None:
+        network = StubEBM("step")
+        NeuralEnergy(network).value_and_grad(points(), SCHEDULE.level(1))
+        assert network.k.grad is None
+
+    def test_stub_has_the_networks_interface(self) -> None:
+        assert isinstance(StubEBM("nats"), EBMNetwork)
+
+
+class TestRecoveryEnergy:
+    x_t = points(seed=1)
+
+    @pytest.mark.parametrize("t", range(1, 6))
+    def test_adds_the_gaussian_that_ties_y_to_x_t(self, t: int) -> None:
+        level, y = SCHEDULE.level(t), points()
+        sd = level.noise_variance.double().sqrt()
+        log_likelihood = torch.distributions.Normal(y, sd).log_prob(self.x_t).sum(1)
+        constant = 2 * torch.log(sd * (2 * torch.pi) ** 0.5)
+        added = RecoveryEnergy(FULL, self.x_t)(y, level) - FULL(y, level)
+        torch.testing.assert_close(added, -log_likelihood - constant, rtol=1e-6, atol=1e-6)
+
+    def test_is_off_at_the_last_transition(self) -> None:
+        level, y = SCHEDULE.level(6), points()
+        value, grad = RecoveryEnergy(FULL, self.x_t).value_and_grad(y, level)
+        prior, prior_grad = FULL.value_and_grad(y, level)
+        assert torch.equal(value, prior) and torch.equal(grad, prior_grad)
+
+    def test_pulls_towards_x_t(self) -> None:
+        level, y = SCHEDULE.level(3), points()
+        _, grad = RecoveryEnergy(FULL, self.x_t).value_and_grad(y, level)
+        _, prior = FULL.value_and_grad(y, level)
+        assert (((self.x_t - y) * -(grad - prior)).sum(1) > 0).all()
+
+
+class TestAnalyticEnergies:
+    @pytest.mark.parametrize("at", LEVELS)
+    @pytest.mark.parametrize("energy", [FULL, DIAGONAL, SKEWED], ids=["full", "diagonal", "skewed"])
+    def test_float32_agrees_with_float64(self, energy: AnalyticEnergy, at: str) -> None:
+        level, y = LEVELS[at], points()
+        value, grad = energy.value_and_grad(y.float(), level)
+        assert value.dtype == grad.dtype == torch.float32
+        exact, exact_grad = energy.value_and_grad(y, level)
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-4)
+
+    ONE_DIMENSIONAL = (
+        GaussianMixtureEnergy([0.7, 0.3], [[-0.6], [1.4]], [[0.1], [0.3]]),
+        ExponentialGaussianEnergy([-1.0], [0.3], [1.0]),
+    )
+
+    @pytest.mark.parametrize("t", [1, 3, 6])
+    @pytest.mark.parametrize("energy", ONE_DIMENSIONAL, ids=lambda e: type(e).__name__)
+    def test_moments_by_quadrature(self, energy: AnalyticEnergy, t: int) -> None:
+        """The density integrates to 1 and has the moments of ``y = m (α x + σ̄ ε)``."""
+        level = SCHEDULE.level(t)
+        y = torch.linspace(-12, 25, 40_001, dtype=torch.float64)
+        density = (-energy(y[:, None], level)).exp()
+
+        def integral(values: Tensor) -> float:
+            return torch.trapezoid(values * density, y).item()
+
+        m, a, s = (v.double().item() for v in (level.scale, level.alpha, level.sigma_bar))
+        mean = m * a * energy.mean.item()
+        assert integral(torch.ones_like(y)) == pytest.approx(1, abs=1e-6)
+        assert integral(y) == pytest.approx(mean, abs=1e-6)
+        assert integral((y - mean) ** 2) == pytest.approx(
+            m**2 * (a**2 * energy.covariance.item() + s**2), rel=1e-5
+        )
+        if isinstance(energy, ExponentialGaussianEnergy):
+            third = (m * a) ** 3 * energy.third_moment.item()
+            assert integral((y - mean) ** 3) == pytest.approx(third, rel=1e-5)
+
+    @pytest.mark.parametrize("energy", ONE_DIMENSIONAL, ids=lambda e: type(e).__name__)
+    def test_level_is_the_data_convolved_with_noise(self, energy: AnalyticEnergy) -> None:
+        """``p(y) = ∫ p(x) N(y; m α x, m² σ̄²) dx``, the data's density alone being given."""
+        level = SCHEDULE.level(4)
+        x = torch.linspace(-8, 25, 20_001, dtype=torch.float64)
+        data = energy.log_density(x[:, None], 1.0, 0.0).exp()
+        y = torch.tensor([-2.0, -0.5, 0.0, 0.7, 2.5], dtype=torch.float64)
+        m, a, s = (v.double() for v in (level.scale, level.alpha, level.sigma_bar))
+        kernel = torch.distributions.Normal(m * a * x, m * s).log_prob(y[:, None]).exp()
+        expected = torch.trapezoid(data * kernel, x)
+        torch.testing.assert_close((-energy(y[:, None], level)).exp(), expected, rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("energy", [FULL, DIAGONAL, SKEWED], ids=["full", "diagonal", "skewed"])
+    @pytest.mark.parametrize("t", [1, 5, 6])
+    def test_exact_draws_follow_the_density(self, energy: AnalyticEnergy, t: int) -> None:
+        """Score identities: ``E[∇E(y)] = 0`` and ``E[(y - μ) ∇E(y)ᵀ] = I``, within 5 sigma."""
+        n, level = 40_000, SCHEDULE.level(t)
+        y = energy.sample_level(level, n, torch.Generator().manual_seed(t))
+        _, grad = energy.value_and_grad(y, level)
+        outer = (y - level.scale * level.alpha * energy.mean)[:, :, None] * grad[:, None, :]
+        for draws, expected in ((grad, torch.zeros(2)), (outer, torch.eye(2))):
+            z = (draws.mean(0) - expected) / (draws.std(0) / n**0.5)
+            assert z.abs().max() < 5
+        moments = (level.scale**2 * level.alpha**2, level.scale**2 * level.sigma_bar**2)
+        expected = moments[0] * energy.covariance + moments[1] * torch.eye(2)
+        centred = y - y.mean(0)
+        products = centred[:, :, None] * centred[:, None, :]
+        z = (products.mean(0) - expected) / (products.std(0) / n**0.5)
+        assert z.abs().max() < 5
+
+    def test_components_tell_where_a_draw_is_from(self) -> None:
+        """The mean responsibility of exact draws is the weight."""
+        n, level = 40_000, SCHEDULE.level(2)
+        y = FULL.sample_level(level, n, torch.Generator().manual_seed(0))
+        share = FULL.log_components(
+            y, level.scale * level.alpha, level.scale * level.sigma_bar
+        ).softmax(1)
+        z = (share.mean(0) - FULL.weights) / (share.std(0) / n**0.5)
+        assert z.abs().max() < 5
+
+    def test_full_and_diagonal_covariances_agree(self) -> None:
+        full = GaussianMixtureEnergy(
+            DIAGONAL.weights,
+            DIAGONAL.means,
+            torch.diag_embed(torch.tensor([[0.2, 0.5], [0.1, 0.3]])),
+        )
+        y, level = points(), SCHEDULE.level(2)
+        torch.testing.assert_close(full(y, level), DIAGONAL(y, level), rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (([1.0], [[0.0], [1.0]], [[1.0], [1.0]]), r"\(1,\), \(2, 1\)"),
+            (([1.0], [[0.0, 1.0]], [[1.0]]), r"\(1, 1\)"),
+            (([1.0], [[0.0, 1.0]], [[[1.0, 0.5], [0.0, 1.0]]]), "symmetric"),
+            (([1.0], [[0.0, 1.0]], [[[1.0, 2.0], [2.0, 1.0]]]), "positive definite"),
+            (([1.0, -0.5], [[0.0], [1.0]], [[1.0], [1.0]]), "positive weights"),
+        ],
+    )
+    def test_mixture_that_is_none(self, arguments: tuple[list[float], ...], named: str) -> None:
+        with pytest.raises(InputError, match=named):
+            GaussianMixtureEnergy(*arguments)
+
+    def test_skewed_that_is_none(self) -> None:
+        with pytest.raises(InputError, match="one shape"):
+            ExponentialGaussianEnergy([0.0], [1.0, 1.0], [1.0])
+        with pytest.raises(InputError, match="positive"):
+            ExponentialGaussianEnergy([0.0], [1.0], [-1.0])
+
+    @pytest.mark.parametrize("energy", [FULL, SKEWED], ids=["mixture", "skewed"])
+    def test_points_of_the_wrong_shape(self, energy: AnalyticEnergy) -> None:
+        with pytest.raises(InputError, match=r"\(B, 2\), got \(4, 3\)"):
+            energy(torch.zeros(4, 3), SCHEDULE.level(1))
+
+
+class TestPosteriorMeanProposal:
+    @pytest.mark.parametrize("t", range(1, 7))
+    def test_mixture_by_conditioning(self, t: int) -> None:
+        """Tweedie's formula equals the Markov posterior's mean at ``E[x | x_t]``."""
+        level = SCHEDULE.level(t)
+        x_t = points(seed=3)
+        a, s = level.alpha_in.double(), level.sigma_bar_in.double()
+        gain = (
+            a
+            * FULL.covariances
+            @ torch.linalg.inv(a**2 * FULL.covariances + s**2 * torch.eye(2).double())
+        )
+        per_component = FULL.means + torch.einsum(
+            "kde,bke->bkd", gain, x_t[:, None] - a * FULL.means
+        )
+        share = FULL.log_components(x_t, a, s).softmax(1)
+        data_mean = (share[:, :, None] * per_component).sum(1)
+        below, sigma = level.alpha.double(), level.sigma_bar.double()
+        expected = level.scale * (
+            a / below * (sigma / s) ** 2 * x_t + below * level.noise_variance / s**2 * data_mean
+        )
+        got = PosteriorMeanProposal(FULL).mean(x_t, level)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("t", [1, 4, 6])
+    def test_skewed_by_regression(self, t: int) -> None:
+        """``y - E[y | x_t]`` is uncorrelated with functions of x_t, within 5 sigma."""
+        n, level = 40_000, SCHEDULE.level(t)
+        generator = torch.Generator().manual_seed(t)
+        y = SKEWED.sample_level(level, n, generator)
+        kept = level.alpha_in / level.alpha
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        x_t = kept * y / level.scale + level.noise_variance.sqrt() * noise
+        error = y - PosteriorMeanProposal(SKEWED).mean(x_t, level)
+        for weight in (torch.ones_like(x_t), x_t, x_t.square()):
+            draws = error * weight
+            z = draws.mean(0) / (draws.std(0) / n**0.5)
+            assert z.abs().max() < 5
+
+    def test_spread_is_the_proposals(self) -> None:
+        n, level = 20_000, SCHEDULE.level(4)
+        x_t = torch.tensor([[0.3, -0.4]]).expand(n, 2)
+        proposal = PosteriorMeanProposal(FULL)
+        draws = proposal.sample(x_t, level, BatchRandom(n, torch.Generator().manual_seed(0)))
+        tau2 = level.proposal_variance.item()
+        mean = proposal.mean(x_t[:1], level)
+        assert ((draws.mean(0) - mean) / (tau2 / n) ** 0.5).abs().max() < 5
+        assert ((draws.var(0) / tau2 - 1) / (2 / (n - 1)) ** 0.5).abs().max() < 5
+
+    def test_levels_may_differ_in_a_batch(self) -> None:
+        x_t, t = points(3), torch.tensor([1, 4, 6])
+        proposal = PosteriorMeanProposal(SKEWED)
+        together = proposal.mean(x_t, SCHEDULE.level(t))
+        for row, index in enumerate(t.tolist()):
+            alone = proposal.mean(x_t[row : row + 1], SCHEDULE.level(index))
+            torch.testing.assert_close(together[row : row + 1], alone)

@@ -1,0 +1,269 @@
+"""The loop: exact resume, averaging, spectral norm, stop on divergence, atomic checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train import checkpoints
+from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
+from cdrl_train.data import BatchStream, ImageSet
+from cdrl_train.export import to_model
+from cdrl_train.presets import PRESETS, preset
+from cdrl_train.spectral import folded_state
+from cdrl_train.trainer import Trainer
+
+NETWORK = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
+RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipliers": [1, 2]}
+
+
+def tiny(**changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        name="tiny",
+        ebm={"class": "EnergyUNet", **NETWORK},
+        initializer={"class": "PatchInitializer", **NETWORK},
+        schedule={"num_levels": 3, "step_rule": "curvature", "step_size": 0.4},
+        sampler={"langevin_steps": 2},
+        data=DataConfig(flip=True),
+        warm_start=PhaseConfig(4, 8, "markov", 1e-3, 1e-3, warm_up=2, final_rate=0.1),
+        cooperative=CooperativeConfig(
+            4, 8, "shared", 1e-3, 1e-3, langevin_steps=2, weight="noise", score_matching=0.5
+        ),
+        log_every=1,
+        checkpoint_every=1000,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def images(n: int = 20) -> ImageSet:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    return ImageSet(pixels, labels, ("a", "b", "c"))
+
+
+def trainer(config: TrainConfig, folder: Path) -> Trainer:
+    return Trainer(config, BatchStream(images(), config.data, config.seed, "cpu"), (3,), folder)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    timing = {"hours", "seconds_per_step"}
+    return [{k: v for k, v in json.loads(row).items() if k not in timing} for row in rows]
+
+
+def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}.{key}")
+        elif isinstance(value, list):
+            for k, item in enumerate(value):
+                walk(item, f"{path}.{k}")
+
+    walk(state, "")
+    return found
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize("cut", [2, 4, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    tmp_path: Path, cut: int, spectral_norm: bool
+) -> None:
+    config = tiny(spectral_norm=True, ebm=RESIDUAL) if spectral_norm else tiny()
+    whole = trainer(config, tmp_path / "whole")
+    whole.fit()
+    first = trainer(config, tmp_path / "cut")
+    first.fit(until=cut)
+    second = trainer(config, tmp_path / "cut")
+    assert second.resume()
+    assert second.step == cut
+    second.fit()
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    a, b = tensors(whole.state()), tensors(second.state())
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_both_phases_train_both_networks_and_move_the_averages(tmp_path: Path) -> None:
+    run = trainer(tiny(), tmp_path)
+    seen = [tensors(run.state())]
+    for until in (4, 8):
+        run.fit(until=until)
+        seen.append({k: v.clone() for k, v in tensors(run.state()).items()})
+    for before, after in itertools.pairwise(seen):
+        for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):
+            weights = [k for k in after if k.startswith(f".{name}.") and k in before]
+            moved = [k for k in weights if not torch.equal(before[k], after[k])]
+            assert len(moved) > len(weights) / 2, name
+    phases = [line["phase"] for line in lines_of(tmp_path)]
+    assert phases == ["warm_start"] * 4 + ["cooperative"] * 4
+    warm, last = lines_of(tmp_path)[0], lines_of(tmp_path)[-1]
+    assert "regression/1" in warm or "regression/2" in warm or "regression/3" in warm
+    assert any(key.startswith("energy_gap/") for key in last)
+    assert not any(key.startswith("energy_gap/") for key in warm)
+
+
+def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
+    run = trainer(tiny(ema_decay=0.15), tmp_path)
+    weight = "unet.stem.weight"
+    expected: Tensor | None = None
+    for n in range(4):
+        run.train_step()
+        current = run.ebm.state_dict()[weight]
+        decay = min(0.15, (1 + n) / (10 + n))
+        # the first update copies
+        expected = current.clone() if expected is None else decay * expected + (1 - decay) * current
+        assert torch.allclose(run.ebm_ema.module.state_dict()[weight], expected, atol=1e-7)
+
+
+def test_no_warm_start_is_the_papers_recipe(tmp_path: Path) -> None:
+    config = tiny(warm_start=PhaseConfig(0, 8, "markov", 1e-3, 1e-3))
+    run = trainer(config, tmp_path)
+    run.fit()
+    assert {line["phase"] for line in lines_of(tmp_path)} == {"cooperative"}
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    run = trainer(tiny(), tmp_path)
+    run.fit(until=6)
+    good = checkpoints.newest(tmp_path / "checkpoints")
+    assert good is not None
+    with torch.no_grad():
+        next(run.ebm.parameters()).fill_(float("nan"))
+    with pytest.raises(NumericalError, match=f"last good state: .*{good.name}"):
+        run.fit()
+    again = trainer(tiny(), tmp_path)
+    assert again.resume()
+    again.fit()
+    assert again.step == 8
+
+
+def test_energies_that_run_away_are_noticed(tmp_path: Path) -> None:
+    config = tiny(max_energy_gap=1e-6, warm_start=PhaseConfig(0, 8, "markov", 1e-3, 1e-3))
+    with pytest.raises(NumericalError, match="diverged at step"):
+        # The networks start at zero output: the first steps have hardly a gap.
+        trainer(config, tmp_path).fit()
+
+
+def test_a_failed_save_leaves_the_older_checkpoint_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.save(tmp_path, 1, {"step": 1}, keep=2)
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(tmp_path, 2, {"step": 2}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert checkpoints.load(tmp_path / "step-00000001.pt") == {"step": 1}
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 11):
+        checkpoints.save(tmp_path, step, {"step": step}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000011.pt"]
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, 3, {"step": 3, "x": torch.zeros(1000)}, keep=2)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"step-00000003\.pt cannot be read"):
+        checkpoints.load(path)
+
+
+def test_a_state_of_other_networks_is_refused(tmp_path: Path) -> None:
+    trainer(tiny(), tmp_path).save()
+    other = trainer(tiny(ebm={"class": "EnergyUNet", **NETWORK, "num_blocks": 2}), tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        other.resume()
+
+
+def test_spectral_norm_bounds_the_weights_and_folds_away(tmp_path: Path) -> None:
+    run = trainer(tiny(spectral_norm=True, ebm=RESIDUAL), tmp_path)
+    for _ in range(30):  # power iterations
+        for module in run.ebm.modules():
+            if parametrize.is_parametrized(module):
+                _ = module.weight
+    plain, _ = run.build()
+    state = folded_state(run.ebm)
+    plain.load_state_dict(state, strict=True)
+    normed = [name for name, _ in plain.spectral_norm_layers()]
+    for name in normed:
+        norm = float(torch.linalg.matrix_norm(state[f"{name}.weight"].flatten(1), ord=2))
+        assert norm == pytest.approx(1, abs=0.05), name
+    level = run.schedule.level(2)
+    y, labels = torch.randn(4, 1, 8, 8), torch.tensor([[0], [1], [2], [3]])
+    run.ebm.eval()
+    expected = run.ebm(y, run.ebm.condition(level, labels))
+    found = plain(y, plain.condition(level, labels))
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_spectral_norm_is_refused_where_it_is_not_defined(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not defined for EnergyUNet"):
+        trainer(tiny(spectral_norm=True), tmp_path)
+
+
+def test_export_opens_in_the_pipeline_with_the_averaged_weights(tmp_path: Path) -> None:
+    run = trainer(tiny(spectral_norm=True, ebm=RESIDUAL), tmp_path)
+    run.fit()
+    pipe = CDRLPipeline(to_model(run, ("a", "b", "c")))
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = CDRLPipeline.from_pretrained(tmp_path / "model")
+    a = pipe(class_labels=["a", "c"], seeds=[1, 2], output_type="pt").images
+    b = loaded(class_labels=["a", "c"], seeds=[1, 2], output_type="pt").images
+    assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    stored = loaded.model.ebm.state_dict()["stem.weight"]
+    average = folded_state(run.ebm_ema.module)["stem.weight"]
+    assert torch.equal(stored, average)
+    assert not torch.equal(stored, folded_state(run.ebm)["stem.weight"])
+    assert loaded.model.training["images"] == 64
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_a_round_trip_and_build(name: str, tmp_path: Path) -> None:
+    config = preset(name)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    data = ImageSet(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), tuple("abcd"))
+    Trainer(config, BatchStream(data, config.data, 0, "cpu"), (4,), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("warm_start.step=3", "unknown"),
+        ("nothing.steps=3", "nothing"),
+        ("warm_start.steps=three", "steps"),
+        ("warm_start.coupling=both", "coupling"),
+        ("clip", "KEY=VALUE"),
+        ("seed=1.5", "seed"),
+    ],
+)
+def test_bad_overrides_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny().override([assignment])
+
+
+def test_overrides_reach_groups() -> None:
+    config = tiny().override(["cooperative.langevin_steps=7", "schedule.step_size=1", "clip=2"])
+    assert config.cooperative.langevin_steps == 7
+    assert config.schedule["step_size"] == 1
+    assert config.clip == 2.0
