@@ -54,7 +54,7 @@ class Extractor:
 
     Args:
         network: (B, 3, H, W) -> (B, 1280, h, w).
-        digest: of its weights, to name what is cached.
+        digest: of its weights and the convention, to name what is cached.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -106,7 +106,7 @@ def load_extractor(weights: Path | None, device: torch.device) -> Extractor:
         ) from error
     network.eval().requires_grad_(False)
     network.to(device=device, memory_format=torch.channels_last)
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(CONVENTION.encode())
     for name, tensor in sorted(state.items()):
         sha.update(name.encode() + tensor.numpy().tobytes())
     return Extractor(network.extract_features, sha.hexdigest()[:12], device)

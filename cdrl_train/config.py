@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import from_config
+from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.objectives import ContrastiveWeight, Coupling
 
 Precision = Literal["float32", "bfloat16"]
+Storage = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,14 @@ class TrainConfig:
         name: of the preset.
         ebm, initializer: ``{"class": ..., **constructor arguments}``; ``in_channels`` and
             ``num_classes`` are filled in from the data.
-        schedule: arguments of `cdrl_infer.schedule.NoiseSchedule`.
-        sampler: defaults written into the exported model: langevin_steps, step_scale, score_scale.
+        schedule: the noise levels.
+        sampler: the defaults written into the exported model.
         spectral_norm: normalise the EBM's layers in training (folded on export).
         warm_start, cooperative: the two phases, in this order.
         ema_decay: of both networks' averages, which are what is exported.
         clip: largest gradient norm, each network for itself.
         precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
+        stored_as: type of the exported weights; float16 halves the file.
         max_energy_gap: stop as diverged when a level's mean |E(y⁺) - E(y⁻)| exceeds it (nats per pixel).
         log_every, sample_every, checkpoint_every: in steps; checkpoint_minutes: at least this often.
         keep_checkpoints: how many are kept.
@@ -95,13 +100,14 @@ class TrainConfig:
     initializer: dict[str, Any]
     warm_start: PhaseConfig
     cooperative: CooperativeConfig
-    schedule: dict[str, Any] = field(default_factory=dict)
-    sampler: dict[str, Any] = field(default_factory=dict)
+    schedule: NoiseSchedule = NoiseSchedule()
+    sampler: SamplerDefaults = SamplerDefaults()
     data: DataConfig = DataConfig()
     spectral_norm: bool = False
     ema_decay: float = 0.999
     clip: float = 1.0
     precision: Precision = "float32"
+    stored_as: Storage = "float32"
     max_energy_gap: float = 100.0
     log_every: int = 100
     sample_every: int = 2000
@@ -121,10 +127,7 @@ class TrainConfig:
         Raises:
             ConfigError: a key that does not exist, or a value of another type.
         """
-        config = _build(cls, values, "")
-        if not isinstance(config, cls):
-            raise TypeError(type(config))
-        return config
+        return from_config(cls, values, "config")
 
     def override(self, assignments: list[str]) -> TrainConfig:
         """A copy with ``"warm_start.steps=100"``-like assignments applied.
@@ -138,54 +141,18 @@ class TrainConfig:
             if not equals:
                 raise ConfigError(f"expected KEY=VALUE, got {assignment!r}")
             *parents, last = path.strip().split(".")
-            target = values
+            target: Any = values
             for parent in parents:
-                if not isinstance(target.get(parent), dict):
-                    raise ConfigError(f"unknown option {path!r}: no group {parent!r}")
-                target = target[parent]
+                target = target.get(parent)
+                if not isinstance(target, dict):
+                    raise ConfigError(f"unknown option {path!r}: there is no group {parent!r}")
             target[last] = _parse(text)
         return TrainConfig.from_dict(values)
 
 
 def _parse(text: str) -> Any:
-    import json
-
+    """JSON where it is JSON, else the text itself."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return {"True": True, "False": False}.get(text, text)
-
-
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """``value`` from JSON as ``kind``: a dataclass, Literal, dict, bool, int, float or str."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path or 'config'} must be a table, got {value!r}")
-        hints = get_type_hints(kind)
-        names = {f.name for f in dataclasses.fields(kind)}
-        unknown = sorted(set(value) - names)
-        if unknown:
-            raise ConfigError(
-                f"unknown option {_join(path, unknown[0])!r}; known: {', '.join(sorted(names))}"
-            )
-        built = {k: _build(hints[k], v, _join(path, k)) for k, v in value.items()}
-        try:
-            return kind(**built)
-        except TypeError as error:
-            raise ConfigError(f"{path or 'config'}: {error}") from error
-    origin = get_origin(kind)
-    if origin is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(f"{path} must be one of {get_args(kind)}, got {value!r}")
-        return value
-    if isinstance(origin, type) and not isinstance(kind, types.UnionType):
-        kind = origin
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{path} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+        return text

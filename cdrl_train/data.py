@@ -74,7 +74,7 @@ def load_images(source: str, split: str = "train") -> ImageSet:
 
 def _npz(path: Path, split: str) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
             if f"{split}_images" not in names:
                 raise InputError(

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, SamplerDefaults
-from cdrl_infer.networks.config import from_config
+from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape
 from cdrl_train.spectral import folded_state
 from cdrl_train.trainer import Trainer
 
@@ -27,7 +26,7 @@ def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
         schedule=trainer.schedule,
         image=ImageShape(channels, height, width),
         labels=(Attribute("class", classes),) if classes else (),
-        sampler=from_config(SamplerDefaults, trainer.config.sampler, "sampler"),
+        sampler=trainer.config.sampler,
         training=training_record(trainer),
     )
 

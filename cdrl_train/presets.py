@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
 
 
@@ -25,11 +27,11 @@ def fashion_mnist() -> TrainConfig:
             "patch_size": 2,
             "embedding_dim": 64,
         },
-        schedule={"logsnr_max": 6.0, "step_rule": "curvature", "step_size": 0.4},
-        sampler={"langevin_steps": 5},
+        schedule=NoiseSchedule(logsnr_max=6.0, step_rule="curvature", step_size=0.4),
+        sampler=SamplerDefaults(langevin_steps=5),
         data=DataConfig(dequantise=True, flip=False, label_dropout=0.1),
         warm_start=PhaseConfig(
-            steps=15_000,
+            steps=11_000,
             batch_size=32,
             coupling="markov",
             ebm_rate=2e-3,
@@ -49,6 +51,7 @@ def fashion_mnist() -> TrainConfig:
             score_matching=1.0,
         ),
         precision="bfloat16",
+        stored_as="float16",
     )
 
 

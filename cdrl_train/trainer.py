@@ -21,7 +21,7 @@ from cdrl_infer.files import replaced_file
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
-from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_infer.schedule import Level
 from cdrl_train import checkpoints, objectives
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import Batch, BatchStream
@@ -79,7 +79,7 @@ class Trainer:
         self.stream = stream
         self.folder = folder
         self.device = stream.device
-        self.schedule = NoiseSchedule(**config.schedule)
+        self.schedule = config.schedule
         self.sigma_1 = float(self.schedule.level(1).noise_variance.sqrt())
 
         self.num_classes = num_classes

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train import checkpoints
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import BatchStream, ImageSet
@@ -32,8 +34,8 @@ def tiny(**changes: Any) -> TrainConfig:
         name="tiny",
         ebm={"class": "EnergyUNet", **NETWORK},
         initializer={"class": "PatchInitializer", **NETWORK},
-        schedule={"num_levels": 3, "step_rule": "curvature", "step_size": 0.4},
-        sampler={"langevin_steps": 2},
+        schedule=NoiseSchedule(num_levels=3, step_rule="curvature", step_size=0.4),
+        sampler=SamplerDefaults(langevin_steps=2),
         data=DataConfig(flip=True),
         warm_start=PhaseConfig(4, 8, "markov", 1e-3, 1e-3, warm_up=2, final_rate=0.1),
         cooperative=CooperativeConfig(
@@ -263,7 +265,7 @@ def test_bad_overrides_are_named(assignment: str, message: str) -> None:
 
 
 def test_overrides_reach_groups() -> None:
-    config = tiny().override(["cooperative.langevin_steps=7", "schedule.step_size=1", "clip=2"])
+    config = tiny().override(["cooperative.langevin_steps=7", "schedule.step_size=0.5", "clip=2"])
     assert config.cooperative.langevin_steps == 7
-    assert config.schedule["step_size"] == 1
+    assert config.schedule.step_size == 0.5
     assert config.clip == 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -27,10 +28,9 @@ class Configurable:
         @functools.wraps(init)
         def recording_init(self: Configurable, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
-            if type(self) is cls:
-                bound = signature.bind(self, *args, **kwargs)
-                bound.apply_defaults()
-                self.config = dict(list(bound.arguments.items())[1:])
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.config = dict(list(bound.arguments.items())[1:])  # a subclass's comes last
 
         setattr(cls, "__init__", recording_init)  # noqa: B010
 
@@ -82,6 +82,8 @@ def check_keys(
 
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` as ``hint`` wants it: tuples for lists, floats for ints, else unchanged."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_config(hint, value, f"{where}, {name!r}")
     try:
         return _convert(value, hint)
     except TypeError:
@@ -98,6 +100,8 @@ def _convert(value: Any, hint: Any) -> Any:
                 return _convert(value, arg)
             except TypeError:
                 continue
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, args[0]) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -114,6 +118,8 @@ def _spoken(hint: Any) -> str:
         return "one of " + ", ".join(repr(arg) for arg in args)
     if origin is tuple:
         return f"a list, each item {_spoken(args[0])}"
+    if origin is dict:
+        return "an object of named values"
     if origin in (Union, types.UnionType):
         return " or ".join(_spoken(arg) for arg in args)
     names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}

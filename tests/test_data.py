@@ -1,0 +1,158 @@
+"""Data sets and the stream of batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdrl_infer.errors import InputError
+from cdrl_train.config import DataConfig
+from cdrl_train.data import FASHION_MNIST_CLASSES, BatchStream, ImageSet, load_images
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5), dtype=np.uint8)
+LABELS = np.arange(12, dtype=np.uint8) % 10
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_npz_keeps_pixels_labels_and_names(tmp_path: Path) -> None:
+    source = write_npz(
+        tmp_path / "fashion_mnist.npz",
+        train_images=PIXELS,
+        train_labels=LABELS,
+        test_images=PIXELS[:3],
+        test_labels=LABELS[:3],
+    )
+    data = load_images(source)
+    assert data.images.shape == (12, 1, 4, 5)
+    assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS))
+    assert data.labels is not None and data.labels.tolist() == LABELS.tolist()
+    assert data.classes == FASHION_MNIST_CLASSES
+    assert len(load_images(source, "test")) == 3
+
+
+def test_npz_of_colour_images_without_labels(tmp_path: Path) -> None:
+    colour = np.stack([PIXELS] * 3, axis=-1)
+    data = load_images(write_npz(tmp_path / "c.npz", train_images=colour))
+    assert data.images.shape == (12, 3, 4, 5)
+    assert torch.equal(data.images[:, 2], torch.from_numpy(PIXELS))
+    assert data.labels is None and data.classes == ()
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    for k, name in enumerate(["bag", "coat", "coat"]):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(PIXELS[k]).save(tmp_path / name / f"{k}.png")
+    data = load_images(str(tmp_path))
+    assert data.classes == ("bag", "coat")
+    assert data.labels is not None and data.labels.tolist() == [0, 1, 1]
+    assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS[:3]))
+
+
+def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    Image.fromarray(np.stack([PIXELS[0]] * 3, -1)).save(tmp_path / "a.png")
+    data = load_images(str(tmp_path))
+    assert data.images.shape == (1, 3, 4, 5) and data.labels is None
+
+
+def test_torchvision_fashion_mnist(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, n in (("train", 12), ("t10k", 3)):
+        header = np.array([0x803, n, 4, 5], dtype=">i4").tobytes()
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + PIXELS[:n].tobytes())
+        labels = np.array([0x801, n], dtype=">i4").tobytes() + LABELS[:n].tobytes()
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+    data = load_images(f"torchvision:FashionMNIST:{tmp_path}")
+    assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS))
+    assert data.labels is not None and data.labels.tolist() == LABELS.tolist()
+    assert data.classes == FASHION_MNIST_CLASSES
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+    (tmp_path / "sizes").mkdir()
+    Image.fromarray(PIXELS[0]).save(tmp_path / "sizes" / "a.png")
+    Image.fromarray(PIXELS[0].T.copy()).save(tmp_path / "sizes" / "b.png")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "a.png").write_bytes(b"no picture")
+    cases = {
+        str(tmp_path / "nowhere.npz"): "no data at",
+        str(tmp_path / "empty"): "no images in",
+        str(tmp_path / "broken.npz"): "cannot be read",
+        str(tmp_path / "sizes"): "one size",
+        str(tmp_path / "junk"): "cannot be read as an image",
+        "torchvision:CIFAR3": "unknown torchvision data set",
+        write_npz(tmp_path / "float.npz", train_images=PIXELS / 255): "uint8",
+        write_npz(tmp_path / "names.npz", images=PIXELS): "train_images",
+        write_npz(tmp_path / "short.npz", train_images=PIXELS, train_labels=LABELS[:3]): "labels",
+        write_npz(tmp_path / "objects.npz", train_images=np.array([None])): "cannot be read",
+    }
+    for source, message in cases.items():
+        with pytest.raises(InputError, match=message) as caught:
+            load_images(source)
+        assert "\n" not in str(caught.value), source
+
+
+def stream(config: DataConfig, n: int = 7) -> BatchStream:
+    images = torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1).repeat(1, 1, 1, 2) * 10
+    images[..., 1] += 3
+    return BatchStream(ImageSet(images, torch.arange(n), tuple("abcdefg"[:n])), config, 3, "cpu")
+
+
+def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
+    source = stream(DataConfig(dequantise=False, label_dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(7):
+        labels = source.next(3, generator).labels  # 21 images: three epochs
+        assert labels is not None
+        seen += (labels[:, 0] - 1).tolist()
+    epochs = [seen[:7], seen[7:14], seen[14:]]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_restored_stream_goes_on_where_it_was() -> None:
+    config = DataConfig()
+    a, b = stream(config), stream(config)
+    for _ in range(4):
+        a.next(3, torch.Generator().manual_seed(1))
+    b.load_state(a.state())
+    for _ in range(3):
+        x = a.next(3, torch.Generator().manual_seed(2))
+        y = b.next(3, torch.Generator().manual_seed(2))
+        assert torch.equal(x.x, y.x)
+        assert torch.equal(torch.as_tensor(x.labels), torch.as_tensor(y.labels))
+
+
+def test_scaling_reaches_the_ends_and_dequantisation_stays_within_a_grey_level() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)
+    data = ImageSet(images, None, ())
+    generator = torch.Generator().manual_seed(0)
+    plain = BatchStream(data, DataConfig(dequantise=False), 0, "cpu").next(1, generator)
+    assert plain.x.flatten().tolist() == [-1.0, 1.0]
+    assert plain.labels is None
+    noisy = BatchStream(data, DataConfig(), 0, "cpu").next(2000, generator).x
+    for values, low in ((noisy[..., 0], -1.0), (noisy[..., 1], 1 - 1 / 128)):
+        assert low <= float(values.min()) and float(values.max()) <= low + 1 / 128
+        assert abs(float(values.mean()) - (low + 0.5 / 128)) < 1e-3
+
+
+def test_labels_are_hidden_and_images_flipped_as_often_as_asked() -> None:
+    source = stream(DataConfig(dequantise=False, flip=True, label_dropout=0.25))
+    batch = source.next(7000, torch.Generator().manual_seed(0))
+    assert batch.labels is not None
+    hidden = float((batch.labels == 0).float().mean())
+    flipped = float((batch.x[..., 0] > batch.x[..., 1]).float().mean())
+    assert abs(hidden - 0.25) < 5 * (0.25 * 0.75 / 7000) ** 0.5
+    assert abs(flipped - 0.5) < 5 * 0.5 / 7000**0.5
