@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from classifier import (
     load_or_train,
     share_recognised,
 )
-from frechet import CONVENTION, FEATURE_DIM, Extractor, frechet_distance, load_extractor
+from frechet import CONVENTION, Extractor, frechet_distance, load_extractor
 from numpy.typing import NDArray
-from report import grown, plus_minus, spread, table, write_json
+from report import grown, plus_minus, save_array, spread, table, write_json
 from torch import Tensor
 from tqdm import tqdm
 
@@ -121,42 +121,37 @@ class SamplePools:
                 raise InputError(
                     f"{file}: the cached samples are not those that this version draws; delete it"
                 )
-        return grown_with_bar(
-            file, count, draw, 4 * self.batch_size, f"{steps_name(steps)}, repeat {repeat}", self
-        )
+        title = f"{steps_name(steps)}, repeat {repeat}"
+        with tqdm(total=count, desc=title, unit="image", disable=not self.progress) as bar:
+            return grown(
+                file, count, draw, 4 * self.batch_size, lambda rows: bar.update(rows - bar.n)
+            )
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of image sets, kept on disk."""
+    """Features of image sets, kept on disk in parts, each under the digest of its images."""
 
     extractor: Extractor
     cache: Path
     progress: bool = False
 
-    def __call__(self, images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    def __call__(
+        self, images: NDArray[np.uint8], name: str, part: int = 500
+    ) -> NDArray[np.float32]:
         """(N, C, H, W) uint8 -> (N, 1280)."""
-        sha = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:12]
-
-        def extract(start: int, stop: int) -> NDArray[np.float32]:
-            if start == stop:
-                return np.empty((0, FEATURE_DIM), np.float32)
-            return self.extractor(images[start:stop])
-
-        file = self.cache / f"features-{self.extractor.digest}-{sha}.npy"
-        return grown_with_bar(file, len(images), extract, 500, f"features, {name}", self)
-
-
-def grown_with_bar(
-    file: Path,
-    count: int,
-    make: Callable[[int, int], NDArray[Any]],
-    chunk: int,
-    title: str,
-    owner: SamplePools | Features,
-) -> NDArray[Any]:
-    with tqdm(total=count, desc=title, unit="image", disable=not owner.progress) as bar:
-        return grown(file, count, make, chunk, lambda rows: bar.update(rows - bar.n))
+        rows = []
+        title = f"features, {name}"
+        with tqdm(total=len(images), desc=title, unit="image", disable=not self.progress) as bar:
+            for start in range(0, len(images), part):
+                some = np.ascontiguousarray(images[start : start + part])
+                sha = hashlib.sha256(some).hexdigest()[:12]
+                file = self.cache / f"features-{self.extractor.digest}-{sha}.npy"
+                if not file.is_file():
+                    save_array(file, self.extractor(some))
+                rows.append(np.load(file, allow_pickle=False))
+                bar.update(len(some))
+        return np.concatenate(rows)
 
 
 class Comparison(NamedTuple):

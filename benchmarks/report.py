@@ -35,11 +35,16 @@ def grown(
     rows = np.load(file, allow_pickle=False) if file.is_file() else make(0, 0)
     while len(rows) < count:
         rows = np.concatenate([rows, make(len(rows), min(len(rows) + chunk, count))])
-        with replaced_file(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, rows, allow_pickle=False)
+        save_array(file, rows)
         if on_rows is not None:
             on_rows(len(rows))
     return rows[:count]
+
+
+def save_array(file: Path, rows: NDArray[Any]) -> None:
+    """As ``.npy``; the file appears whole or not at all."""
+    with replaced_file(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, rows, allow_pickle=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

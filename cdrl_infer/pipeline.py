@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl_infer.checkpoint import Attribute, CDRLModel, find_model, load_model, save_model
+from cdrl_infer.device import usable_device
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError, did_you_mean, listing
 from cdrl_infer.images import MODES, to_numpy, to_pil, to_unit
@@ -31,7 +32,7 @@ DrawOn = Literal["cpu", "device"]
 Label = str | SupportsIndex | None
 ImageLabel = Label | Sequence[Label]
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # all that PyTorch's CPU generator tells apart
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,7 @@ class CDRLPipeline:
         Raises:
             InputError: there is no such device here.
         """
-        try:
-            place = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'"
-            ) from None
+        place = usable_device(device)
         for network in self._networks:
             network.to(device=place, memory_format=torch.channels_last)
         self.device = place
@@ -135,9 +130,8 @@ class CDRLPipeline:
             class_labels: one per image: a name, an index (0 = the first class) or None (not given),
                 and for a model of several attributes a tuple of those. One name or index stands for
                 all images; None is unconditional.
-            seeds: one integer in 0 … 2⁶³ - 1 per image, or one for the first of consecutive seeds;
+            seeds: one integer in 0 … 2³² - 1 per image, or one for the first of consecutive seeds;
                 by default new ones. An image depends on its seed and label, not on its batch.
-                (PyTorch's CPU generator uses the lowest 32 bits.)
             generator: in place of seeds: one from which N seeds are drawn, or N, one an image.
             langevin_steps: K, one for all levels or one per level (noisiest first); by default the
                 model's. 0 leaves the initializer's proposals as they are.
@@ -286,7 +280,7 @@ class _Noise:
         seeds = [_integer("seeds", seed) for seed in seeds]
         for seed in seeds:
             if not 0 <= seed <= MAX_SEED:
-                raise InputError(f"a seed must be an integer in 0 … 2**63 - 1, got {seed}")
+                raise InputError(f"a seed must be an integer in 0 … 2**32 - 1, got {seed}")
         return cls(seeds, [])
 
     def source(self, part: slice, device: torch.device, draw_on: torch.device) -> PerImageRandom:

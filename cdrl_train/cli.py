@@ -3,92 +3,106 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cdrl_infer.errors import CDRLError, InputError, NumericalError
+from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.errors import InputError
+from cdrl_infer.files import replaced_file
+from cdrl_infer.version import __version__
+
+if TYPE_CHECKING:
+    from cdrl_train.config import TrainConfig
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--preset", "preset_name", default="fashion-mnist", show_default=True)
+@click.command(
+    "cdrl-train", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--preset", metavar="NAME", help="The run's options. [fashion-mnist]")
 @click.option(
     "--data",
     "source",
     required=True,
-    help="A .npz file, a folder of images, or torchvision:FashionMNIST[:ROOT].",
+    metavar="FILE.npz|FOLDER|torchvision:FashionMNIST[:ROOT]",
+    help="Images to train on; the last downloads them.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override an option."
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Of the run."
 )
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change an option.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.version_option(__version__, prog_name="cdrl-train")
 def main(
-    preset_name: str,
+    preset: str | None,
     source: str,
     out: Path,
     assignments: tuple[str, ...],
     device: str,
     resume: bool,
 ) -> None:
-    """Train a CDRL model and export it to OUT/model, a folder CDRLPipeline.from_pretrained opens.
+    """Train a CDRL model; OUT/model is then a folder that CDRLPipeline.from_pretrained opens.
 
-    Exit codes: 0 done, 2 bad input, 3 training diverged (the last good state is kept).
+    OUT also gets config.json, metrics.jsonl, checkpoints/ and samples/. Exit codes: 0 done, 2 bad
+    input, 3 training diverged (the last good state is kept), 130 interrupted.
     """
-    try:
-        run(preset_name, source, out, list(assignments), device, resume)
-    except NumericalError as error:
-        click.echo(f"cdrl-train: {error}", err=True)
-        sys.exit(3)
-    except CDRLError as error:
-        click.echo(f"cdrl-train: error: {error}", err=True)
-        sys.exit(2)
+    config = _config(preset, out, resume).override(list(assignments))
 
-
-def run(
-    preset_name: str, source: str, out: Path, assignments: list[str], device: str, resume: bool
-) -> None:
-    """Set up the run, train, export.
-
-    Raises:
-        CDRLError: bad input, found before any work is done, or divergence.
-    """
-    from cdrl_train.config import TrainConfig
+    from cdrl_infer.checkpoint import save_model
+    from cdrl_infer.device import usable_device
+    from cdrl_train.card import render
     from cdrl_train.data import BatchStream, load_images
-    from cdrl_train.presets import preset
+    from cdrl_train.export import STORED_TYPES, to_model
+    from cdrl_train.preview import save_samples
     from cdrl_train.trainer import Trainer
 
-    stored = out / "config.json"
-    if resume and not stored.is_file():
-        raise InputError(f"nothing to resume in {out}: no config.json there")
-    if not resume and stored.exists():
-        raise InputError(f"{out} already holds a run; add --resume or choose another --out")
-    if resume:
-        config = TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-    else:
-        config = preset(preset_name)
-    config = config.override(assignments)
-
     data = load_images(source)
-    stream = BatchStream(data, config.data, config.seed, device)
-    num_classes = (len(data.classes),) if data.classes else ()
-    trainer = Trainer(config, stream, num_classes, out)
-    out.mkdir(parents=True, exist_ok=True)
-    stored.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    stream = BatchStream(data, config.data, config.seed, usable_device(device))
+    trainer = Trainer(config, stream, (len(data.classes),) if data.classes else (), out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with replaced_file(out / "config.json") as new:
+            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
     if resume and trainer.resume():
         click.echo(f"resumed at step {trainer.step} of {trainer.total_steps}", err=True)
-    trainer.fit(on_log=_print)
+    trainer.fit(on_log=_print, on_sample=lambda run: save_samples(run, data.classes))
+
+    model = to_model(trainer, data.classes)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    model.model_card = render(model, data=Path(source).name, command=command)
+    save_model(model, out / "model", dtype=STORED_TYPES[config.stored_as])
+    click.echo(f"model written to {out / 'model'}", err=True)
+
+
+def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
+    """The stored options of a run to resume, else a preset's."""
+    from cdrl_train.config import TrainConfig
+    from cdrl_train.presets import preset as named_preset
+
+    stored = out / "config.json"
+    if not resume:
+        if stored.exists():
+            raise InputError(f"{out} already holds a run: add --resume or choose another --out")
+        return named_preset(preset or "fashion-mnist")
+    if preset is not None:
+        raise InputError("--resume goes on with the run's own options: leave --preset out")
+    try:
+        return TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"nothing to resume in {out}: {stored.name} cannot be read") from error
 
 
 def _print(line: dict[str, Any]) -> None:
-    rate = ""
-    if "seconds_per_step" in line:
-        rate = f"  {line['seconds_per_step'] * 1000:.0f} ms/step"
-    losses = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(("loss/", "grad")))
-    click.echo(f"{line['phase']} {line['step']}  {losses}{rate}", err=True)
+    shown = ("loss/", "grad_norm/")
+    values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
+    speed = f"{1000 * line['seconds_per_step']:.0f} ms/step"
+    click.echo(f"{line['phase']} {line['step']}  {values}  {speed}", err=True)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape
 from cdrl_train.spectral import folded_state
 from cdrl_train.trainer import Trainer
+
+STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:

@@ -274,7 +274,7 @@ class Trainer:
     def fit(
         self,
         on_log: Callable[[dict[str, float]], None] | None = None,
-        on_sample: Callable[[Trainer], None] | None = None,
+        on_sample: Callable[[Trainer], object] | None = None,
         until: int | None = None,
     ) -> None:
         """Train to the end (or to step ``until``), saving on the way and at the end.

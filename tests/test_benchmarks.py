@@ -166,6 +166,21 @@ def test_samples_are_kept_per_repeat_and_checked_on_reuse(
         pools.images(1, 1, 5)
 
 
+def test_features_are_extracted_once(tmp_path: Path) -> None:
+    calls = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return x
+
+    features = quality.Features(Extractor(network, "stub", torch.device("cpu")), tmp_path)
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 4, 4), np.uint8)
+    first = features(images[:4], "four", part=2)
+    np.testing.assert_allclose(features(images, "five", part=2)[:4], first)
+    assert calls == [2, 2, 1]
+    np.testing.assert_allclose(first[:, 0], (np.arange(4) - 127) / 128)
+
+
 def test_the_digest_of_a_model_is_of_weights_and_configuration(folder: Path) -> None:
     before = quality.model_digest(folder)
     (folder / "README.md").write_text("a card", encoding="utf-8")

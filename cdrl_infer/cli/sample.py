@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.errors import CDRLError, InputError
+from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.errors import InputError
 from cdrl_infer.files import added_files, replaced_file
 from cdrl_infer.version import __version__
 
@@ -26,26 +26,9 @@ FILM_IMAGES = 64  # a film shows no more images than this
 FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 
 
-class OneLineErrors(click.Command):
-    """A command that tells every user error in one line on stderr and exits with 2."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, and exit."""
-        kwargs["standalone_mode"] = False
-        try:
-            sys.exit(super().main(*args, **kwargs) or 0)
-        except click.ClickException as error:
-            message = error.format_message()
-        except (CDRLError, OSError) as error:
-            message = str(error)
-        except click.Abort:
-            click.echo("cdrl-sample: interrupted", err=True)
-            sys.exit(130)
-        click.echo(f"cdrl-sample: error: {' '.join(message.split())}", err=True)
-        sys.exit(2)
-
-
-@click.command(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "cdrl-sample", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
 @click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
 @click.option(

@@ -1,0 +1,36 @@
+"""What the commands of this project share: how they end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from cdrl_infer.errors import CDRLError, NumericalError
+
+
+class OneLineErrors(click.Command):
+    """A command that tells every error in one line on stderr.
+
+    It exits with 0 when done, 2 on bad input, 3 where a computation left the finite numbers and 130
+    when interrupted.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and exit."""
+        kwargs["standalone_mode"] = False
+        code = 2
+        try:
+            sys.exit(super().main(*args, **kwargs) or 0)
+        except click.ClickException as error:
+            message = error.format_message()
+        except NumericalError as error:
+            message, code = str(error), 3
+        except (CDRLError, OSError) as error:
+            message = str(error)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo(f"{self.name}: interrupted", err=True)
+            sys.exit(130)
+        click.echo(f"{self.name}: error: {' '.join(message.split())}", err=True)
+        sys.exit(code)

@@ -1,0 +1,107 @@
+"""`cdrl-train` as a user runs it: train, resume, export, sample; and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.cli import main
+
+NETWORK = '"widths": [8], "num_blocks": 1, "embedding_dim": 16'
+TINY = [
+    *("--set", f'ebm={{"class": "EnergyUNet", {NETWORK}}}'),
+    *("--set", f'initializer={{"class": "PatchInitializer", {NETWORK}}}'),
+    *("--set", "schedule.num_levels=2", "--set", "sampler.langevin_steps=1"),
+    *("--set", "warm_start.steps=3", "--set", "cooperative.steps=2"),
+    *("--set", "warm_start.batch_size=4", "--set", "cooperative.batch_size=4"),
+    *("--set", "log_every=1", "--set", "checkpoint_every=2", "--set", "sample_every=100"),
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "data.npz"
+    images = rng.integers(0, 256, (16, 8, 8), dtype=np.uint8)
+    np.savez(path, train_images=images, train_labels=np.arange(16, dtype=np.uint8) % 3)
+    return str(path)
+
+
+def train(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_a_run_ends_in_a_model_that_the_pipeline_opens(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train("--data", data, "--out", str(out), *TINY)
+    assert result.exit_code == 0, result.output
+    pipe = CDRLPipeline.from_pretrained(out / "model")
+    assert pipe.model.labels[0].values == ("0", "1", "2")
+    assert len(pipe(num_images=2, class_labels=["1", "2"], seeds=[0, 1]).images) == 2
+    assert (out / "samples" / "step-00000005.png").is_file()
+    assert pipe.model.training["config"] == json.loads((out / "config.json").read_text())
+    assert pipe.model.model_card is not None and "20 images" in pipe.model.model_card
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
+    again = train("--data", data, "--out", str(out), *TINY)
+    assert (again.exit_code, "already holds a run" in again.output) == (2, True)
+
+
+def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train("--data", data, "--out", str(whole), *TINY).exit_code == 0
+    assert train("--data", data, "--out", str(cut), *TINY).exit_code == 0
+    # As a kill after step 4 leaves it: the state of step 4, and a half-written line of step 5.
+    (cut / "checkpoints" / "step-00000005.pt").unlink()
+    rows = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(rows[:4]) + rows[4][:20])
+    result = train("--data", data, "--out", str(cut), "--resume")
+    assert result.exit_code == 0, result.output
+    assert "resumed at step 4 of 5" in result.output
+    for file in ("ebm/model.safetensors", "initializer/model.safetensors"):
+        assert (cut / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    rows = (cut / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "fashion"], "unknown preset 'fashion'; known: fashion-mnist"),
+        (["--set", "warm_start.stepz=3"], "stepz"),
+        (["--set", 'ebm={"class": "Transformer"}'], "unknown class 'Transformer'"),
+        (["--set", "schedule.step_size=-1"], "step_size must lie in"),
+        (["--resume"], "nothing to resume"),
+        (["--data", "nowhere.npz"], "no data at 'nowhere.npz'"),
+        (["--device", "toaster"], "device"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    data: str, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "run"
+    result = train("--data", data, "--out", str(out), *TINY, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert result.output.startswith("cdrl-train: error: ") and result.output.count("\n") == 1
+    assert not out.exists()
+
+
+def test_divergence_exits_with_3(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train("--data", data, "--out", str(out), *TINY, "--set", "max_energy_gap=1e-30")
+    assert result.exit_code == 3, result.output
+    assert "diverged at step 3" in result.output and "step-00000002.pt" in result.output
+    assert not (out / "model").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, cdrl_train.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
