@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Recipe:
 class SmallCNN(nn.Sequential):
     """Per width: 3x3 convolution, batch norm, ReLU, 2x2 max pooling; then one linear layer."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int]) -> None:
         channels, height, width = shape
         layers: list[nn.Module] = []
         for out in widths:
@@ -59,7 +60,7 @@ def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> 
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = SmallCNN(tuple(data.images.shape[1:]), len(data.classes), recipe.widths)
+        network = SmallCNN(data.images.shape[1:], len(data.classes), recipe.widths)
         network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -104,7 +105,7 @@ def load_or_train(
     key = json.dumps([dataset_digest(train), dataset_digest(test), asdict(recipe)])
     file = cache / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
     if file.is_file():
-        network = SmallCNN(tuple(train.images.shape[1:]), len(train.classes), recipe.widths)
+        network = SmallCNN(train.images.shape[1:], len(train.classes), recipe.widths)
         network.load_state_dict(load_file(file))
         with safe_open(file, "pt") as archive:
             accuracy = float(archive.metadata()["accuracy"])

@@ -110,8 +110,7 @@ class SamplePools:
                 output_type="pt",
                 progress=False,
             )
-            images: Tensor = output.images
-            return (images * 255).round().to(torch.uint8).numpy()
+            return (torch.as_tensor(output.images) * 255).round().to(torch.uint8).numpy()
 
         name = "-".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
         file = self.cache / f"samples-{self.digest}-K{name}-repeat{repeat}.npy"
@@ -195,14 +194,15 @@ def compare(
 def accuracy_table(shares: dict[str, float], count: int, real: float, real_count: int) -> str:
     """Shares with their binomial standard errors, in per cent."""
 
-    def row(kind: str, share: float, n: int) -> list[str]:
+    def row(kind: str, share: float, n: int, difference: str) -> list[str]:
         error = math.sqrt(share * (1 - share) / n)
-        difference = f"{100 * (share - real):+.1f}"
         return [kind, str(n), f"{100 * share:.1f} ± {100 * error:.1f}", difference]
 
-    rows = [row(kind, share, count) for kind, share in shares.items()]
+    rows = [
+        row(kind, share, count, f"{100 * (share - real):+.1f}") for kind, share in shares.items()
+    ]
     header = ["images", "n", "asked class recognised, %", "less that of real ones"]
-    return table(header, [*rows, row("real test images", real, real_count)])
+    return table(header, [*rows, row("real test images", real, real_count, "")])
 
 
 def frechet_table(rows: Sequence[Comparison]) -> str:

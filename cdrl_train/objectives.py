@@ -109,15 +109,22 @@ def refine(
     return Refined(start, state.y.detach())
 
 
-def contrastive_weight(level: Level, sigma_1: float, kind: ContrastiveWeight) -> Tensor:
+def contrastive_weight(level: Level, sigma_1: float, dim: int, kind: ContrastiveWeight) -> Tensor:
     """Weight (B,) of a level's energy difference in nats.
 
     ``"paper"``: ``s_t² σ_1/σ_t``, since the paper weights ``f = -s_t² E`` by ``σ_1/σ_t``.
-    ``"noise"``: ``m_t σ̄_{t-1}``, which gives the levels of an `EnergyUNet` an equal say.
+    ``"noise"``: ``m_t σ̄_{t-1} / dim``, which gives the levels of an `EnergyUNet` an equal say and
+    makes the loss of the order of `score_matching_loss`.
+
+    Args:
+        level: one per image.
+        sigma_1: σ_1.
+        dim: pixels of an image.
+        kind: which of the two.
     """
     if kind == "paper":
         return level.step_variance * sigma_1 / level.noise_variance.sqrt()
-    return level.scale * level.sigma_bar
+    return level.scale * level.sigma_bar / dim
 
 
 def contrastive_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Loss:

@@ -216,7 +216,9 @@ class Trainer:
         positive = self._energy(batch.labels)(pair.y, level)
         with _evaluating(self.ebm):
             negative = self._energy(batch.labels)(refined.end, level)
-        weight = objectives.contrastive_weight(level, self.sigma_1, phase.weight)
+        weight = objectives.contrastive_weight(
+            level, self.sigma_1, batch.x[0].numel(), phase.weight
+        )
         contrast = objectives.contrastive_loss(positive, negative, weight)
         mean = proposal.mean(pair.x_t, level)
         imitation = objectives.imitation_loss(mean, refined)

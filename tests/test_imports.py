@@ -18,6 +18,7 @@ SOURCES = sorted((ROOT / "cdrl_infer").rglob("*.py"))
 # A module imports from lines above its own, or from its own package.
 LAYERS = [
     ["errors", "version", "files", "random"],
+    ["device"],
     ["schedule"],
     ["networks"],
     ["energies"],

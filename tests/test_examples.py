@@ -1,0 +1,41 @@
+"""The examples run as they stand in their first lines, and show what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def run(example: Path, *arguments: str, cwd: Path) -> str:
+    command = [sys.executable, str(example), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
+def test_every_example_runs_and_draws(example: Path, tmp_path: Path) -> None:
+    small = {"propose_and_refine": ["--columns", "2"], "analytic_chain": ["--points", "2000"]}
+    assert f"examples/{example.name} --out" in example.read_text(encoding="utf-8")
+    run(example, "--out", "out.png", *small[example.stem], cwd=tmp_path)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert min(picture.size) >= 100
+        low, high = picture.convert("L").getextrema()
+        assert low < 64 and high > 192
+
+
+def test_the_analytic_chain_recovers_its_weights(tmp_path: Path) -> None:
+    (example,) = (e for e in EXAMPLES if e.stem == "analytic_chain")
+    text = run(example, "--out", "out.png", cwd=tmp_path)
+    found = [tuple(map(float, pair)) for pair in re.findall(r"weight (\S+), recovered (\S+)", text)]
+    assert len(found) == 3
+    for weight, recovered in found:
+        # 20,000 points: 5 standard errors, and 0.01 for the unadjusted chain
+        assert abs(weight - recovered) < 5 * (weight * (1 - weight) / 20_000) ** 0.5 + 0.01
