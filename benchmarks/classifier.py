@@ -91,18 +91,11 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(standardised(part)).argmax(1) for part in images.split(500)])
 
 
-def dataset_digest(data: ImageSet) -> str:
-    """Of images and labels, to name what is cached."""
-    sha = hashlib.sha256(data.images.numpy())
-    sha.update(data.labels.numpy())
-    return sha.hexdigest()[:12]
-
-
 def load_or_train(
     cache: Path, train: ImageSet, test: ImageSet, recipe: Recipe, progress: bool = False
 ) -> tuple[SmallCNN, float]:
     """The judge and its accuracy on the test images; trained once, then read from ``cache``."""
-    key = json.dumps([dataset_digest(train), dataset_digest(test), asdict(recipe)])
+    key = json.dumps([train.fingerprint(), test.fingerprint(), asdict(recipe)])
     file = cache / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
     if file.is_file():
         network = SmallCNN(train.images.shape[1:], len(train.classes), recipe.widths)

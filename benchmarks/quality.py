@@ -15,12 +15,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from classifier import (
-    Recipe,
-    dataset_digest,
-    load_or_train,
-    share_recognised,
-)
+from classifier import Recipe, load_or_train, share_recognised
 from frechet import CONVENTION, Extractor, frechet_distance, load_extractor
 from numpy.typing import NDArray
 from report import grown, plus_minus, save_array, spread, table, write_json
@@ -28,13 +23,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl_infer.checkpoint import find_model
-from cdrl_infer.errors import CDRLError, InputError
+from cdrl_infer.cli import command
+from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.version import __version__
 from cdrl_train.data import ImageSet, load_images
 
 SEED_STRIDE = 1_000_000  # image k of repeat r is drawn from seed r · SEED_STRIDE + k
 TRAINING = "training images"
+JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST
 Steps = int | tuple[int, ...]
 
 
@@ -45,16 +42,7 @@ def steps_name(steps: Steps) -> str:
 
 def parse_steps(text: str, default: Steps) -> Steps:
     """``"5"``, ``"0,5,5"``, or ``"model"``: the model's default."""
-    if text == "model":
-        return default if isinstance(default, int) else tuple(default)
-    try:
-        parts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            "--langevin-steps must be an integer, integers with commas between, or 'model', "
-            f"got {text!r}"
-        ) from None
-    return parts if len(parts) > 1 else parts[0]
+    return default if text == "model" else command.parse_steps(text)
 
 
 def model_digest(folder: Path) -> str:
@@ -191,6 +179,16 @@ def compare(
     return rows
 
 
+def judge_warning(real: float) -> str | None:
+    """What to say of a judge that knows too few of the real test images, a share of 0 … 1."""
+    if real >= JUDGE_AT_LEAST:
+        return None
+    return (
+        f"WARNING: the judge recognises {100 * real:.2f} % of the real test images, fewer than "
+        f"{100 * JUDGE_AT_LEAST:.0f} %: shares of recognised samples say little."
+    )
+
+
 def accuracy_table(shares: dict[str, float], count: int, real: float, real_count: int) -> str:
     """Shares with their binomial standard errors, in per cent."""
 
@@ -236,7 +234,7 @@ def class_names(pipe: CDRLPipeline, data: ImageSet) -> tuple[str, ...]:
     return data.classes
 
 
-@click.command(context_settings={"show_default": True})
+@click.command("quality.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
 @click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
 @click.option(
@@ -268,14 +266,11 @@ def class_names(pipe: CDRLPipeline, data: ImageSet) -> tuple[str, ...]:
 )
 def main(out: Path, **options: Any) -> None:
     """Accuracy of the asked class and Fréchet distance, for several numbers of Langevin steps."""
-    try:
-        if not out.absolute().parent.is_dir():
-            raise InputError(f"--out {out}: expected a path in a folder that exists")
-        text, results = evaluate(**options)
-        click.echo(text)
-        write_json(out, results)
-    except (CDRLError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: expected a path in a folder that exists")
+    text, results = evaluate(**options)
+    click.echo(text)
+    write_json(out, results)
 
 
 def evaluate(
@@ -303,6 +298,9 @@ def evaluate(
     extractor = load_extractor(extractor_weights, pipe.device)
 
     judge, real = load_or_train(cache, train, test, Recipe(), progress=True)
+    warning = judge_warning(real)
+    if warning:
+        click.secho(warning, fg="red", bold=True, err=True)
     digest = model_digest(folder)
     pools = SamplePools(pipe, digest, classes, cache, batch_size, progress=True)
     features = Features(extractor, cache, progress=True)
@@ -324,7 +322,7 @@ def evaluate(
         samples[name] = [features(s[:largest], f"{name}, repeat {r}") for r, s in enumerate(sets)]
     rows = compare(test_features, train_features, samples, sizes)
 
-    by_default = steps_name(parse_steps("model", default))
+    by_default = steps_name(default)
     text = "\n".join(
         [
             f"Model {pipe.name} ({digest}), by default {by_default}; cdrl {__version__}, "
@@ -334,6 +332,7 @@ def evaluate(
             f"trained on the {len(train)} training images; ± binomial standard error.",
             "",
             accuracy_table(shares, accuracy_samples, real, len(test)),
+            *(["", warning] if warning else []),
             "",
             f"Fréchet distance to n test images; ± standard deviation over {seeds} repeats (other "
             "seeds; other test and training images as far as there are). Floor: n training images.",
@@ -345,11 +344,12 @@ def evaluate(
     return text, {
         "model": {"name": pipe.name, "digest": digest, "default": by_default},
         "versions": {"cdrl": __version__, "torch": torch.__version__},
-        "data": {"train": dataset_digest(train), "test": dataset_digest(test)},
+        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
         "accuracy": {
             "samples": accuracy_samples,
             "recognised": shares,
             "real_test_images": real,
+            "warning": warning,
         },
         "frechet": {
             "features": CONVENTION,

@@ -20,8 +20,8 @@ from report import table, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdrl_infer.checkpoint import find_model
+from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import CDRLError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.version import __version__
 
@@ -103,7 +103,7 @@ def summary(values: Sequence[float], digits: int = 2) -> list[str]:
     return [f"{value:.{digits}f}" for value in picked]
 
 
-@click.command(context_settings={"show_default": True})
+@click.command("sampling.py", cls=OneLineErrors, context_settings={"show_default": True})
 @click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
 @click.option("--images", type=click.IntRange(1), default=64, help="Drawn at a time.")
 @click.option("--repeats", type=click.IntRange(1), default=5)
@@ -112,13 +112,10 @@ def summary(values: Sequence[float], digits: int = 2) -> list[str]:
 )
 def main(model: str | None, images: int, repeats: int, out: Path | None) -> None:
     """Speed of sampling on this machine's CPU."""
-    try:
-        text, results = evaluate(find_model(model), images, repeats)
-        click.echo(text)
-        if out:
-            write_json(out, results)
-    except (CDRLError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    text, results = evaluate(find_model(model), images, repeats)
+    click.echo(text)
+    if out:
+        write_json(out, results)
 
 
 def evaluate(folder: Path, images: int, repeats: int) -> tuple[str, dict[str, Any]]:

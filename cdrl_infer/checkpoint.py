@@ -144,7 +144,7 @@ class CDRLModel:
                 f"got {len(steps)}"
             )
         for role in NETWORKS:
-            _check_sizes(role, getattr(self, role), self.image, self.labels)
+            check_sizes(role, getattr(self, role), self.image, self.labels)
 
 
 def bundled_models() -> list[str]:
@@ -189,6 +189,11 @@ def load_model(folder: str | os.PathLike[str]) -> CDRLModel:
         raise CheckpointError(
             f'{where}: expected "library": "cdrl" and a format_version, found none'
         )
+    if version < 1:
+        raise CheckpointError(
+            f"{where}: format_version must be at least 1, found {version}; the file was changed, "
+            "take it from the original again"
+        )
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{where}: format version {version} found, {FORMAT_VERSION} expected; "
@@ -209,7 +214,6 @@ def load_model(folder: str | os.PathLike[str]) -> CDRLModel:
     sampler = from_config(SamplerDefaults, config["sampler"], f"{where}, 'sampler'")
     image = from_config(ImageShape, config["image"], f"{where}, 'image'")
     labels = tuple(from_config(Attribute, a, f"{where}, 'labels'") for a in config["labels"])
-    card = folder / "README.md"
     try:
         return CDRLModel(
             ebm=_load_network(folder / "ebm", "ebm", image, labels),
@@ -219,7 +223,7 @@ def load_model(folder: str | os.PathLike[str]) -> CDRLModel:
             labels=labels,
             sampler=sampler,
             training=config.get("training", {}),
-            model_card=card.read_text(encoding="utf-8") if card.is_file() else None,
+            model_card=_read_card(folder / "README.md"),
         )
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
@@ -271,8 +275,18 @@ def save_model(
         raise CheckpointError(f"cannot write the model to {folder}: {error.strerror}") from error
 
 
-def _check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
-    """Raise `ConfigError` where the network's sizes do not fit the images and labels."""
+def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
+    """Check that a network's sizes fit the images and labels it is for.
+
+    Args:
+        role: "ebm" or "initializer", for the message.
+        network: with its ``config`` and ``size_multiple``.
+        image: the shape of one image.
+        labels: one entry per attribute; () for an unconditional network.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
     channels, multiple = network.config["in_channels"], network.size_multiple
     if channels != image.channels:
         raise ConfigError(
@@ -322,7 +336,7 @@ def _load_network(
     cls = network_class(role, config.pop("class", None), where)
     with torch.device("meta"), _Unfilled():
         network = from_config(cls, config, where)
-    _check_sizes(role, network, image, labels)
+    check_sizes(role, network, image, labels)
     tensors = _read_weights(folder / "model.safetensors", network.state_dict())
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()
@@ -391,6 +405,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected an object of named values, found {config!r:.60}")
     return config
+
+
+def _read_card(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{file}: expected text in UTF-8, found other bytes ({error.reason}); convert or "
+            "delete it"
+        ) from None
 
 
 def _to_json(config: Mapping[str, Any]) -> bytes:

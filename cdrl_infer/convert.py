@@ -8,6 +8,7 @@ averages are used; a spectrally normalised weight is ``W_ema / (uᵀ W_ema v)`` 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.errors import CheckpointError
 from cdrl_infer.networks.residual_ebm import Activation, ResidualEBM
 from cdrl_infer.networks.unet import UNetInitializer
@@ -27,6 +29,11 @@ Weights = dict[str, Tensor]
 class ConvertedModel:
     """The authors' model: networks in eval mode, and the options it is to be sampled with.
 
+    ::
+
+        pipe = CDRLPipeline(load_authors_checkpoint("cifar10.pth.tar").to_model())
+        pipe.save_pretrained("cifar10")  # opened by CDRLPipeline.from_pretrained
+
     ``score_scale`` is 2: the released code divides the energy of its last denoising step by half
     the variance of its Langevin steps, so that the score counts twice there.
     """
@@ -37,6 +44,33 @@ class ConvertedModel:
     langevin_steps: int
     score_scale: float
     num_classes: tuple[int, ...]
+
+    def to_model(
+        self,
+        class_names: Sequence[str] | None = None,
+        image: tuple[int, int, int] = (3, 32, 32),
+    ) -> CDRLModel:
+        """What `CDRLPipeline` draws with and `save_model` writes; it shares the networks.
+
+        Args:
+            class_names: in the order of the training labels; by default "0", "1", … for a
+                conditional model.
+            image: (C, H, W) of the images it was trained on, which no tensor tells.
+
+        Raises:
+            ConfigError: another number of names than of classes, or images of a shape that the
+                networks do not take.
+        """
+        if class_names is None:
+            class_names = [str(k) for n in self.num_classes for k in range(n)]
+        return CDRLModel(
+            ebm=self.ebm,
+            initializer=self.initializer,
+            schedule=self.schedule,
+            image=ImageShape(*image),
+            labels=(Attribute("class", tuple(class_names)),) if class_names else (),
+            sampler=SamplerDefaults(self.langevin_steps, score_scale=self.score_scale),
+        )
 
 
 def load_authors_checkpoint(

@@ -53,23 +53,6 @@ def to_numpy(unit: Tensor) -> np.ndarray:
     return array
 
 
-def from_pil(images: Sequence[Image.Image], channels: int = 3) -> Tensor:
-    """Pictures of one size -> (B, C, H, W) in [-1, 1].
-
-    Raises:
-        InputError: no pictures, sizes that differ, or a number of channels other than 1 or 3.
-    """
-    sizes = sorted({image.size for image in images})
-    if len(sizes) != 1 or channels not in MODES:
-        raise InputError(
-            f"expected pictures of one size and 1 or 3 channels, got sizes {sizes}, "
-            f"{channels} channels"
-        )
-    arrays = [np.asarray(image.convert(MODES[channels])) for image in images]
-    tensor = torch.from_numpy(np.stack(arrays)).reshape(len(arrays), *arrays[0].shape[:2], channels)
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def make_grid(
     images: Sequence[Image.Image], columns: int | None = None, padding: int = 2, upscale: int = 1
 ) -> Image.Image:

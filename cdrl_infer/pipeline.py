@@ -131,11 +131,13 @@ class CDRLPipeline:
                 and for a model of several attributes a tuple of those. One name or index stands for
                 all images; None is unconditional.
             seeds: one integer in 0 … 2³² - 1 per image, or one for the first of consecutive seeds;
-                by default new ones. An image depends on its seed and label, not on its batch.
+                by default new ones. An image depends on its seed and label, and on the others of its
+                batch by no more than rounding: one grey level at most.
             generator: in place of seeds: one from which N seeds are drawn, or N, one an image.
             langevin_steps: K, one for all levels or one per level (noisiest first); by default the
                 model's. 0 leaves the initializer's proposals as they are.
-            batch_size: images drawn at once; memory grows with it, not with N.
+            batch_size: images drawn at once; memory beyond what is returned grows with it, not
+                with N.
             output_type: see `CDRLPipelineOutput`.
             callback_on_level_end: called after each level of each batch with a `LevelEnd` (to be
                 read, not changed) and the number of the batch's first image.
@@ -194,19 +196,15 @@ class CDRLPipeline:
         )
 
     def _sampler(self, langevin_steps: int | Sequence[int] | None) -> CooperativeSampler:
-        defaults, levels = self.model.sampler, self.model.schedule.num_levels
+        defaults = self.model.sampler
         steps = _as_list(defaults.langevin_steps if langevin_steps is None else langevin_steps)
-        checked = [
-            _integer("langevin_steps", k) for k in (steps if isinstance(steps, list) else [steps])
-        ]
-        if min(checked, default=-1) < 0 or (isinstance(steps, list) and len(checked) != levels):
-            raise InputError(
-                f"langevin_steps must be one integer of at least 0, or {levels}, one per level, "
-                f"got {langevin_steps}"
-            )
+        if isinstance(steps, list):
+            steps = [_integer("langevin_steps", k) for k in steps]
+        else:
+            steps = _integer("langevin_steps", steps)
         return CooperativeSampler(
             self.model.schedule,
-            checked if isinstance(steps, list) else checked[0],
+            steps,
             Langevin(step_scale=defaults.step_scale),
             defaults.score_scale,
         )

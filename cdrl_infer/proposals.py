@@ -50,9 +50,13 @@ class InitializerProposal:
     def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
         """One draw per image, (B, C, H, W), without a graph."""
         with torch.no_grad():
-            mean = self.mean(x_t, level)
-        tau = level.expand(level.proposal_variance.sqrt(), x_t)
-        return mean + tau * random.normal(x_t.shape[1:])
+            return self.around(self.mean(x_t, level), level, random)
+
+    @staticmethod
+    def around(mean: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """``mean + τ_t ε``: one draw per image given its mean, (B, ...)."""
+        tau = level.expand(level.proposal_variance.sqrt(), mean)
+        return mean + tau * random.normal(mean.shape[1:])
 
 
 class IdentityProposal:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
+from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import Proposal
 from cdrl_infer.random import RandomSource
@@ -50,12 +51,24 @@ class CooperativeSampler:
         langevin_steps: K, one int for all levels or T ints for t = T … 1, the order in which they run.
         kernel: the transition kernel.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.convert` for where another is needed.
+
+    Raises:
+        InputError: a negative number of steps, or not one per level.
     """
 
     schedule: NoiseSchedule
     langevin_steps: int | Sequence[int] = 15
     kernel: Langevin = field(default_factory=Langevin)
     score_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        steps, levels = self.langevin_steps, self.schedule.num_levels
+        each = [steps] * levels if isinstance(steps, int) else list(steps)
+        if len(each) != levels or min(each) < 0:
+            raise InputError(
+                f"langevin_steps must be one integer of at least 0, or {levels}, one per level, "
+                f"got {steps}"
+            )
 
     def steps_at(self, t: int) -> int:
         """K at transition t."""
@@ -85,20 +98,12 @@ class CooperativeSampler:
         for t in range(self.schedule.num_levels, 0, -1):
             level = self.schedule.level(t, x.device)
             start = proposal.sample(x, level, random)
-            y = self.refine(RecoveryEnergy(energy, x), start, level, random, self.steps_at(t))
+            conditional = RecoveryEnergy(energy, x)
+            y = self.kernel.run(start, conditional, level, random, self.steps_at(t))
             x = y / level.scale
             if on_level_end is not None:
                 on_level_end(LevelEnd(t, start / level.scale, x))
         return self.denoise(energy, x, level)
-
-    def refine(
-        self, energy: Energy, y: Tensor, level: Level, random: RandomSource, steps: int
-    ) -> Tensor:
-        """``steps`` transitions of the kernel from y."""
-        state = self.kernel.init(y)
-        for _ in range(steps):
-            state, _ = self.kernel.step(state, energy, level, random)
-        return state.y
 
     def denoise(self, energy: Energy, x: Tensor, level: Level) -> SamplerOutput:
         """Tweedie's formula at level 0: the posterior mean of the clean image given x_0."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from cdrl_infer.checkpoint import CDRLModel
+from cdrl_train.config import TrainConfig
+from cdrl_train.presets import preset
 
 
-def render(model: CDRLModel, *, data: str, command: str) -> str:
+def render(model: CDRLModel, config: TrainConfig, *, data: str) -> str:
     """Markdown with the front matter the Hub reads; figures are to be added once measured.
 
     Args:
         model: with its training record.
+        config: the run's.
         data: what it was trained on, as the user named it.
-        command: that trained it.
     """
     record = model.training
-    config = record["config"]
-    warm, cooperative = config["warm_start"], config["cooperative"]
+    warm, cooperative = config.warm_start, config.cooperative
+    command = ["cdrl-train", "--preset", config.name, "--data", data, "--out", config.name]
+    for assignment in config.assignments(preset(config.name)):
+        command += ["--set", assignment]
     count = {
         role: sum(p.numel() for p in getattr(model, role).parameters())
         for role in ("ebm", "initializer")
@@ -30,7 +35,7 @@ pipeline_tag: unconditional-image-generation
 tags: [energy-based-model, cdrl]
 ---
 
-# {config["name"]}
+# {config.name}
 
 A CDRL model (Cooperative Diffusion Recovery Likelihood, arXiv 2309.05153): an energy-based model over
 {model.schedule.num_levels} noise levels and its initializer.
@@ -42,18 +47,18 @@ A CDRL model (Cooperative Diffusion Recovery Likelihood, arXiv 2309.05153): an e
 | EBM | {type(model.ebm).__name__}, {count["ebm"]:,} values |
 | initializer | {type(model.initializer).__name__}, {count["initializer"]:,} values |
 | data | {data} |
-| warm start | {warm["steps"]:,} steps of {warm["batch_size"]} images |
-| cooperative phase | {cooperative["steps"]:,} steps of {cooperative["batch_size"]} images, \
-K = {cooperative["langevin_steps"]} |
+| warm start | {warm.steps:,} steps of {warm.batch_size} images |
+| cooperative phase | {cooperative.steps:,} steps of {cooperative.batch_size} images, \
+K = {cooperative.langevin_steps} |
 | trained on | {record["images"]:,} images in {record["hours"]:.2f} hours |
 
 Trained by
 
-    {command}
+    {shlex.join(command)}
 
 with these options:
 
 ```json
-{json.dumps(config, indent=2)}
+{json.dumps(config.to_dict(), indent=2)}
 ```
 """

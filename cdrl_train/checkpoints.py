@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a foreign pickle can raise anything
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read ({reason}); delete it to resume from the one before"
         ) from error

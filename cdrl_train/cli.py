@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
 
@@ -50,8 +48,10 @@ def main(
     OUT also gets config.json, metrics.jsonl, checkpoints/ and samples/. Exit codes: 0 done, 2 bad
     input, 3 training diverged (the last good state is kept), 130 interrupted.
     """
-    config = _config(preset, out, resume).override(list(assignments))
+    from cdrl_train.presets import preset as named_preset
 
+    config = _config(preset, out, resume).override(list(assignments))
+    named_preset(config.name)  # the card tells how the run differs from it
     from cdrl_infer.checkpoint import save_model
     from cdrl_infer.device import usable_device
     from cdrl_train.card import render
@@ -63,19 +63,27 @@ def main(
     data = load_images(source)
     stream = BatchStream(data, config.data, config.seed, usable_device(device))
     trainer = Trainer(config, stream, (len(data.classes),) if data.classes else (), out)
+    to_model(trainer, data.classes)  # what could not be exported is not worth training
+    resumed = resume and trainer.resume()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with replaced_file(out / "config.json") as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
-    if resume and trainer.resume():
+    if resumed:
         click.echo(f"resumed at step {trainer.step} of {trainer.total_steps}", err=True)
-    trainer.fit(on_log=_print, on_sample=lambda run: save_samples(run, data.classes))
+
+    def preview(run: Trainer) -> None:
+        try:
+            save_samples(run, data.classes)
+        except NumericalError as error:
+            click.echo(f"no samples of step {run.step}: {error}", err=True)
+
+    trainer.fit(on_log=_print, on_sample=preview)
 
     model = to_model(trainer, data.classes)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    model.model_card = render(model, data=Path(source).name, command=command)
+    model.model_card = render(model, config, data=_data_name(source))
     save_model(model, out / "model", dtype=STORED_TYPES[config.stored_as])
     click.echo(f"model written to {out / 'model'}", err=True)
 
@@ -96,6 +104,13 @@ def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
         return TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"nothing to resume in {out}: {stored.name} cannot be read") from error
+
+
+def _data_name(source: str) -> str:
+    """The data set without where it lies on this machine."""
+    if source.startswith("torchvision:"):
+        return ":".join(source.split(":")[:2])
+    return Path(source).resolve().name
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,12 @@ from cdrl_train.objectives import ContrastiveWeight, Coupling
 
 Precision = Literal["float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
+
+
+def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high:
+        limits = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ConfigError(f"{name} must be {limits}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,9 @@ class DataConfig:
     dequantise: bool = True
     flip: bool = False
     label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _within("label_dropout", self.label_dropout, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,12 @@ class PhaseConfig:
     warm_up: int = 0
     final_rate: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "warm_up", "ebm_rate", "initializer_rate"):
+            _within(name, getattr(self, name), 0)
+        _within("batch_size", self.batch_size, 1)
+        _within("final_rate", self.final_rate, 0, 1)
+
 
 @dataclass(frozen=True)
 class CooperativeConfig(PhaseConfig):
@@ -72,6 +88,12 @@ class CooperativeConfig(PhaseConfig):
     score_matching: float = 0.0
     regression: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("langevin_steps", "score_matching", "regression"):
+            _within(name, getattr(self, name), 0)
+        _within("step_scale", self.step_scale, 1e-6)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -89,7 +111,8 @@ class TrainConfig:
         clip: largest gradient norm, each network for itself.
         precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
         stored_as: type of the exported weights; float16 halves the file.
-        max_energy_gap: stop as diverged when a level's mean |E(y⁺) - E(y⁻)| exceeds it (nats per pixel).
+        max_energy_gap: stop as diverged when |E(y⁺) - E(y⁻)|, the mean of a level's images in a batch,
+            exceeds it (nats per pixel).
         log_every, sample_every, checkpoint_every: in steps; checkpoint_minutes: at least this often.
         keep_checkpoints: how many are kept.
         seed: of everything random.
@@ -108,13 +131,28 @@ class TrainConfig:
     clip: float = 1.0
     precision: Precision = "float32"
     stored_as: Storage = "float32"
-    max_energy_gap: float = 100.0
+    max_energy_gap: float = 1e4
     log_every: int = 100
     sample_every: int = 2000
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 5.0
     keep_checkpoints: int = 2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+            _within(name, getattr(self, name), 1)
+        for name in ("clip", "checkpoint_minutes"):
+            _within(name, getattr(self, name), 1e-6)
+        _within("max_energy_gap", self.max_energy_gap, 0)
+        _within("ema_decay", self.ema_decay, 0, 1 - 1e-9)
+        _within("seed", self.seed, 0, 2**32 - 1)
+        steps = self.sampler.langevin_steps
+        if not isinstance(steps, int) and len(steps) != self.schedule.num_levels:
+            raise ConfigError(
+                f"sampler.langevin_steps must be one integer or {self.schedule.num_levels}, one per "
+                f"level, got {len(steps)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -128,6 +166,25 @@ class TrainConfig:
             ConfigError: a key that does not exist, or a value of another type.
         """
         return from_config(cls, values, "config")
+
+    def assignments(self, base: TrainConfig) -> list[str]:
+        """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""
+
+        def differences(old: dict[str, Any], new: dict[str, Any], path: str) -> list[str]:
+            found: list[str] = []
+            for key, value in new.items():
+                before = old.get(key)
+                if (
+                    isinstance(value, dict)
+                    and isinstance(before, dict)
+                    and before.keys() <= value.keys()
+                ):
+                    found += differences(before, value, f"{path}{key}.")
+                elif key not in old or before != value:
+                    found.append(f"{path}{key}={json.dumps(value)}")
+            return found
+
+        return differences(base.to_dict(), self.to_dict(), "")
 
     def override(self, assignments: list[str]) -> TrainConfig:
         """A copy with ``"warm_start.steps=100"``-like assignments applied.

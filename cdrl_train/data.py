@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, listing
+from cdrl_infer.images import MODES
 from cdrl_train.config import DataConfig
 
 FASHION_MNIST_CLASSES = (
@@ -46,6 +50,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this set from another: of pixels, labels and names."""
+        sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                sha.update(tensor.cpu().contiguous().numpy().data)
+        return sha.hexdigest()[:16]
+
 
 def load_images(source: str, split: str = "train") -> ImageSet:
     """Read a data set.
@@ -53,39 +65,46 @@ def load_images(source: str, split: str = "train") -> ImageSet:
     Args:
         source: a ``.npz`` file with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and
             the same for ``test``; ``torchvision:FashionMNIST[:ROOT]``, downloaded to ROOT (default
-            ``data``) if need be; or a folder of images, one sub-folder per class or none at all.
+            ``data``) if need be; or a folder of images of 8 bits per channel, one sub-folder per
+            class or none at all.
         split: "train" or "test"; ignored for a folder.
 
     Raises:
         InputError: nothing there, or not what is expected.
     """
-    if source.startswith("torchvision:"):
-        return _torchvision(source, split)
     path = Path(source)
-    if path.is_dir():
-        return _folder(path)
-    if path.suffix == ".npz" and path.is_file():
-        return _npz(path, split)
-    raise InputError(
-        f"no data at {source!r}: expected a .npz file, a folder of images or "
-        "torchvision:FashionMNIST[:ROOT] (which downloads it)"
-    )
+    if source.startswith("torchvision:"):
+        data = _torchvision(source, split)
+    elif path.is_dir():
+        data = _folder(path)
+    elif path.suffix == ".npz" and path.is_file():
+        data = _npz(path, split)
+    else:
+        raise InputError(
+            f"no data at {source!r}: expected a .npz file, a folder of images or "
+            "torchvision:FashionMNIST[:ROOT] (which downloads it)"
+        )
+    channels, height, width = data.images.shape[1:]
+    if channels not in MODES or not height or not width:
+        raise InputError(
+            f"{source}: expected images of {' or '.join(map(str, MODES))} channels and at least one "
+            f"pixel, got {channels} channels of {height} x {width}"
+        )
+    return data
 
 
 def _npz(path: Path, split: str) -> ImageSet:
+    wanted = (f"{split}_images", f"{split}_labels")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = set(archive.files)
-            if f"{split}_images" not in names:
-                raise InputError(
-                    f"{path}: expected an array '{split}_images', found {sorted(names)}"
-                )
-            images = archive[f"{split}_images"]
-            labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            names = [] if isinstance(archive, np.ndarray) else sorted(archive.files)
+            images, labels = (archive[name] if name in names else None for name in wanted)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as .npz: {error}") from error
+    if images is None:
+        found = listing(names) or "an array without a name: was it written by np.savez?"
+        raise InputError(f"{path}: expected an array '{split}_images', found {found}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
         raise InputError(
             f"{path}: expected '{split}_images' (N, H, W[, C]) uint8, "
@@ -99,6 +118,11 @@ def _npz(path: Path, split: str) -> ImageSet:
         raise InputError(
             f"{path}: expected '{split}_labels' ({len(images)},) integers, "
             f"got {labels.shape} {labels.dtype}"
+        )
+    if int(labels.min()) < 0:
+        raise InputError(
+            f"{path}: expected '{split}_labels' from 0 on, got {int(labels.min())}; leave labels "
+            "out for images without a class"
         )
     targets = torch.from_numpy(labels.astype(np.int64))
     count = int(targets.max()) + 1
@@ -125,7 +149,7 @@ def _torchvision(source: str, split: str) -> ImageSet:
 
 
 def _folder(root: Path) -> ImageSet:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
@@ -136,11 +160,24 @@ def _folder(root: Path) -> ImageSet:
     images: list[np.ndarray] = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                grey = image.mode in ("1", "L", "I;16")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        except (UnidentifiedImageError, OSError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(file) as image:
+                    mode = image.mode
+                    grey = mode in ("1", "L")
+                    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             raise InputError(f"{file} cannot be read as an image: {error}") from error
+        if mode.startswith(("I", "F")):  # converting would cut all that is over 255
+            raise InputError(
+                f"{file}: expected 8 bits per channel, got mode {mode!r}; convert it to 8-bit first"
+            )
         pixels = pixels[..., None] if grey else pixels
         if images and pixels.shape != images[0].shape:
             raise InputError(
@@ -197,7 +234,7 @@ class BatchStream:
         """The next ``batch_size`` images; dequantisation, flips and hidden labels from ``generator``."""
         parts, missing = [], batch_size
         while missing:
-            if self.position == len(self.data):
+            if self.position >= len(self.data):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._shuffle()
             part = self._order[self.position : self.position + missing]

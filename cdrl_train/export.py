@@ -23,9 +23,11 @@ def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
         classes: names of the label's values; () if unconditional.
     """
     channels, height, width = trainer.stream.images.shape[1:]
+    with torch.random.fork_rng(devices=[]):  # initial weights that nobody sees must not cost draws
+        ebm, initializer = trainer.build()
     return CDRLModel(
-        ebm=_plain(trainer.build()[0], trainer.ebm_ema.module),
-        initializer=_plain(trainer.build()[1], trainer.initializer_ema.module),
+        ebm=_plain(ebm, trainer.ebm_ema.module),
+        initializer=_plain(initializer, trainer.initializer_ema.module),
         schedule=trainer.schedule,
         image=ImageShape(channels, height, width),
         labels=(Attribute("class", classes),) if classes else (),

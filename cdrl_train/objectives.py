@@ -93,20 +93,17 @@ class Refined(NamedTuple):
 
 def refine(
     energy: Energy,
-    proposal: InitializerProposal,
+    mean: Tensor,
     kernel: Langevin,
     steps: int,
     x_t: Tensor,
     level: Level,
     random: RandomSource,
 ) -> Refined:
-    """K Langevin steps on ``p(y | x_t)`` from the proposal."""
-    start = proposal.sample(x_t, level, random)
-    conditional = RecoveryEnergy(energy, x_t)
-    state = kernel.init(start)
-    for _ in range(steps):
-        state, _ = kernel.step(state, conditional, level, random)
-    return Refined(start, state.y.detach())
+    """K Langevin steps on ``p(y | x_t)`` from a proposal around ``mean`` (B, C, H, W)."""
+    start = InitializerProposal.around(mean.detach(), level, random)
+    end = kernel.run(start, RecoveryEnergy(energy, x_t), level, random, steps)
+    return Refined(start, end)
 
 
 def contrastive_weight(level: Level, sigma_1: float, dim: int, kind: ContrastiveWeight) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -25,21 +28,28 @@ def add_spectral_norm(network: nn.Module) -> None:
         parametrizations.spectral_norm(layer)
 
 
-@torch.no_grad()
-def folded_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state of the same network without parametrisations: weights as the forward pass uses them.
-
-    Evaluated as in eval mode, i.e. without another power iteration.
-    """
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block: no power iteration, no dropout."""
     training = network.training
     network.eval()
-    state: dict[str, Tensor] = {}
-    for name, value in network.state_dict().items():
-        if ".parametrizations." not in name:
-            state[name] = value.detach().clone()
-    for prefix, layer in network.named_modules():
-        if parametrize.is_parametrized(layer):
-            for tensor in layer.parametrizations:
-                state[f"{prefix}.{tensor}"] = getattr(layer, tensor).detach().clone()
-    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+@torch.no_grad()
+def folded_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state of the same network without parametrisations: weights as the forward pass uses them."""
+    state = {
+        name: value.detach().clone()
+        for name, value in network.state_dict().items()
+        if ".parametrizations." not in name
+    }
+    with evaluating(network):
+        for prefix, layer in network.named_modules():
+            if parametrize.is_parametrized(layer):
+                for name in layer.parametrizations:
+                    state[f"{prefix}.{name}"] = getattr(layer, name).detach().clone()
     return state

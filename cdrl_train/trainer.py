@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
+from cdrl_infer.errors import CheckpointError, NumericalError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
@@ -26,7 +26,7 @@ from cdrl_train import checkpoints, objectives
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import Batch, BatchStream
 from cdrl_train.networks import build_network
-from cdrl_train.spectral import add_spectral_norm
+from cdrl_train.spectral import add_spectral_norm, evaluating
 
 Phase = Literal["warm_start", "cooperative"]
 STATE_FORMAT = 1
@@ -65,7 +65,7 @@ class Trainer:
         config: the run.
         stream: the data, on the device to train on.
         num_classes: of each attribute; () if unconditional.
-        folder: of the run; gets ``config.json``, ``metrics.jsonl`` and ``checkpoints/``.
+        folder: of the run; gets ``metrics.jsonl`` and ``checkpoints/``.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Trainer:
         self.sigma_1 = float(self.schedule.level(1).noise_variance.sqrt())
 
         self.num_classes = num_classes
+        self.data_fingerprint = stream.data.fingerprint()
         torch.manual_seed(config.seed)
         ebm, initializer = self.build()
         if config.spectral_norm:
@@ -203,10 +204,11 @@ class Trainer:
         random: BatchRandom,
     ) -> tuple[Tensor, Tensor]:
         proposal = InitializerProposal(self.initializer, batch.labels)
+        mean = proposal.mean(pair.x_t, level)
         with _frozen(self.ebm), parametrize.cached():
             refined = objectives.refine(
                 self._energy(batch.labels),
-                proposal,
+                mean,
                 Langevin(step_scale=phase.step_scale),
                 phase.langevin_steps,
                 pair.x_t,
@@ -214,19 +216,18 @@ class Trainer:
                 random,
             )
         positive = self._energy(batch.labels)(pair.y, level)
-        with _evaluating(self.ebm):
+        with evaluating(self.ebm):
             negative = self._energy(batch.labels)(refined.end, level)
         weight = objectives.contrastive_weight(
             level, self.sigma_1, batch.x[0].numel(), phase.weight
         )
         contrast = objectives.contrastive_loss(positive, negative, weight)
-        mean = proposal.mean(pair.x_t, level)
         imitation = objectives.imitation_loss(mean, refined)
         self._report("energy_gap", contrast.per_image, level)
         self._report("imitation", imitation.per_image, level)
         moved = (refined.end - refined.start).square().flatten(1).sum(1).sqrt()
         self._report("displacement", moved, level)
-        self._check_gap(contrast.per_image)
+        self._check_gap(contrast.per_image, level)
 
         ebm_loss, initializer_loss = contrast.value, imitation.value
         if phase.score_matching:
@@ -239,14 +240,15 @@ class Trainer:
             initializer_loss = initializer_loss + phase.regression * regression.value
         return ebm_loss, initializer_loss
 
-    def _check_gap(self, gap: Tensor) -> None:
+    def _check_gap(self, gap: Tensor, level: Level) -> None:
         pixels = self.stream.images[0].numel()
-        size = float(gap.abs().mean()) / pixels
-        if not size < self.config.max_energy_gap:
-            raise NumericalError(
-                f"diverged at step {self.step}: mean |E(y⁺) - E(y⁻)| is {size:.3g} nats per pixel, "
-                f"the limit (max_energy_gap) {self.config.max_energy_gap:g}"
-            )
+        for t in sorted(set(level.t.tolist())):
+            size = float(gap[level.t == t].abs().mean()) / pixels
+            if not size < self.config.max_energy_gap:
+                raise NumericalError(
+                    f"diverged at step {self.step}: |E(y⁺) - E(y⁻)| of transition {t} is {size:.3g} "
+                    f"nats per pixel, the limit (max_energy_gap) {self.config.max_energy_gap:g}"
+                )
 
     def _update(self, ebm_loss: Tensor, initializer_loss: Tensor) -> None:
         pairs = (
@@ -301,14 +303,14 @@ class Trainer:
             for name, value in losses.items():
                 self.metrics.add(name, value)
             last = self.step == end
-            if self.step % self.config.log_every == 0 or last:
+            if self.step % self.config.log_every == 0 or last or self.phase != phase:
                 self._log(phase, on_log)
-            if on_sample is not None and (self.step % self.config.sample_every == 0 or last):
-                on_sample(self)
             due = time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
             if self.step % self.config.checkpoint_every == 0 or due or last:
                 self.save()
                 saved_at = time.monotonic()
+            if on_sample is not None and (self.step % self.config.sample_every == 0 or last):
+                on_sample(self)
 
     def _log(self, phase: Phase, on_log: Callable[[dict[str, float]], None] | None) -> None:
         means = self.metrics.take()
@@ -336,12 +338,14 @@ class Trainer:
         """Everything the next step depends on."""
         return {
             "format": STATE_FORMAT,
-            "config": json.dumps(self.config.to_dict()),
+            "data": self.data_fingerprint,
             "step": self.step,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "stream": self.stream.state(),
             "generator": self.generator.get_state(),
+            "global_generator": _global_generator(self.device).get_state(),
+            "metrics": {"sums": self.metrics.sums, "counts": self.metrics.counts},
             "ebm": self.ebm.state_dict(),
             "initializer": self.initializer.state_dict(),
             "ebm_ema": self.ebm_ema.state_dict(),
@@ -359,27 +363,36 @@ class Trainer:
             raise CheckpointError(
                 f"training state has format {state.get('format')}, this version reads {STATE_FORMAT}"
             )
+        if state["data"] != self.data_fingerprint:
+            raise CheckpointError(
+                f"this run was trained on data with fingerprint {state['data']}, the data given has "
+                f"{self.data_fingerprint}; resume with the same images"
+            )
         try:
             for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):
                 getattr(self, name).load_state_dict(state[name])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"the training state does not fit this run: {reason}") from error
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"the training state does not fit this run's options: {reason}"
+            ) from error
         self.step, self.images_seen = state["step"], state["images_seen"]
         self.seconds = state["seconds"]
         self.stream.load_state(state["stream"])
         self.generator.set_state(state["generator"])
+        _global_generator(self.device).set_state(state["global_generator"])
+        self.metrics.sums = dict(state["metrics"]["sums"])
+        self.metrics.counts = dict(state["metrics"]["counts"])
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of the folder, if there is one."""
         path = checkpoints.newest(self.folder / "checkpoints")
-        if path is None:
-            return False
-        self.load_state(checkpoints.load(path))
+        if path is not None:
+            self.load_state(checkpoints.load(path))
         self._forget_later_lines()
-        return True
+        return path is not None
 
     def _forget_later_lines(self) -> None:
         """Drop the log's lines of steps that were lost with a killed run and will be done again."""
@@ -391,10 +404,17 @@ class Trainer:
                 new.write_text("".join(kept), encoding="utf-8")
 
 
+def _global_generator(device: torch.device) -> torch.Generator:
+    """The generator that layers such as dropout draw from."""
+    return (
+        torch.cuda.default_generators[device.index or 0]
+        if device.type == "cuda"
+        else (torch.default_generator)
+    )
+
+
 def _ema(decay: float) -> Callable[..., None]:
     """``W_ema ← d W_ema + (1-d) W`` with ``d = min(decay, (1+n)/(10+n))``: young averages forget fast."""
-    if not 0 <= decay < 1:
-        raise ConfigError(f"ema_decay must lie in [0, 1), got {decay}")
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
@@ -405,19 +425,9 @@ def _ema(decay: float) -> Callable[..., None]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
-
-
-@contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradient for the weights: only the input's is wanted."""
-    with _evaluating(network):
+    with evaluating(network):
         network.requires_grad_(False)
         try:
             yield

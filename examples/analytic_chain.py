@@ -42,14 +42,17 @@ def main(points: int, steps: int, out: Path) -> None:
     """Sample, print the recovered weights, draw the levels."""
     energy = GaussianMixtureEnergy(WEIGHTS, MEANS, [[0.05, 0.05]] * 3)
     schedule = NoiseSchedule(logsnr_max=4.0, step_rule="curvature", step_size=0.5)
-    random = BatchRandom(points, torch.Generator().manual_seed(0))
-    panels = [panel(torch.randn(points, 2, generator=torch.Generator().manual_seed(1)))]
+
+    def noise() -> BatchRandom:
+        return BatchRandom(points, torch.Generator().manual_seed(0))
+
+    panels = [panel(noise().normal((2,)))]  # x_6 is the first that the sampler draws
 
     def show(end: LevelEnd) -> None:
         panels.append(panel(end.refined))
 
     sampler = CooperativeSampler(schedule, langevin_steps=steps)
-    result = sampler.sample(energy, PosteriorMeanProposal(energy), random, (2,), show)
+    result = sampler.sample(energy, PosteriorMeanProposal(energy), noise(), (2,), show)
     nearest = torch.cdist(result.samples, torch.tensor(MEANS)).argmin(1)
     for k, weight in enumerate(WEIGHTS):
         print(f"cluster {k}: weight {weight:.3f}, recovered {(nearest == k).float().mean():.3f}")

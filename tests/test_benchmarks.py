@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import quality
@@ -11,6 +12,7 @@ import sampling
 import scipy.linalg
 import torch
 from classifier import Recipe, load_or_train, predict
+from click.testing import CliRunner
 from frechet import Extractor, frechet_distance
 from numpy.typing import NDArray
 from report import grown, plus_minus, table
@@ -109,7 +111,7 @@ def test_windows_do_not_overlap_while_there_are_images() -> None:
 
 def test_steps() -> None:
     assert [quality.parse_steps(text, 15) for text in ("5", "0,5", "model")] == [5, (0, 5), 15]
-    assert quality.parse_steps("model", [1, 2]) == (1, 2)
+    assert quality.parse_steps("model", (1, 2)) == (1, 2)
     assert quality.steps_name((1, 2)) == "K = 1,2"
     with pytest.raises(InputError, match="'few'"):
         quality.parse_steps("few", 15)
@@ -205,6 +207,26 @@ def test_the_judge_learns_and_is_read_back(tmp_path: Path) -> None:
     assert same == accuracy and torch.equal(predict(read, images), predict(trained, images))
     assert len(list(tmp_path.iterdir())) == 1
     assert quality.share_recognised(read, images.numpy(), 1 - labels) == 0
+
+
+def test_a_judge_that_knows_little_is_told() -> None:
+    assert quality.judge_warning(0.9100) is None
+    warning = quality.judge_warning(0.9099)
+    assert warning is not None and warning.startswith("WARNING: the judge recognises 90.99 %")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (quality.main, ["--data", "nowhere.npz", "--out", "missing/q.json"]),
+        (quality.main, ["--data", "nowhere.npz", "--model", "nowhere"]),
+        (sampling.main, ["--model", "nowhere"]),
+    ],
+)
+def test_mistakes_are_one_line(main: click.Command, arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"{main.name}: error: ") and result.output.count("\n") == 1
 
 
 def test_operations_of_a_gradient_grow_with_the_batch(pipe: CDRLPipeline) -> None:

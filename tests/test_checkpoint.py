@@ -20,6 +20,7 @@ from cdrl_infer.checkpoint import (
     CDRLModel,
     ImageShape,
     SamplerDefaults,
+    check_sizes,
     find_model,
     load_model,
     network_class,
@@ -134,6 +135,11 @@ ROOT, EBM, WEIGHTS = "config.json", "ebm/config.json", "ebm/model.safetensors"
         (ROOT, {"colour": 1}, "unknown key 'colour', expected format_version"),
         (ROOT, {"sampling": 1}, "did you mean 'sampler'"),
         (ROOT, {"format_version": 2}, r"format version 2 found, 1 expected; update cdrl"),
+        (
+            ROOT,
+            {"format_version": 0},
+            "format_version must be at least 1, found 0; the file was ch",
+        ),
         (ROOT, {"format_version": "1"}, "format_version, found none"),
         (ROOT, {"library": "diffusers"}, 'expected "library": "cdrl"'),
         (ROOT, {"labels": "Bag"}, "'labels' must be a list"),
@@ -196,6 +202,13 @@ def test_configs_that_are_not_json_objects(copied: Path, text: str) -> None:
     (copied / ROOT).write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"not valid JSON|expected an object"):
         load_model(copied)
+
+
+def test_a_card_that_is_no_text(copied: Path) -> None:
+    (copied / "README.md").write_bytes(b"# Caf\xe9")
+    with pytest.raises(CheckpointError, match=r"README.md: expected text in UTF-8") as caught:
+        load_model(copied)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +350,13 @@ def test_what_cannot_be_stored_is_refused_before_writing(model: CDRLModel, tmp_p
     with pytest.raises(CheckpointError, match=r"as torch.float16: .* holds NaN or infinity"):
         save_model(model, tmp_path / "a", dtype=torch.float16)
     assert os.listdir(tmp_path) == []
+
+
+def test_sizes_can_be_checked_before_there_is_a_model(model: CDRLModel) -> None:
+    classes = (Attribute("class", CLASSES),)
+    check_sizes("ebm", model.ebm, ImageShape(1, 8, 8), classes)
+    with pytest.raises(ConfigError, match="ebm: image height and width must be multiples of 2"):
+        check_sizes("ebm", model.ebm, ImageShape(1, 7, 8), classes)
 
 
 def test_parts_must_fit(model: CDRLModel) -> None:

@@ -122,6 +122,8 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "--colour"], "No such option"),
         (["--out", "a.jpg"], "expected a .png file or a folder (end it with /), got 'a.jpg'"),
         (["--trajectory", "a.mp4"], "expected a .gif file, got 'a.mp4'"),
+        (["--out", ""], "expected the name of a .png file, got ''"),
+        (["--out", "a.png", "--trajectory", ""], "expected the name of a .gif file, got ''"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -85,6 +85,10 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[0].T.copy()).save(tmp_path / "sizes" / "b.png")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "nothing.npz").write_bytes(b"")
+    with (tmp_path / "single.npz").open("wb") as file:
+        np.save(file, PIXELS)
+    rgba = np.stack([PIXELS] * 4, axis=-1)
     cases = {
         str(tmp_path / "nowhere.npz"): "no data at",
         str(tmp_path / "empty"): "no images in",
@@ -96,11 +100,60 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
         write_npz(tmp_path / "names.npz", images=PIXELS): "train_images",
         write_npz(tmp_path / "short.npz", train_images=PIXELS, train_labels=LABELS[:3]): "labels",
         write_npz(tmp_path / "objects.npz", train_images=np.array([None])): "cannot be read",
+        str(tmp_path / "nothing.npz"): "cannot be read as .npz",
+        str(tmp_path / "single.npz"): "an array without a name: was it written by np.savez",
+        write_npz(
+            tmp_path / "negative.npz", train_images=PIXELS, train_labels=LABELS.astype(int) - 1
+        ): "'train_labels' from 0 on, got -1",
+        write_npz(tmp_path / "flat.npz", train_images=PIXELS[:, :0]): "1 channels of 0 x 5",
+        write_npz(tmp_path / "rgba.npz", train_images=rgba): "of 1 or 3 channels .* got 4",
+        write_npz(tmp_path / "none.npz", train_images=PIXELS[:0]): "uint8",
     }
     for source, message in cases.items():
         with pytest.raises(InputError, match=message) as caught:
             load_images(source)
         assert "\n" not in str(caught.value), source
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path, mode: str) -> None:
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    picture = Image.fromarray(PIXELS[0].astype(kind) * 200)
+    assert picture.mode == mode
+    # Pillow reads a TIFF of any mode; what counts is the content, not the name.
+    picture.save(tmp_path / "a.png", format="PNG" if mode == "I;16" else "TIFF")
+    with pytest.raises(InputError, match=r"a.png: expected 8 bits per channel, got mode '[IF]"):
+        load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(("limit", "what"), [(15, "warning"), (5, "error")])
+def test_images_too_large_to_be_meant_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, what: str
+) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")  # 20 pixels; an error from 2 x limit on
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match=r"a.png cannot be read as an image: .*bomb") as caught:
+        load_images(str(tmp_path))
+    assert what.capitalize() in type(caught.value.__cause__).__name__
+
+
+def test_fingerprint_tells_sets_apart_by_all_they_hold() -> None:
+    images = torch.from_numpy(PIXELS)[:, None]
+    labels, names = torch.arange(12) % 2, ("a", "b")
+    base = ImageSet(images, labels, names)
+    assert base.fingerprint() == ImageSet(images.clone(), labels.clone(), names).fingerprint()
+    assert base.fingerprint() == ImageSet(images.mT.contiguous().mT, labels, names).fingerprint()
+    changed = images.clone()
+    changed[-1, 0, -1, -1] ^= 1
+    others = [
+        base,
+        ImageSet(changed, labels, names),
+        ImageSet(images.reshape(12, 1, 5, 4), labels, names),
+        ImageSet(images, 1 - labels, names),
+        ImageSet(images, labels, ("a", "c")),
+        ImageSet(images, None, ()),
+    ]
+    assert len({data.fingerprint() for data in others}) == len(others)
 
 
 def stream(config: DataConfig, n: int = 7) -> BatchStream:
@@ -133,6 +186,14 @@ def test_a_restored_stream_goes_on_where_it_was() -> None:
         y = b.next(3, torch.Generator().manual_seed(2))
         assert torch.equal(x.x, y.x)
         assert torch.equal(torch.as_tensor(x.labels), torch.as_tensor(y.labels))
+
+
+def test_a_position_beyond_the_data_begins_the_next_epoch() -> None:
+    source = stream(DataConfig(dequantise=False, label_dropout=0.0))
+    source.load_state({"epoch": 4, "position": 9})  # of 7 images
+    batch = source.next(7, torch.Generator().manual_seed(0))
+    assert batch.labels is not None and sorted(batch.labels[:, 0].tolist()) == [*range(1, 8)]
+    assert source.state() == {"epoch": 5, "position": 7}
 
 
 def test_scaling_reaches_the_ends_and_dequantisation_stays_within_a_grey_level() -> None:

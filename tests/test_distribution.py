@@ -31,6 +31,7 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.kernels.langevin import Langevin, LangevinInfo, LangevinState
+from cdrl_infer.proposals import IdentityProposal
 from cdrl_infer.random import BatchRandom, RandomSource
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 from cdrl_infer.schedule import Level, NoiseSchedule
@@ -271,10 +272,7 @@ def run_kernel(
     parts: Parts, energy: Energy, level: Level, start: Tensor, steps: int, seed: int = 0
 ) -> Tensor:
     random = BatchRandom(len(start), torch.Generator().manual_seed(seed))
-    state = parts.kernel.init(start)
-    for _ in range(steps):
-        state, _ = parts.kernel.step(state, energy, level, random)
-    return state.y
+    return parts.kernel.run(start, energy, level, random, steps)
 
 
 def recovery_energy(parts: Parts, data: AnalyticEnergy, x_t: Tensor, n: int) -> Energy:
@@ -292,20 +290,24 @@ def gaussian_prior(parts: Parts) -> float:
     return moment_deviation(y, mean, inflated)
 
 
-def gaussian_recovery(parts: Parts) -> float:
-    """(b) Closed-form posterior of y given x_t, with ULA's known inflation."""
-    n, level = 20_000, CURVED.level(4)
+def gaussian_posterior(level: Level) -> tuple[Tensor, Tensor]:
+    """Mean of y given ``x_t = X_T``, and its covariance as ULA inflates it."""
     mean, covariance = gaussian_at(level)
     prior = torch.linalg.inv(level.scale.double() ** 2 * covariance)
     tie = 1 / level.noise_variance.double()
     posterior = torch.linalg.inv(prior + tie * torch.eye(2).double())
     centre = posterior @ (prior @ (level.scale.double() * mean) + tie * X_T)
-    inflated = posterior @ torch.linalg.inv(
+    return centre, posterior @ torch.linalg.inv(
         torch.eye(2).double() - level.step_variance * torch.linalg.inv(posterior) / 4
     )
+
+
+def gaussian_recovery(parts: Parts) -> float:
+    """(b) Closed-form posterior of y given x_t, with ULA's known inflation."""
+    n, level = 20_000, CURVED.level(4)
     energy = recovery_energy(parts, GAUSSIAN, X_T, n)
     y = run_kernel(parts, energy, level, torch.zeros(n, 2).double(), steps=60)
-    return moment_deviation(y, centre, inflated)
+    return moment_deviation(y, *gaussian_posterior(level))
 
 
 def mixture_recovery(parts: Parts) -> float:
@@ -524,6 +526,26 @@ def test_deviations_are_fair() -> None:
     ]
     assert 1.0 < max(worst) < LIMIT
     assert sum(worst) / len(worst) < 2.5
+
+
+def test_drl_starts_at_x_t_and_reaches_the_posterior() -> None:
+    """DRL's chain: after two steps it still shows where it began, after 60 the posterior alone."""
+    n, level, parts = 20_000, CURVED.level(4), Parts()
+    x_t = X_T.expand(n, 2)
+    energy = recovery_energy(parts, GAUSSIAN, X_T, n)
+
+    def draws(steps: int) -> Tensor:
+        random = BatchRandom(n, torch.Generator().manual_seed(0))
+        start = IdentityProposal().sample(x_t, level, random)
+        return parts.kernel.run(start, energy, level, random, steps)
+
+    eye = torch.eye(2).double()
+    at_x_t = Affine(eye, torch.zeros(2).double(), 0 * eye)
+    early, late = draws(2), draws(60)
+    law = gaussian_langevin(at_x_t, level, steps=2).push(X_T, 0 * eye)
+    assert moment_deviation(early, *law) < LIMIT
+    assert moment_deviation(early, *gaussian_posterior(level)) > CAUGHT
+    assert moment_deviation(late, *gaussian_posterior(level)) < LIMIT
 
 
 def test_correlated_draws_of_few_chains() -> None:

@@ -170,6 +170,39 @@ class TestNeuralEnergy:
         NeuralEnergy(network).value_and_grad(points(), SCHEDULE.level(1))
         assert network.k.grad is None
 
+    def test_a_call_that_trains_reaches_the_embedding_after_one_that_did_not(self) -> None:
+        """In `StubEBM` the condition depends on k, as embeddings depend on their weights."""
+        level, y = SCHEDULE.level(2), points()
+        labels = torch.arange(5)[:, None]
+
+        def gradient(*before: str) -> Tensor:
+            network = StubEBM("nats")
+            energy = NeuralEnergy(network, labels)
+            if "value_and_grad" in before:
+                energy.value_and_grad(y, level)
+            if "no_grad" in before:
+                with torch.no_grad():
+                    energy(y, level)
+            for _ in range(1 + ("trained" in before)):
+                network.k.grad = None
+                energy(y, level).sum().backward()
+            assert network.k.grad is not None
+            return network.k.grad
+
+        k = torch.tensor(3.0).double()
+        shift = labels.double()  # E = ½ k ‖y - k·label‖²
+        away = y - k * shift
+        expected = 0.5 * away.square().sum() - k * (away * shift).sum()
+        for before in ([], ["value_and_grad"], ["no_grad"], ["trained"]):
+            torch.testing.assert_close(gradient(*before), expected)
+
+    def test_frozen_networks_keep_the_condition_with_gradients_enabled(self) -> None:
+        network, level = StubEBM("nats").requires_grad_(False), SCHEDULE.level(1)
+        energy = NeuralEnergy(network)
+        energy.value_and_grad(points(), level)
+        energy(points().requires_grad_(True), level)
+        assert network.calls == 1
+
     def test_stub_has_the_networks_interface(self) -> None:
         assert isinstance(StubEBM("nats"), EBMNetwork)
 

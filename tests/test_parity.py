@@ -14,12 +14,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.convert import ConvertedModel, load_authors_checkpoint
 from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
-from cdrl_infer.errors import CheckpointError, ConfigError
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError
+from cdrl_infer.images import to_unit
+from cdrl_infer.networks.energy_unet import EnergyUNet
+from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.networks.residual_ebm import ResidualEBM
 from cdrl_infer.networks.unet import UNetInitializer
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import Level, NoiseSchedule
 
@@ -124,6 +130,43 @@ def test_sizes_and_options_come_out(recording: Recording) -> None:
     assert not model.ebm.training and not model.initializer.training
 
 
+def test_the_pipeline_draws_with_a_converted_model(recording: Recording, tmp_path: Path) -> None:
+    """What it draws is what the sampler draws with the recorded options, and it survives the disk."""
+    model = recording.model
+    names = [f"class {k}" for k in range(10)] if model.num_classes else None
+    pipe = CDRLPipeline(model.to_model(names))
+    assert pipe.model.sampler == SamplerDefaults(15, score_scale=2.0)
+    call: dict[str, Any] = {"seeds": [1, 2], "langevin_steps": 1, "output_type": "pt"}
+    if names:
+        call["class_labels"] = ["class 7", None]
+    drawn = pipe(**call)
+
+    labels = torch.tensor([[8], [0]]) if names else None
+    expected = CooperativeSampler(model.schedule, 1, score_scale=model.score_scale).sample(
+        NeuralEnergy(model.ebm, labels),
+        InitializerProposal(model.initializer, labels),
+        PerImageRandom.from_seeds([1, 2], "cpu"),
+        (3, 32, 32),
+    )
+    assert (drawn.images - to_unit(expected.samples)).abs().max() <= 1 / 255
+
+    pipe.save_pretrained(tmp_path / "converted")
+    again = CDRLPipeline.from_pretrained(tmp_path / "converted")
+    assert again.model.sampler == pipe.model.sampler and again.model.labels == pipe.model.labels
+    assert torch.equal(again(**call).images, drawn.images)
+
+
+def test_a_converted_model_has_names_and_a_shape_that_fit(recording: Recording) -> None:
+    model = recording.model
+    by_default = [attribute.values for attribute in model.to_model().labels]
+    assert by_default == ([tuple("0123456789")] if model.num_classes else [])
+    assert model.to_model(image=(3, 16, 24)).image.shape == (3, 16, 24)
+    with pytest.raises(ConfigError, match=r"'labels' names \[2\] values"):
+        model.to_model(["cat", "dog"])
+    with pytest.raises(ConfigError, match="multiples of 8, got 30 and 32"):
+        model.to_model(image=(3, 30, 32))
+
+
 @torch.no_grad()
 def test_a_level_for_all_is_the_same_as_one_for_each(recording: Recording) -> None:
     model, x, labels = recording.model, recording.tensors["x"], recording.labels("labels")
@@ -223,12 +266,30 @@ def test_silu_energy_of_two_attributes() -> None:
     assert values.unique().numel() == 3
 
 
-@pytest.mark.parametrize("network", [ResidualEBM, UNetInitializer])
-def test_conditional_networks_need_labels(network: type[ResidualEBM | UNetInitializer]) -> None:
-    with torch.device("meta"):
-        made = network(num_classes=(3,))
-    with pytest.raises(ValueError, match="labels"):
-        made.to_empty(device="cpu").condition(NoiseSchedule().level(1))
+SMALL = [
+    (ResidualEBM, {"width": 4, "num_blocks": 1}),
+    (UNetInitializer, {"widths": (4,), "groups": 4, "attention_levels": ()}),
+    (EnergyUNet, {"widths": (4,)}),
+    (PatchInitializer, {"widths": (4,)}),
+]
+
+
+@pytest.mark.parametrize(("network", "sizes"), SMALL, ids=lambda v: getattr(v, "__name__", ""))
+def test_labels_must_be_those_the_network_has(network: Any, sizes: dict[str, Any]) -> None:
+    level, labels = NoiseSchedule().level(1), torch.ones(2, 1, dtype=torch.int64)
+    conditional = network(num_classes=(3,), embedding_dim=8, **sizes)
+    conditional.condition(level, labels)
+    for wrong, got in (
+        (None, "none"),
+        (labels.repeat(1, 2), r"\(2, 2\)"),
+        (labels[:, 0], r"\(2,\)"),
+    ):
+        with pytest.raises(InputError, match=rf"conditional: expected labels \(B, 1\), got {got}"):
+            conditional.condition(level, wrong)
+    unconditional = network(embedding_dim=8, **sizes)
+    unconditional.condition(level)
+    with pytest.raises(InputError, match=r"unconditional: expected no labels, got \(2, 1\)"):
+        unconditional.condition(level, labels)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, make_model
+from conftest import make_model
 
 from cdrl_infer.checkpoint import CDRLModel, SamplerDefaults
 from cdrl_infer.energies.neural import NeuralEnergy
@@ -21,6 +21,7 @@ from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
+from cdrl_infer.schedule import NoiseSchedule
 
 LABELS = ["Bag", 0, None, 2, "Sneaker", "Shirt"]
 
@@ -294,10 +295,18 @@ def test_devices(pipe: CDRLPipeline) -> None:
     assert pipe.device == torch.device("cpu")
     bits = pixels(pipe, seeds=[0], draw_on="device")
     assert torch.equal(bits, pixels(pipe, seeds=[0]))
-    for device in ("gpu", "cuda:99"):
+    for device in ("gpu", "cuda:99", "meta", "hpu"):
         with pytest.raises(InputError, match=f"device '{device}' cannot be used here .*try 'cpu'"):
             pipe.to(device)
     assert pipe.device == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_image_is_the_same_on_cuda_within_a_grey_level(folder: Path) -> None:
+    call = {"class_labels": LABELS, "seeds": range(6)}
+    on_cpu = pixels(CDRLPipeline.from_pretrained(folder), **call)
+    on_cuda = pixels(CDRLPipeline.from_pretrained(folder).to("cuda"), **call)
+    assert (on_cpu - on_cuda).abs().max() <= 1 / 255
 
 
 def test_unknown_model() -> None:
@@ -305,5 +314,10 @@ def test_unknown_model() -> None:
         CDRLPipeline.from_pretrained("nowhere")
 
 
-def test_class_names(pipe: CDRLPipeline) -> None:
-    assert [a.values for a in pipe.model.labels] == [CLASSES]
+def test_steps_of_a_sampler_are_checked_when_it_is_made() -> None:
+    schedule = NoiseSchedule(num_levels=3)
+    assert [CooperativeSampler(schedule, (4, 0, 2)).steps_at(t) for t in (3, 2, 1)] == [4, 0, 2]
+    for steps in (-1, [1, 2], [1, 2, 3, 4], [1, -1, 1], []):
+        with pytest.raises(InputError, match="at least 0, or 3, one per level, got") as caught:
+            CooperativeSampler(schedule, steps)
+        assert str(steps) in str(caught.value)

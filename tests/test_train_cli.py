@@ -47,7 +47,9 @@ def test_a_run_ends_in_a_model_that_the_pipeline_opens(data: str, tmp_path: Path
     assert len(pipe(num_images=2, class_labels=["1", "2"], seeds=[0, 1]).images) == 2
     assert (out / "samples" / "step-00000005.png").is_file()
     assert pipe.model.training["config"] == json.loads((out / "config.json").read_text())
-    assert pipe.model.model_card is not None and "20 images" in pipe.model.model_card
+    card = pipe.model.model_card
+    assert card is not None and "20 images" in card
+    assert "--data data.npz" in card and str(tmp_path) not in card
     rows = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
     again = train("--data", data, "--out", str(out), *TINY)
@@ -81,6 +83,9 @@ def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> Non
         (["--resume"], "nothing to resume"),
         (["--data", "nowhere.npz"], "no data at 'nowhere.npz'"),
         (["--device", "toaster"], "device"),
+        (["--set", "sampler.langevin_steps=[1]"], "one integer or 2"),
+        (["--set", "log_every=0"], "log_every must be at least 1"),
+        (["--set", "name=mine"], "unknown preset 'mine'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -92,6 +97,23 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in result.output
     assert result.output.startswith("cdrl-train: error: ") and result.output.count("\n") == 1
     assert not out.exists()
+
+
+def test_images_that_do_not_fit_the_networks_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", train_images=np.zeros((4, 9, 9), np.uint8))
+    result = train("--data", str(tmp_path / "odd.npz"), "--out", str(tmp_path / "run"), *TINY)
+    assert result.exit_code == 2
+    assert "multiples of 2, got 9 and 9" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train("--data", data, "--out", str(out), *TINY).exit_code == 0
+    resume = ["--data", data, "--out", str(out), "--resume"]
+    refused = train(*resume, "--set", "ebm.widths=[16]")
+    assert (refused.exit_code, "does not fit" in refused.output) == (2, True), refused.output
+    assert train(*resume).exit_code == 0
 
 
 def test_divergence_exits_with_3(data: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ from cdrl_train.spectral import folded_state
 from cdrl_train.trainer import Trainer
 
 NETWORK = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
+DROPOUT = {
+    "class": "UNetInitializer",
+    "widths": [8],
+    "num_blocks": 1,
+    "attention_levels": [],
+    "frequencies": 4,
+    "embedding_dim": 16,
+    "groups": 4,
+}
 RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipliers": [1, 2]}
 
 
@@ -69,7 +79,7 @@ def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, Tensor):
-            found[path] = value
+            found[path] = value.clone()
         elif isinstance(value, dict):
             for key, item in value.items():
                 walk(item, f"{path}.{key}")
@@ -81,16 +91,28 @@ def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"spectral_norm": True, "ebm": RESIDUAL},
+        {"initializer": DROPOUT},
+        {"precision": "bfloat16", "log_every": 3},
+    ],
+    ids=["preset", "spectral norm", "dropout", "bfloat16"],
+)
 @pytest.mark.parametrize("cut", [2, 4, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    tmp_path: Path, cut: int, spectral_norm: bool
+    tmp_path: Path, cut: int, changes: dict[str, Any]
 ) -> None:
-    config = tiny(spectral_norm=True, ebm=RESIDUAL) if spectral_norm else tiny()
+    config = tiny(**changes, checkpoint_every=2, keep_checkpoints=10)
     whole = trainer(config, tmp_path / "whole")
-    whole.fit()
-    first = trainer(config, tmp_path / "cut")
-    first.fit(until=cut)
+    whole.fit(on_sample=lambda run: to_model(run, ("a", "b", "c")))
+    # What a kill after the checkpoint of step ``cut`` leaves, with later lines in the log.
+    (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
+    for name in (f"checkpoints/step-{cut:08d}.pt", "metrics.jsonl"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    torch.rand(7)  # another process has drawn other numbers
     second = trainer(config, tmp_path / "cut")
     assert second.resume()
     assert second.step == cut
@@ -106,7 +128,7 @@ def test_both_phases_train_both_networks_and_move_the_averages(tmp_path: Path) -
     seen = [tensors(run.state())]
     for until in (4, 8):
         run.fit(until=until)
-        seen.append({k: v.clone() for k, v in tensors(run.state()).items()})
+        seen.append(tensors(run.state()))
     for before, after in itertools.pairwise(seen):
         for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):
             weights = [k for k in after if k.startswith(f".{name}.") and k in before]
@@ -131,6 +153,21 @@ def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
         # the first update copies
         expected = current.clone() if expected is None else decay * expected + (1 - decay) * current
         assert torch.allclose(run.ebm_ema.module.state_dict()[weight], expected, atol=1e-7)
+
+
+def test_the_log_keeps_the_phases_apart(tmp_path: Path) -> None:
+    trainer(tiny(log_every=3), tmp_path).fit()
+    rows = [(row["step"], row["phase"]) for row in lines_of(tmp_path)]
+    expected = [(3, "warm_start"), (4, "warm_start"), (6, "cooperative"), (8, "cooperative")]
+    assert rows == expected
+
+
+def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
+    config = tiny()
+    trainer(config, tmp_path).save()
+    other = Trainer(config, BatchStream(images(19), config.data, 0, "cpu"), (3,), tmp_path)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        other.resume()
 
 
 def test_no_warm_start_is_the_papers_recipe(tmp_path: Path) -> None:
@@ -257,11 +294,29 @@ def test_presets_survive_a_round_trip_and_build(name: str, tmp_path: Path) -> No
         ("warm_start.coupling=both", "coupling"),
         ("clip", "KEY=VALUE"),
         ("seed=1.5", "seed"),
+        ("seed=-1", "seed must be in"),
+        ("warm_start.batch_size=0", "batch_size must be at least 1, got 0"),
+        ("warm_start.warm_up=-3", "warm_up"),
+        ("cooperative.langevin_steps=-1", "langevin_steps must be at least 0"),
+        ("cooperative.ebm_rate=-1", "ebm_rate"),
+        ("data.label_dropout=7", r"label_dropout must be in \[0, 1\], got 7"),
+        ("log_every=0", "log_every must be at least 1"),
+        ("keep_checkpoints=0", "keep_checkpoints"),
+        ("clip=0", "clip"),
+        ("ema_decay=1", "ema_decay"),
+        ("sampler.langevin_steps=[1,2]", "one integer or 3, one per level, got 2"),
     ],
 )
 def test_bad_overrides_are_named(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny().override([assignment])
+
+
+def test_assignments_are_what_override_needs() -> None:
+    base = tiny()
+    changed = tiny(clip=2.0, data=DataConfig(flip=False), ebm=RESIDUAL)
+    assert base.assignments(base) == []
+    assert base.override(changed.assignments(base)) == changed
 
 
 def test_overrides_reach_groups() -> None:

@@ -1,4 +1,4 @@
-"""What the commands of this project share: how they end."""
+"""What the commands of this project share: how they end, and how they read K."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cdrl_infer.errors import CDRLError, NumericalError
+from cdrl_infer.errors import CDRLError, InputError, NumericalError
 
 
 class OneLineErrors(click.Command):
@@ -34,3 +34,17 @@ class OneLineErrors(click.Command):
             sys.exit(130)
         click.echo(f"{self.name}: error: {' '.join(message.split())}", err=True)
         sys.exit(code)
+
+
+def parse_steps(text: str) -> int | tuple[int, ...]:
+    """``"15"`` -> 15, ``"15,10,5"`` -> (15, 10, 5).
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        return tuple(int(k) for k in text.split(",")) if "," in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"--langevin-steps must be an integer or integers with commas between, got {text!r}"
+        ) from None

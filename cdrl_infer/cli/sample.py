@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.cli.command import OneLineErrors, parse_steps
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import added_files, replaced_file
 from cdrl_infer.version import __version__
@@ -70,11 +70,11 @@ def main(
     """Draw images from an energy-based model: cdrl-sample --out samples.png."""
     if out is None and trajectory is None:
         raise InputError("nothing to write: give --out or --trajectory a file name")
-    steps = _steps(langevin_steps)
+    steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:
         # Opened before any work, so that a path that cannot be written to costs no sampling.
-        picture = _open(stack, out) if out else None
-        film = _open(stack, trajectory, ".gif") if trajectory else None
+        picture = _open(stack, out) if out is not None else None
+        film = _open(stack, trajectory, ".gif") if trajectory is not None else None
 
         import torch
 
@@ -109,8 +109,10 @@ def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
     """A file (or, for PNGs, a folder) that takes the place of ``target`` once the stack is closed.
 
     Raises:
-        InputError: ``target`` has another suffix or cannot be written to.
+        InputError: ``target`` is empty, has another suffix or cannot be written to.
     """
+    if not target:
+        raise InputError(f"expected the name of a {suffix} file, got ''")
     path, png = Path(target), suffix == ".png"
     folder = png and (path.is_dir() or target.endswith("/") or not path.suffix)
     if not folder and path.suffix.lower() != suffix:
@@ -124,18 +126,6 @@ def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
         raise InputError(
             f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
             "exists and may be written to"
-        ) from None
-
-
-def _steps(text: str | None) -> int | list[int] | None:
-    """``"15"`` -> 15, ``"15,10,5"`` -> [15, 10, 5]."""
-    if text is None:
-        return None
-    try:
-        return [int(k) for k in text.split(",")] if "," in text else int(text)
-    except ValueError:
-        raise InputError(
-            f"--langevin-steps must be an integer or integers with commas between, got {text!r}"
         ) from None
 
 

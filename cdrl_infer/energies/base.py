@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,8 +23,13 @@ class Energy(ABC):
 
         Works under `torch.no_grad`; under `torch.inference_mode` no gradient exists.
         """
-        with torch.enable_grad():
-            y = y.detach().requires_grad_(True)
-            energy = self(y, level)
-            (grad,) = torch.autograd.grad(energy.sum(), y)
-        return energy.detach(), grad
+        return differentiate(lambda point: self(point, level), y)
+
+
+def differentiate(energy: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (B,) at y (B, ...) and their gradient in y (B, ...), both detached."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        values = energy(y)
+        (grad,) = torch.autograd.grad(values.sum(), y)
+    return values.detach(), grad

@@ -13,7 +13,11 @@ from cdrl_infer.schedule import Level
 
 
 class LangevinState(NamedTuple):
-    """Where the chains are: (B, ...)."""
+    """Where the chains are: (B, ...).
+
+    No energy or gradient is carried along: an unadjusted step neither compares energies nor visits a
+    point twice.
+    """
 
     y: Tensor
 
@@ -53,3 +57,12 @@ class Langevin:
         s2 = level.expand(level.step_variance * self.step_scale, state.y)
         y = state.y - 0.5 * s2 * grad + s2.sqrt() * self.noise_scale * noise
         return LangevinState(y), LangevinInfo(value, grad)
+
+    def run(
+        self, y: Tensor, energy: Energy, level: Level, random: RandomSource, steps: int
+    ) -> Tensor:
+        """Where ``steps`` transitions lead from y (B, ...)."""
+        state = self.init(y)
+        for _ in range(steps):
+            state, _ = self.step(state, energy, level, random)
+        return state.y

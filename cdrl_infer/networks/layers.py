@@ -8,10 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdrl_infer.errors import InputError
+
 
 def noise_angle(logsnr: Tensor) -> Tensor:
     """``arctan(exp(-λ/2)) / (π/2)`` in [0, 1]: 0 = clean, 1 = pure noise; same shape as ``logsnr``."""
     return torch.atan(torch.exp(-0.5 * logsnr)) / (0.5 * math.pi)
+
+
+def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Zero weights and bias: what the layer is added to, or scales, begins unchanged."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class LabelEmbedding(nn.Module):
@@ -24,11 +32,59 @@ class LabelEmbedding(nn.Module):
 
     def __init__(self, num_classes: tuple[int, ...], dim: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.tables = nn.ModuleList([nn.Embedding(n + 1, dim) for n in num_classes])
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B, A) integers -> (B, dim)."""
         return torch.stack([table(labels[:, k]) for k, table in enumerate(self.tables)]).sum(0)
+
+
+class OneHotEmbedding(nn.Linear):
+    """A linear layer on one-hot labels, side by side: the paper's embedding of labels.
+
+    Args:
+        num_classes: how many values each of the A attributes has; index 0 means "not given".
+        dim: width of the embedding.
+    """
+
+    def __init__(self, num_classes: tuple[int, ...], dim: int) -> None:
+        super().__init__(sum(n + 1 for n in num_classes), dim)
+        self.num_classes = num_classes
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, A) integers -> (B, dim)."""
+        columns = [F.one_hot(labels[:, k], n + 1) for k, n in enumerate(self.num_classes)]
+        return super().forward(torch.cat(columns, dim=1).to(self.weight.dtype))
+
+
+def add_labels(
+    embedding: Tensor, table: LabelEmbedding | OneHotEmbedding | None, labels: Tensor | None
+) -> Tensor:
+    """``embedding`` (B or 1, dim) plus that of the labels, (B, dim); as it is if unconditional.
+
+    Args:
+        embedding: of the noise level.
+        table: the network's embedding of labels; None for an unconditional network.
+        labels: (B, A) integers, 0 = not given; None for an unconditional network.
+
+    Raises:
+        InputError: labels that are missing, of another number of attributes, or given to an
+            unconditional network.
+    """
+    if table is None:
+        if labels is not None:
+            raise InputError(
+                f"this network is unconditional: expected no labels, got {tuple(labels.shape)}"
+            )
+        return embedding
+    if labels is None or labels.ndim != 2 or labels.shape[1] != len(table.num_classes):
+        got = "none" if labels is None else tuple(labels.shape)
+        raise InputError(
+            f"this network is conditional: expected labels (B, {len(table.num_classes)}), got {got}"
+        )
+    rows: Tensor = table(labels)
+    return embedding + rows
 
 
 def sinusoidal_embedding(logsnr: Tensor, frequencies: int) -> Tensor:
@@ -42,9 +98,3 @@ def sinusoidal_embedding(logsnr: Tensor, frequencies: int) -> Tensor:
     rates = torch.exp(k * (-math.log(10_000) / (frequencies - 1)))
     angle = 1000 * noise_angle(logsnr.clamp(-20, 20))[:, None] * rates
     return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
-def one_hot_labels(labels: Tensor, num_classes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """(B, A) integers, 0 = not given -> (B, Σ_k (num_classes[k] + 1)): one-hots side by side."""
-    columns = [F.one_hot(labels[:, k], n + 1) for k, n in enumerate(num_classes)]
-    return torch.cat(columns, dim=1).to(dtype)

@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.layers import LabelEmbedding, noise_angle
+from cdrl_infer.networks.layers import (
+    LabelEmbedding,
+    add_labels,
+    noise_angle,
+    start_at_zero,
+)
 
 Conditioning = list[tuple[Tensor, Tensor]]
-
-
-def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """Zero weights and bias: what the layer is added to, or scales, begins unchanged."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
 
 
 class ModulatedBlock(nn.Module):
@@ -126,11 +125,7 @@ class PatchUNet(nn.Module):
         ).to(logsnr.dtype)
         angle = 2 * noise_angle(logsnr)[:, None] * rates
         embedding = self.embed2(F.silu(self.embed1(torch.cat([angle.sin(), angle.cos()], dim=1))))
-        if self.labels is not None:
-            if labels is None:
-                raise ValueError("this network is conditional: labels (B, A) are needed")
-            embedding = embedding + self.labels(labels)
-        embedding = F.silu(embedding)
+        embedding = F.silu(add_labels(embedding, self.labels, labels))
         return [
             block.condition(embedding)
             for group in (*self.down, *reversed(self.up))

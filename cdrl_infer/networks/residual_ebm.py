@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.config import Configurable
-from cdrl_infer.networks.layers import one_hot_labels, sinusoidal_embedding
+from cdrl_infer.networks.layers import OneHotEmbedding, add_labels, sinusoidal_embedding
 from cdrl_infer.schedule import Level
 
 Activation = Literal["leaky_relu", "silu"]
@@ -124,9 +124,7 @@ class ResidualEBM(Configurable, nn.Module):
         self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
         self.embed2 = nn.Linear(embedding_dim, embedding_dim)
         self.embed_labels = (
-            nn.Linear(sum(n + 1 for n in self.num_classes), embedding_dim)
-            if self.num_classes
-            else None
+            OneHotEmbedding(self.num_classes, embedding_dim) if self.num_classes else None
         )
         self.stem = nn.Conv2d(in_channels * patch_size**2, width, 3, padding=1)
         self.blocks = nn.ModuleList()
@@ -151,11 +149,7 @@ class ResidualEBM(Configurable, nn.Module):
         """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
         e = sinusoidal_embedding(level.logsnr.reshape(-1), self.frequencies)
         e = self.embed2(activate(self.embed1(e), self.activation))
-        if self.embed_labels is not None:
-            if labels is None:
-                raise ValueError("this network is conditional: labels (B, A) are needed")
-            e = e + self.embed_labels(one_hot_labels(labels, self.num_classes, e.dtype))
-        e = activate(e, self.activation)
+        e = activate(add_labels(e, self.embed_labels, labels), self.activation)
         shifts = [block.condition(e) for block in cast(Iterable[ResidualBlock], self.blocks)]
         return ResidualCondition(shifts, self.head(e))
 

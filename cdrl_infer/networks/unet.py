@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.config import Configurable
-from cdrl_infer.networks.layers import one_hot_labels, sinusoidal_embedding
+from cdrl_infer.networks.layers import (
+    OneHotEmbedding,
+    add_labels,
+    sinusoidal_embedding,
+    start_at_zero,
+)
 from cdrl_infer.schedule import Level
 
 UNetCondition = list[tuple[Tensor, Tensor]]
@@ -149,9 +154,7 @@ class UNetInitializer(Configurable, nn.Module):
         self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
         self.embed2 = nn.Linear(embedding_dim, embedding_dim)
         self.embed_labels = (
-            nn.Linear(sum(n + 1 for n in self.num_classes), embedding_dim)
-            if self.num_classes
-            else None
+            OneHotEmbedding(self.num_classes, embedding_dim) if self.num_classes else None
         )
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
 
@@ -180,8 +183,7 @@ class UNetInitializer(Configurable, nn.Module):
                 self.up.append(block(h, h, resample="up"))
         self.norm = nn.GroupNorm(groups, h, eps=1e-6)
         self.head = nn.Conv2d(h, in_channels, 3, padding=1)
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
+        start_at_zero(self.head)
 
     @property
     def size_multiple(self) -> int:
@@ -192,11 +194,7 @@ class UNetInitializer(Configurable, nn.Module):
         """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
         e = sinusoidal_embedding(level.logsnr_in.reshape(-1), self.frequencies)
         e = self.embed2(F.silu(self.embed1(e)))
-        if self.embed_labels is not None:
-            if labels is None:
-                raise ValueError("this network is conditional: labels (B, A) are needed")
-            e = e + self.embed_labels(one_hot_labels(labels, self.num_classes, e.dtype))
-        e = F.silu(e)
+        e = F.silu(add_labels(e, self.embed_labels, labels))
         return [block.condition(e) for block in (*self.down, *self.middle, *self.up)]
 
     def forward(self, x: Tensor, condition: UNetCondition) -> Tensor:
