@@ -40,7 +40,7 @@ def fashion_mnist() -> TrainConfig:
             final_rate=0.05,
         ),
         cooperative=CooperativeConfig(
-            steps=3_000,
+            steps=2_000,
             batch_size=32,
             coupling="markov",
             ebm_rate=1e-4,

@@ -218,9 +218,7 @@ class Trainer:
         positive = self._energy(batch.labels)(pair.y, level)
         with evaluating(self.ebm):
             negative = self._energy(batch.labels)(refined.end, level)
-        weight = objectives.contrastive_weight(
-            level, self.sigma_1, batch.x[0].numel(), phase.weight
-        )
+        weight = objectives.contrastive_weight(level, self.sigma_1, phase.weight)
         contrast = objectives.contrastive_loss(positive, negative, weight)
         imitation = objectives.imitation_loss(mean, refined)
         self._report("energy_gap", contrast.per_image, level)

@@ -138,13 +138,13 @@ def test_regression_weighs_the_error_by_the_noise_variance(t: int) -> None:
 def test_contrastive_weights() -> None:
     levels = SCHEDULE.level(torch.arange(1, 7))
     sigma_1 = float(levels.noise_variance[0].sqrt())
-    paper = objectives.contrastive_weight(levels, sigma_1, 10, "paper")
+    paper = objectives.contrastive_weight(levels, sigma_1, "paper")
     # In units of f = -s² E the paper's weight is σ_1/σ_t.
     assert torch.allclose(
         paper / levels.step_variance, sigma_1 / levels.noise_variance.sqrt(), rtol=1e-6
     )
-    noise = objectives.contrastive_weight(levels, sigma_1, 10, "noise")
-    assert torch.equal(noise, levels.scale * levels.sigma_bar / 10)
+    noise = objectives.contrastive_weight(levels, sigma_1, "noise")
+    assert torch.equal(noise, levels.scale * levels.sigma_bar)
 
 
 class Quadratic(Energy):
