@@ -96,7 +96,7 @@ class Trainer:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = 0  # over both phases
         self.images_seen = 0
-        self.seconds = 0.0  # spent in steps, over all sessions
+        self.seconds = 0.0  # spent in steps, before and after resuming
         self.optimizers = self._new_optimizers()
         self.metrics = Metrics()
 
