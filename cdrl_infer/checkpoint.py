@@ -76,6 +76,15 @@ class SamplerDefaults:
                 f"got step_scale={self.step_scale}, score_scale={self.score_scale}"
             )
 
+    def check_levels(self, num_levels: int) -> None:
+        """Raise `ConfigError` unless K is one integer or one per level."""
+        steps = self.langevin_steps
+        if not isinstance(steps, int) and len(steps) != num_levels:
+            raise ConfigError(
+                f"langevin_steps must be one integer or {num_levels}, one per level, "
+                f"got {len(steps)}"
+            )
+
 
 @dataclass(frozen=True)
 class ImageShape:
@@ -137,12 +146,7 @@ class CDRLModel:
     model_card: str | None = None
 
     def __post_init__(self) -> None:
-        steps = self.sampler.langevin_steps
-        if not isinstance(steps, int) and len(steps) != self.schedule.num_levels:
-            raise ConfigError(
-                f"langevin_steps must be one integer or {self.schedule.num_levels}, one per level, "
-                f"got {len(steps)}"
-            )
+        self.sampler.check_levels(self.schedule.num_levels)
         for role in NETWORKS:
             check_sizes(role, getattr(self, role), self.image, self.labels)
 

@@ -147,12 +147,7 @@ class TrainConfig:
         _within("max_energy_gap", self.max_energy_gap, 0)
         _within("ema_decay", self.ema_decay, 0, 1 - 1e-9)
         _within("seed", self.seed, 0, 2**32 - 1)
-        steps = self.sampler.langevin_steps
-        if not isinstance(steps, int) and len(steps) != self.schedule.num_levels:
-            raise ConfigError(
-                f"sampler.langevin_steps must be one integer or {self.schedule.num_levels}, one per "
-                f"level, got {len(steps)}"
-            )
+        self.sampler.check_levels(self.schedule.num_levels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
 def training_record(trainer: Trainer) -> dict[str, Any]:
     """How the model was made: options, steps, images and hours."""
     return {
-        "config": copy.deepcopy(trainer.config.to_dict()),
+        "config": trainer.config.to_dict(),
         "steps": trainer.step,
         "images": trainer.images_seen,
         "hours": round(trainer.seconds / 3600, 3),
