@@ -10,10 +10,14 @@ from torch import Tensor
 
 
 class RandomSource(Protocol):
-    """Draws standard normals for a batch; each call advances the stream."""
+    """Draws for a batch; each call advances the stream."""
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) independent standard normals."""
+        ...
+
+    def uniform(self) -> Tensor:
+        """(B,) independent numbers in [0, 1)."""
         ...
 
 
@@ -41,6 +45,11 @@ class PerImageRandom:
         draws = [torch.randn(*shape, generator=g, device=g.device) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
+    def uniform(self) -> Tensor:
+        """(B,) numbers in [0, 1), number k from generator k."""
+        draws = [torch.rand((), generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
 
 class BatchRandom:
     """One generator for a whole batch: what training uses."""
@@ -54,3 +63,7 @@ class BatchRandom:
         return torch.randn(
             self.batch_size, *shape, generator=self.generator, device=self.generator.device
         )
+
+    def uniform(self) -> Tensor:
+        """(B,) numbers in [0, 1) on the generator's device."""
+        return torch.rand(self.batch_size, generator=self.generator, device=self.generator.device)

@@ -6,14 +6,14 @@ batch; per-image values come beside them, so that they can be reported by level.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
-from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
@@ -94,16 +94,16 @@ class Refined(NamedTuple):
 def refine(
     energy: Energy,
     mean: Tensor,
-    kernel: Langevin,
+    kernel: Kernel[Any],
     steps: int,
     x_t: Tensor,
     level: Level,
     random: RandomSource,
 ) -> Refined:
-    """K Langevin steps on ``p(y | x_t)`` from a proposal around ``mean`` (B, C, H, W)."""
+    """K steps of the kernel on ``p(y | x_t)`` from a proposal around ``mean`` (B, C, H, W)."""
     start = InitializerProposal.around(mean.detach(), level, random)
     end = kernel.run(start, RecoveryEnergy(energy, x_t), level, random, steps)
-    return Refined(start, end)
+    return Refined(start, end.y)
 
 
 def contrastive_weight(level: Level, sigma_1: float, kind: ContrastiveWeight) -> Tensor:

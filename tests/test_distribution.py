@@ -30,7 +30,8 @@ from cdrl_infer.energies.analytic import (
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.energies.recovery import RecoveryEnergy
-from cdrl_infer.kernels.langevin import Langevin, LangevinInfo, LangevinState
+from cdrl_infer.kernels.base import StepInfo
+from cdrl_infer.kernels.langevin import Langevin, LangevinState
 from cdrl_infer.proposals import IdentityProposal
 from cdrl_infer.random import BatchRandom, RandomSource
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
@@ -91,11 +92,11 @@ class MissingRoot(Langevin):
 
     def step(
         self, state: LangevinState, energy: Energy, level: Level, random: RandomSource
-    ) -> tuple[LangevinState, LangevinInfo]:
-        value, grad = energy.value_and_grad(state.y, level)
+    ) -> tuple[LangevinState, StepInfo]:
+        _, grad = energy.value_and_grad(state.y, level)
         s2 = level.step_variance
         y = state.y - 0.5 * s2 * grad + s2 * random.normal(state.y.shape[1:])
-        return LangevinState(y), LangevinInfo(value, grad)
+        return LangevinState(y), StepInfo(torch.ones(len(y)), torch.ones(len(y)).bool())
 
 
 class WrongSignRecovery(RecoveryEnergy):
@@ -272,7 +273,7 @@ def run_kernel(
     parts: Parts, energy: Energy, level: Level, start: Tensor, steps: int, seed: int = 0
 ) -> Tensor:
     random = BatchRandom(len(start), torch.Generator().manual_seed(seed))
-    return parts.kernel.run(start, energy, level, random, steps)
+    return parts.kernel.run(start, energy, level, random, steps).y
 
 
 def recovery_energy(parts: Parts, data: AnalyticEnergy, x_t: Tensor, n: int) -> Energy:
@@ -537,7 +538,7 @@ def test_drl_starts_at_x_t_and_reaches_the_posterior() -> None:
     def draws(steps: int) -> Tensor:
         random = BatchRandom(n, torch.Generator().manual_seed(0))
         start = IdentityProposal().sample(x_t, level, random)
-        return parts.kernel.run(start, energy, level, random, steps)
+        return parts.kernel.run(start, energy, level, random, steps).y
 
     eye = torch.eye(2).double()
     at_x_t = Affine(eye, torch.zeros(2).double(), 0 * eye)
@@ -560,7 +561,7 @@ def test_correlated_draws_of_few_chains() -> None:
 
     random = BatchRandom(chains, torch.Generator().manual_seed(0))
     kernel = Langevin()
-    state, path = kernel.init(torch.zeros(chains, 1).double()), []
+    state, path = kernel.init(torch.zeros(chains, 1).double(), data, level), []
     for _ in range(50 + steps):
         state, _ = kernel.step(state, data, level, random)
         path.append(state.y[:, 0])
