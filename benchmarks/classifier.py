@@ -1,4 +1,4 @@
-"""The judge: a small convolutional network that says which class an image shows."""
+"""The judge: a small convolutional network that says what an image shows, each attribute for itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdrl_infer.files import replaced_file
-from cdrl_train.data import ImageSet
+from cdrl_train.image_set import ImageSet
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,14 @@ class Recipe:
 
 
 class SmallCNN(nn.Sequential):
-    """Per width: 3x3 convolution, batch norm, ReLU, 2x2 max pooling; then one linear layer."""
+    """Per width: 3x3 convolution, batch norm, ReLU, 2x2 max pooling; then one linear layer for the logits
+    of all attributes side by side.
+    """
 
-    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, shape: Sequence[int], num_classes: Sequence[int], widths: Sequence[int]
+    ) -> None:
+        self.num_classes = tuple(num_classes)
         channels, height, width = shape
         layers: list[nn.Module] = []
         for out in widths:
@@ -47,7 +52,9 @@ class SmallCNN(nn.Sequential):
             ]
             channels, height, width = out, height // 2, width // 2
         features = channels * height * width
-        super().__init__(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, classes))
+        super().__init__(
+            *layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, sum(num_classes))
+        )
 
 
 def standardised(images: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> 
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = SmallCNN(data.images.shape[1:], len(data.classes), recipe.widths)
+        network = SmallCNN(data.images.shape[1:], data.num_classes, recipe.widths)
         network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -76,7 +83,11 @@ def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> 
                     x = standardised(data.images[index])
                     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
                     x = torch.where(mirrored, x.flip(-1), x)
-                    loss = nn.functional.cross_entropy(network(x), data.labels[index])
+                    logits = network(x).split(data.num_classes, dim=1)
+                    loss = sum(
+                        nn.functional.cross_entropy(part, data.labels[index, k])
+                        for k, part in enumerate(logits)
+                    )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -86,31 +97,35 @@ def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> 
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 -> (N,) class indices."""
-    return torch.cat([network(standardised(part)).argmax(1) for part in images.split(500)])
+def predict(network: SmallCNN, images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, A) indices."""
+    logits = torch.cat([network(standardised(part)) for part in images.split(500)])
+    return torch.stack([part.argmax(1) for part in logits.split(network.num_classes, 1)], dim=1)
 
 
 def load_or_train(
     cache: Path, train: ImageSet, test: ImageSet, recipe: Recipe, progress: bool = False
 ) -> tuple[SmallCNN, float]:
-    """The judge and its accuracy on the test images; trained once, then read from ``cache``."""
+    """The judge and the share of test images of which it knows every label; trained once, then read
+    from ``cache``.
+    """
     key = json.dumps([train.fingerprint(), test.fingerprint(), asdict(recipe)])
     file = cache / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
     if file.is_file():
-        network = SmallCNN(train.images.shape[1:], len(train.classes), recipe.widths)
+        network = SmallCNN(train.images.shape[1:], train.num_classes, recipe.widths)
         network.load_state_dict(load_file(file))
         with safe_open(file, "pt") as archive:
             accuracy = float(archive.metadata()["accuracy"])
         return network.eval().requires_grad_(False), accuracy
     network = train_classifier(train, recipe, progress)
-    accuracy = float((predict(network, test.images) == test.labels).double().mean())
+    accuracy = share_recognised(network, test.images.numpy(), test.labels)
     with replaced_file(file) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
         save_file(tensors, temporary, {"accuracy": repr(accuracy)})
     return network, accuracy
 
 
-def share_recognised(network: nn.Module, images: NDArray[np.uint8], asked: Tensor) -> float:
-    """The share, in [0, 1], of images (N, C, H, W) that the judge gives the class that was asked."""
-    return float((predict(network, torch.from_numpy(images)) == asked).double().mean())
+def share_recognised(network: SmallCNN, images: NDArray[np.uint8], asked: Tensor) -> float:
+    """The share, in [0, 1], of images (N, C, H, W) that the judge gives all labels (N, A) asked."""
+    right = (predict(network, torch.from_numpy(images)) == asked).all(dim=1)
+    return float(right.double().mean())

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.version import __version__
-from cdrl_train.data import ImageSet, load_images
+from cdrl_train.data import load_images
+from cdrl_train.image_set import ImageSet
 
 SEED_STRIDE = 1_000_000  # image k of repeat r is drawn from seed r · SEED_STRIDE + k
 TRAINING = "training images"
@@ -64,21 +65,26 @@ def window(n: int, repeat: int, total: int) -> slice:
 
 @dataclass(frozen=True)
 class SamplePools:
-    """Samples of a model, (N, C, H, W) uint8, the classes in turn; kept on disk and extended.
+    """Samples of a model, (N, C, H, W) uint8, the labels in turn; kept on disk and extended.
 
-    The first n of a pool are a class-balanced set of n.
+    The first n of a pool are a set of n balanced in the first attribute; the others go on with each
+    round of it, so that all combinations occur.
     """
 
     pipe: CDRLPipeline
     digest: str
-    classes: tuple[str, ...]
+    num_classes: tuple[int, ...]
     cache: Path
     batch_size: int = 64
     progress: bool = False
 
     def labels(self, count: int) -> Tensor:
-        """(N,) class indices."""
-        return torch.arange(count) % len(self.classes)
+        """(N, A) indices."""
+        columns, left = [], torch.arange(count)
+        for size in self.num_classes:
+            columns.append(left % size)
+            left = left // size
+        return torch.stack(columns, dim=1)
 
     def images(self, steps: Steps, repeat: int, count: int) -> NDArray[np.uint8]:
         """The first ``count`` samples of a repeat.
@@ -91,7 +97,7 @@ class SamplePools:
             if start == stop:
                 return np.empty((0, *self.pipe.model.image.shape), np.uint8)
             output = self.pipe(
-                class_labels=[self.classes[k % len(self.classes)] for k in range(start, stop)],
+                class_labels=self.labels(stop)[start:].tolist(),
                 seeds=range(repeat * SEED_STRIDE + start, repeat * SEED_STRIDE + stop),
                 langevin_steps=steps,
                 batch_size=self.batch_size,
@@ -218,12 +224,12 @@ def frechet_table(rows: Sequence[Comparison]) -> str:
     return table(header, body)
 
 
-def class_names(pipe: CDRLPipeline, data: ImageSet) -> tuple[str, ...]:
-    """The classes of the data, after a check that the model has the same, for the same images."""
+def check_same_kind(pipe: CDRLPipeline, data: ImageSet) -> None:
+    """InputError unless the model has the labels of the data, and its images' shape."""
     attributes = pipe.model.labels
-    if len(attributes) != 1 or attributes[0].values != data.classes:
+    if not attributes or attributes != data.attributes:
         raise InputError(
-            f"expected a model of the classes of the data, {data.classes}, "
+            f"expected a model of the labels of the data, {[a.values for a in data.attributes]}, "
             f"got {[a.values for a in attributes]}"
         )
     if data.images.shape[1:] != pipe.model.image.shape:
@@ -231,7 +237,6 @@ def class_names(pipe: CDRLPipeline, data: ImageSet) -> tuple[str, ...]:
             f"expected a model of images {tuple(data.images.shape[1:])} as in the data, "
             f"got {pipe.model.image.shape}"
         )
-    return data.classes
 
 
 @click.command("quality.py", cls=command.OneLineErrors, context_settings={"show_default": True})
@@ -289,7 +294,7 @@ def evaluate(
     folder = find_model(model)
     pipe = CDRLPipeline.from_pretrained(folder).to(device)
     train, test = load_images(data, "train"), load_images(data, "test")
-    classes = class_names(pipe, test)
+    check_same_kind(pipe, test)
     default = pipe.model.sampler.langevin_steps
     asked = list(dict.fromkeys(parse_steps(text, default) for text in steps_texts))
     for n in sizes:
@@ -302,7 +307,7 @@ def evaluate(
     if warning:
         click.secho(warning, fg="red", bold=True, err=True)
     digest = model_digest(folder)
-    pools = SamplePools(pipe, digest, classes, cache, batch_size, progress=True)
+    pools = SamplePools(pipe, digest, test.num_classes, cache, batch_size, progress=True)
     features = Features(extractor, cache, progress=True)
     last = {
         name: max(window(n, r, len(images)).stop for n in sizes for r in range(seeds))
@@ -328,7 +333,8 @@ def evaluate(
             f"Model {pipe.name} ({digest}), by default {by_default}; cdrl {__version__}, "
             f"torch {torch.__version__}.",
             "",
-            f"Class-conditional samples, the {len(classes)} classes in turn, judged by a classifier "
+            f"Samples of all labels ({listing(a.name for a in test.attributes)}) in turn, recognised "
+            "where every label is the one that was asked, judged by a classifier "
             f"trained on the {len(train)} training images; ± binomial standard error.",
             "",
             accuracy_table(shares, accuracy_samples, real, len(test)),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "source",
     required=True,
     metavar="FILE.npz|FOLDER|torchvision:FashionMNIST[:ROOT]",
-    help="Images to train on; the last downloads them.",
+    help="Images to train on; the last downloads them. With coloured: before it, in colour.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Of the run."
@@ -62,8 +62,8 @@ def main(
 
     data = load_images(source)
     stream = BatchStream(data, config.data, config.seed, usable_device(device))
-    trainer = Trainer(config, stream, (len(data.classes),) if data.classes else (), out)
-    to_model(trainer, data.classes)  # what could not be exported is not worth training
+    trainer = Trainer(config, stream, out)
+    to_model(trainer)  # what could not be exported is not worth training
     resumed = resume and trainer.resume()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,13 @@ def main(
 
     def preview(run: Trainer) -> None:
         try:
-            save_samples(run, data.classes)
+            save_samples(run)
         except NumericalError as error:
             click.echo(f"no samples of step {run.step}: {error}", err=True)
 
     trainer.fit(on_log=_print, on_sample=preview)
 
-    model = to_model(trainer, data.classes)
+    model = to_model(trainer)
     model.model_card = render(model, config, data=_data_name(source))
     save_model(model, out / "model", dtype=STORED_TYPES[config.stored_as])
     click.echo(f"model written to {out / 'model'}", err=True)
@@ -108,6 +108,10 @@ def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
 
 def _data_name(source: str) -> str:
     """The data set without where it lies on this machine."""
+    from cdrl_train.data import COLOURED
+
+    if source.startswith(COLOURED):
+        return COLOURED + _data_name(source.removeprefix(COLOURED))
     if source.startswith("torchvision:"):
         return ":".join(source.split(":")[:2])
     return Path(source).resolve().name

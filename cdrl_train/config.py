@@ -31,7 +31,8 @@ class DataConfig:
     Args:
         dequantise: add uniform noise of one grey level before scaling.
         flip: mirror each image left-right with probability ½.
-        label_dropout: probability that a label is hidden, so that the model is unconditional too.
+        label_dropout: probability that a label is hidden, each attribute for itself, so that the model
+            is unconditional too, and knows each attribute without the others.
     """
 
     dequantise: bool = True

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import MODES
+from cdrl_train.coloured import HELD_OUT, render
 from cdrl_train.config import DataConfig
+from cdrl_train.image_set import ImageSet
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -30,33 +31,8 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+COLOURED = "coloured:"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images and labels in memory.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64 class indices from 0, or None.
-        classes: their names; () if there are no labels.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this set from another: of pixels, labels and names."""
-        sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for tensor in (self.images, self.labels):
-            if tensor is not None:
-                sha.update(tensor.cpu().contiguous().numpy().data)
-        return sha.hexdigest()[:16]
 
 
 def load_images(source: str, split: str = "train") -> ImageSet:
@@ -65,14 +41,20 @@ def load_images(source: str, split: str = "train") -> ImageSet:
     Args:
         source: a ``.npz`` file with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and
             the same for ``test``; ``torchvision:FashionMNIST[:ROOT]``, downloaded to ROOT (default
-            ``data``) if need be; or a folder of images of 8 bits per channel, one sub-folder per
-            class or none at all.
+            ``data``) if need be; a folder of images of 8 bits per channel, one sub-folder per
+            class or none at all; or ``coloured:`` and one of these with Fashion-MNIST in it, see
+            `cdrl_train.coloured` (its held-out pairs occur in the test split alone).
         split: "train" or "test"; ignored for a folder.
 
     Raises:
         InputError: nothing there, or not what is expected.
     """
     path = Path(source)
+    if source.startswith(COLOURED):
+        clothes = load_images(source.removeprefix(COLOURED), split)
+        return (
+            render(clothes, seed=0, held_out=HELD_OUT) if split == "train" else render(clothes, 1)
+        )
     if source.startswith("torchvision:"):
         data = _torchvision(source, split)
     elif path.is_dir():
@@ -82,7 +64,7 @@ def load_images(source: str, split: str = "train") -> ImageSet:
     else:
         raise InputError(
             f"no data at {source!r}: expected a .npz file, a folder of images or "
-            "torchvision:FashionMNIST[:ROOT] (which downloads it)"
+            "torchvision:FashionMNIST[:ROOT] (which downloads it), or coloured: and one of these"
         )
     channels, height, width = data.images.shape[1:]
     if channels not in MODES or not height or not width:
@@ -113,7 +95,7 @@ def _npz(path: Path, split: str) -> ImageSet:
     pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     if labels is None:
-        return ImageSet(pixels, None, ())
+        return ImageSet(pixels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise InputError(
             f"{path}: expected '{split}_labels' ({len(images)},) integers, "
@@ -128,7 +110,7 @@ def _npz(path: Path, split: str) -> ImageSet:
     count = int(targets.max()) + 1
     fashion = "fashion" in path.stem.lower() and count == len(FASHION_MNIST_CLASSES)
     classes = FASHION_MNIST_CLASSES if fashion else tuple(str(k) for k in range(count))
-    return ImageSet(pixels, targets, classes)
+    return ImageSet(pixels, *_classes(targets, classes))
 
 
 def _torchvision(source: str, split: str) -> ImageSet:
@@ -145,7 +127,8 @@ def _torchvision(source: str, split: str) -> ImageSet:
         data = FashionMNIST(root, train=split == "train", download=True)
     except (RuntimeError, OSError) as error:
         raise InputError(f"Fashion-MNIST could not be loaded into {root!r}: {error}") from error
-    return ImageSet(data.data[:, None], data.targets.long(), FASHION_MNIST_CLASSES)
+    labels, attributes = _classes(data.targets.long(), FASHION_MNIST_CLASSES)
+    return ImageSet(data.data[:, None], labels, attributes)
 
 
 def _folder(root: Path) -> ImageSet:
@@ -187,15 +170,21 @@ def _folder(root: Path) -> ImageSet:
         images.append(pixels)
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     index = {name: k for k, name in enumerate(classes)}
-    labels = torch.tensor([index[p[0]] for p in parents]) if labelled else None
-    return ImageSet(stacked, labels, classes)
+    if not labelled:
+        return ImageSet(stacked)
+    return ImageSet(stacked, *_classes(torch.tensor([index[p[0]] for p in parents]), classes))
+
+
+def _classes(targets: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[Attribute, ...]]:
+    """(N,) indices and their names as the labels and attributes of an `ImageSet`."""
+    return targets[:, None], (Attribute("class", names),)
 
 
 class Batch(NamedTuple):
     """Network input."""
 
     x: Tensor  # (B, C, H, W) float32 in [-1, 1]
-    labels: Tensor | None  # (B, 1) int64, 0 = hidden
+    labels: Tensor | None  # (B, A) int64, 0 = hidden
 
 
 class BatchStream:
@@ -252,5 +241,5 @@ class BatchStream:
             x = torch.where(uniform(batch_size, 1, 1, 1) < 0.5, x, x.flip(-1))
         if self.labels is None:
             return Batch(x, None)
-        kept = uniform(batch_size) >= self.config.label_dropout
-        return Batch(x, ((self.labels[index] + 1) * kept)[:, None])
+        labels = self.labels[index] + 1
+        return Batch(x, labels * (uniform(*labels.shape) >= self.config.label_dropout))

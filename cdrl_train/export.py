@@ -7,20 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape
+from cdrl_infer.checkpoint import CDRLModel, ImageShape
 from cdrl_train.spectral import folded_state
 from cdrl_train.trainer import Trainer
 
 STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
-    """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is.
-
-    Args:
-        trainer: at any step.
-        classes: names of the label's values; () if unconditional.
-    """
+def to_model(trainer: Trainer) -> CDRLModel:
+    """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is."""
     channels, height, width = trainer.stream.images.shape[1:]
     with torch.random.fork_rng(devices=[]):  # initial weights that nobody sees must not cost draws
         ebm, initializer = trainer.build()
@@ -29,7 +24,7 @@ def to_model(trainer: Trainer, classes: tuple[str, ...]) -> CDRLModel:
         initializer=_plain(initializer, trainer.initializer_ema.module),
         schedule=trainer.schedule,
         image=ImageShape(channels, height, width),
-        labels=(Attribute("class", classes),) if classes else (),
+        labels=trainer.stream.data.attributes,
         sampler=trainer.config.sampler,
         training=training_record(trainer),
     )

@@ -13,12 +13,19 @@ from cdrl_train.trainer import Trainer
 ROWS = 6
 
 
-def save_samples(trainer: Trainer, classes: tuple[str, ...]) -> Path:
-    """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``: a column per class."""
-    pipe = CDRLPipeline(to_model(trainer, classes)).to(trainer.device)
-    columns = len(classes) or ROWS
+def save_samples(trainer: Trainer) -> Path:
+    """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``.
+
+    A column per class of the first attribute; the others take turns, row by row.
+    """
+    pipe = CDRLPipeline(to_model(trainer)).to(trainer.device)
+    first, *others = trainer.stream.data.num_classes or (ROWS,)
+    columns = first
+    labels = [
+        (k % first, *((k // first + k % first) % n for n in others)) for k in range(ROWS * columns)
+    ]
     out = pipe(
-        class_labels=[k % columns for k in range(ROWS * columns)] if classes else None,
+        class_labels=labels if trainer.stream.data.attributes else None,
         seeds=range(ROWS * columns),
         progress=False,
     )

@@ -64,7 +64,6 @@ class Trainer:
     Args:
         config: the run.
         stream: the data, on the device to train on.
-        num_classes: of each attribute; () if unconditional.
         folder: of the run; gets ``metrics.jsonl`` and ``checkpoints/``.
     """
 
@@ -72,7 +71,6 @@ class Trainer:
         self,
         config: TrainConfig,
         stream: BatchStream,
-        num_classes: tuple[int, ...],
         folder: Path,
     ) -> None:
         self.config = config
@@ -82,7 +80,6 @@ class Trainer:
         self.schedule = config.schedule
         self.sigma_1 = float(self.schedule.level(1).noise_variance.sqrt())
 
-        self.num_classes = num_classes
         self.data_fingerprint = stream.data.fingerprint()
         torch.manual_seed(config.seed)
         ebm, initializer = self.build()
@@ -104,8 +101,10 @@ class Trainer:
         """Fresh networks of this run, without spectral norm: the EBM and the initializer."""
         channels = self.stream.images.shape[1]
         return (
-            build_network("ebm", self.config.ebm, channels, self.num_classes),
-            build_network("initializer", self.config.initializer, channels, self.num_classes),
+            build_network("ebm", self.config.ebm, channels, self.stream.data.num_classes),
+            build_network(
+                "initializer", self.config.initializer, channels, self.stream.data.num_classes
+            ),
         )
 
     def _place(self, network: Any) -> Any:

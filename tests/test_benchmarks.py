@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -17,9 +18,10 @@ from frechet import Extractor, frechet_distance
 from numpy.typing import NDArray
 from report import grown, plus_minus, table
 
+from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_train.data import ImageSet
+from cdrl_train.image_set import ImageSet
 
 Array = NDArray[np.float64]
 
@@ -155,13 +157,15 @@ def test_samples_are_kept_per_repeat_and_checked_on_reuse(
     tmp_path: Path, pipe: CDRLPipeline
 ) -> None:
     names = pipe.model.labels[0].values
-    pools = quality.SamplePools(pipe, "digest", names, tmp_path, batch_size=2)
+    pools = quality.SamplePools(pipe, "digest", (len(names),), tmp_path, batch_size=2)
     drawn = pools.images(1, 1, 5)
     assert drawn.shape == (5, 1, 8, 8) and drawn.dtype == np.uint8
     again = pipe(seeds=[quality.SEED_STRIDE + 4], class_labels=names[1], langevin_steps=1)
     np.testing.assert_allclose(drawn[4, 0].astype(int), np.asarray(again.images[0]), atol=1)
     assert np.array_equal(pools.images(1, 1, 3), drawn[:3])
-    assert pools.labels(5).tolist() == [0, 1, 2, 0, 1]
+    assert pools.labels(5)[:, 0].tolist() == [0, 1, 2, 0, 1]
+    two = dataclasses.replace(pools, num_classes=(2, 3))
+    assert two.labels(7).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2], [0, 0]]
     (file,) = tmp_path.iterdir()
     np.save(file, 255 - drawn)
     with pytest.raises(InputError, match="delete it"):
@@ -199,14 +203,14 @@ def test_the_judge_learns_and_is_read_back(tmp_path: Path) -> None:
     labels = torch.arange(120) % 2
     images = torch.randint(0, 100, (120, 1, 8, 8), generator=generator)
     images = (images + 100 * labels[:, None, None, None]).to(torch.uint8)
-    data = ImageSet(images, labels, ("dark", "light"))
+    data = ImageSet(images, labels[:, None], (Attribute("tone", ("dark", "light")),))
     recipe = Recipe(widths=(4, 4), epochs=4, batch_size=10, learning_rate=0.02)
     trained, accuracy = load_or_train(tmp_path, data, data, recipe)
     assert accuracy == 1
     read, same = load_or_train(tmp_path, data, data, recipe)
     assert same == accuracy and torch.equal(predict(read, images), predict(trained, images))
     assert len(list(tmp_path.iterdir())) == 1
-    assert quality.share_recognised(read, images.numpy(), 1 - labels) == 0
+    assert quality.share_recognised(read, images.numpy(), 1 - labels[:, None]) == 0
 
 
 def test_a_judge_that_knows_little_is_told() -> None:

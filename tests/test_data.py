@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
 from cdrl_train.config import DataConfig
 from cdrl_train.data import FASHION_MNIST_CLASSES, BatchStream, ImageSet, load_images
@@ -33,8 +34,8 @@ def test_npz_keeps_pixels_labels_and_names(tmp_path: Path) -> None:
     data = load_images(source)
     assert data.images.shape == (12, 1, 4, 5)
     assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS))
-    assert data.labels is not None and data.labels.tolist() == LABELS.tolist()
-    assert data.classes == FASHION_MNIST_CLASSES
+    assert data.labels is not None and data.labels.tolist() == LABELS[:, None].tolist()
+    assert data.attributes == (Attribute("class", FASHION_MNIST_CLASSES),)
     assert len(load_images(source, "test")) == 3
 
 
@@ -43,7 +44,7 @@ def test_npz_of_colour_images_without_labels(tmp_path: Path) -> None:
     data = load_images(write_npz(tmp_path / "c.npz", train_images=colour))
     assert data.images.shape == (12, 3, 4, 5)
     assert torch.equal(data.images[:, 2], torch.from_numpy(PIXELS))
-    assert data.labels is None and data.classes == ()
+    assert data.labels is None and data.attributes == ()
 
 
 def test_folder_of_classes(tmp_path: Path) -> None:
@@ -51,8 +52,8 @@ def test_folder_of_classes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
         Image.fromarray(PIXELS[k]).save(tmp_path / name / f"{k}.png")
     data = load_images(str(tmp_path))
-    assert data.classes == ("bag", "coat")
-    assert data.labels is not None and data.labels.tolist() == [0, 1, 1]
+    assert data.attributes == (Attribute("class", ("bag", "coat")),) and data.num_classes == (2,)
+    assert data.labels is not None and data.labels.tolist() == [[0], [1], [1]]
     assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS[:3]))
 
 
@@ -73,8 +74,8 @@ def test_torchvision_fashion_mnist(tmp_path: Path) -> None:
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels)
     data = load_images(f"torchvision:FashionMNIST:{tmp_path}")
     assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS))
-    assert data.labels is not None and data.labels.tolist() == LABELS.tolist()
-    assert data.classes == FASHION_MNIST_CLASSES
+    assert data.labels is not None and data.labels.tolist() == LABELS[:, None].tolist()
+    assert data.attributes == (Attribute("class", FASHION_MNIST_CLASSES),)
 
 
 def test_bad_sources_are_named(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_images_too_large_to_be_meant_are_refused(
 
 def test_fingerprint_tells_sets_apart_by_all_they_hold() -> None:
     images = torch.from_numpy(PIXELS)[:, None]
-    labels, names = torch.arange(12) % 2, ("a", "b")
+    labels, names = torch.arange(12)[:, None] % 2, (Attribute("class", ("a", "b")),)
     base = ImageSet(images, labels, names)
     assert base.fingerprint() == ImageSet(images.clone(), labels.clone(), names).fingerprint()
     assert base.fingerprint() == ImageSet(images.mT.contiguous().mT, labels, names).fingerprint()
@@ -150,8 +151,9 @@ def test_fingerprint_tells_sets_apart_by_all_they_hold() -> None:
         ImageSet(changed, labels, names),
         ImageSet(images.reshape(12, 1, 5, 4), labels, names),
         ImageSet(images, 1 - labels, names),
-        ImageSet(images, labels, ("a", "c")),
-        ImageSet(images, None, ()),
+        ImageSet(images, labels, (Attribute("class", ("a", "c")),)),
+        ImageSet(images, labels, (Attribute("kind", ("a", "b")),)),
+        ImageSet(images),
     ]
     assert len({data.fingerprint() for data in others}) == len(others)
 
@@ -159,7 +161,8 @@ def test_fingerprint_tells_sets_apart_by_all_they_hold() -> None:
 def stream(config: DataConfig, n: int = 7) -> BatchStream:
     images = torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1).repeat(1, 1, 1, 2) * 10
     images[..., 1] += 3
-    return BatchStream(ImageSet(images, torch.arange(n), tuple("abcdefg"[:n])), config, 3, "cpu")
+    data = ImageSet(images, torch.arange(n)[:, None], (Attribute("class", tuple("abcdefg"[:n])),))
+    return BatchStream(data, config, 3, "cpu")
 
 
 def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
@@ -198,7 +201,7 @@ def test_a_position_beyond_the_data_begins_the_next_epoch() -> None:
 
 def test_scaling_reaches_the_ends_and_dequantisation_stays_within_a_grey_level() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)
-    data = ImageSet(images, None, ())
+    data = ImageSet(images)
     generator = torch.Generator().manual_seed(0)
     plain = BatchStream(data, DataConfig(dequantise=False), 0, "cpu").next(1, generator)
     assert plain.x.flatten().tolist() == [-1.0, 1.0]
@@ -207,6 +210,20 @@ def test_scaling_reaches_the_ends_and_dequantisation_stays_within_a_grey_level()
     for values, low in ((noisy[..., 0], -1.0), (noisy[..., 1], 1 - 1 / 128)):
         assert low <= float(values.min()) and float(values.max()) <= low + 1 / 128
         assert abs(float(values.mean()) - (low + 0.5 / 128)) < 1e-3
+
+
+def test_which_labels_are_hidden_is_drawn_after_the_pixels() -> None:
+    """The draws of a run with one attribute, by which runs are resumed and repeated."""
+    config = DataConfig(flip=True, label_dropout=0.4)
+    batch = stream(config).next(50, torch.Generator().manual_seed(8))
+    shown = stream(DataConfig(label_dropout=0.0)).next(50, torch.Generator().manual_seed(8))
+    generator = torch.Generator().manual_seed(8)
+    torch.rand(batch.x.shape, generator=generator)
+    torch.rand(50, generator=generator)  # flips
+    kept = torch.rand(50, generator=generator) >= 0.4
+    assert batch.labels is not None and shown.labels is not None
+    assert torch.equal(batch.labels, shown.labels * kept[:, None])
+    assert 0 < int(kept.sum()) < 50
 
 
 def test_labels_are_hidden_and_images_flipped_as_often_as_asked() -> None:

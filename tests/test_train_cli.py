@@ -56,6 +56,22 @@ def test_a_run_ends_in_a_model_that_the_pipeline_opens(data: str, tmp_path: Path
     assert (again.exit_code, "already holds a run" in again.output) == (2, True)
 
 
+def test_a_model_of_coloured_clothes(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    file = tmp_path / "fashion.npz"
+    np.savez(file, train_images=images, train_labels=np.arange(20, dtype=np.uint8) % 10)
+    out = tmp_path / "run"
+    result = train("--data", f"coloured:{file}", "--out", str(out), *TINY)
+    assert result.exit_code == 0, result.output
+    pipe = CDRLPipeline.from_pretrained(out / "model")
+    assert [a.name for a in pipe.model.labels] == ["garment", "colour", "background"]
+    assert pipe.compose("red & ~sneaker", seeds=[1]).images[0].mode == "RGB"
+    assert (out / "samples" / "step-00000005.png").is_file()
+    card = pipe.model.model_card
+    assert card is not None and "--data coloured:fashion.npz" in card
+    assert str(tmp_path) not in card and "colour: red, yellow" in card
+
+
 def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train("--data", data, "--out", str(whole), *TINY).exit_code == 0
@@ -76,7 +92,10 @@ def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "fashion"], "unknown preset 'fashion'; known: fashion-mnist"),
+        (
+            ["--preset", "fashion"],
+            "unknown preset 'fashion'; known: fashion-mnist, coloured-fashion-mnist",
+        ),
         (["--set", "warm_start.stepz=3"], "stepz"),
         (["--set", 'ebm={"class": "Transformer"}'], "unknown class 'Transformer'"),
         (["--set", "schedule.step_size=-1"], "step_size must lie in"),

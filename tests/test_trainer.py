@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from cdrl_infer.checkpoint import SamplerDefaults
+from cdrl_infer.checkpoint import Attribute, SamplerDefaults
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
@@ -60,12 +60,12 @@ def tiny(**changes: Any) -> TrainConfig:
 def images(n: int = 20) -> ImageSet:
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, 3, (n,), generator=generator)
-    return ImageSet(pixels, labels, ("a", "b", "c"))
+    labels = torch.randint(0, 3, (n, 1), generator=generator)
+    return ImageSet(pixels, labels, (Attribute("class", ("a", "b", "c")),))
 
 
 def trainer(config: TrainConfig, folder: Path) -> Trainer:
-    return Trainer(config, BatchStream(images(), config.data, config.seed, "cpu"), (3,), folder)
+    return Trainer(config, BatchStream(images(), config.data, config.seed, "cpu"), folder)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 ) -> None:
     config = tiny(**changes, checkpoint_every=2, keep_checkpoints=10)
     whole = trainer(config, tmp_path / "whole")
-    whole.fit(on_sample=lambda run: to_model(run, ("a", "b", "c")))
+    whole.fit(on_sample=to_model)
     # What a kill after the checkpoint of step ``cut`` leaves, with later lines in the log.
     (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
     for name in (f"checkpoints/step-{cut:08d}.pt", "metrics.jsonl"):
@@ -165,7 +165,7 @@ def test_the_log_keeps_the_phases_apart(tmp_path: Path) -> None:
 def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
     config = tiny()
     trainer(config, tmp_path).save()
-    other = Trainer(config, BatchStream(images(19), config.data, 0, "cpu"), (3,), tmp_path)
+    other = Trainer(config, BatchStream(images(19), config.data, 0, "cpu"), tmp_path)
     with pytest.raises(CheckpointError, match="fingerprint"):
         other.resume()
 
@@ -264,7 +264,7 @@ def test_spectral_norm_is_refused_where_it_is_not_defined(tmp_path: Path) -> Non
 def test_export_opens_in_the_pipeline_with_the_averaged_weights(tmp_path: Path) -> None:
     run = trainer(tiny(spectral_norm=True, ebm=RESIDUAL), tmp_path)
     run.fit()
-    pipe = CDRLPipeline(to_model(run, ("a", "b", "c")))
+    pipe = CDRLPipeline(to_model(run))
     pipe.save_pretrained(tmp_path / "model")
     loaded = CDRLPipeline.from_pretrained(tmp_path / "model")
     a = pipe(class_labels=["a", "c"], seeds=[1, 2], output_type="pt").images
@@ -281,8 +281,12 @@ def test_export_opens_in_the_pipeline_with_the_averaged_weights(tmp_path: Path) 
 def test_presets_survive_a_round_trip_and_build(name: str, tmp_path: Path) -> None:
     config = preset(name)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    data = ImageSet(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), tuple("abcd"))
-    Trainer(config, BatchStream(data, config.data, 0, "cpu"), (4,), tmp_path)
+    attributes = (Attribute("a", ("x", "y")), Attribute("b", ("x", "y", "z")))
+    data = ImageSet(
+        torch.zeros(4, 3, 28, 28, dtype=torch.uint8), torch.zeros(4, 2).long(), attributes
+    )
+    run = Trainer(config, BatchStream(data, config.data, 0, "cpu"), tmp_path)
+    assert to_model(run).labels == attributes
 
 
 @pytest.mark.parametrize(
