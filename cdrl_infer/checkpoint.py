@@ -147,6 +147,9 @@ class CDRLModel:
 
     def __post_init__(self) -> None:
         self.sampler.check_levels(self.schedule.num_levels)
+        names = [attribute.name for attribute in self.labels]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"attributes must have distinct names, got {listing(names)}")
         for role in NETWORKS:
             check_sizes(role, getattr(self, role), self.image, self.labels)
 

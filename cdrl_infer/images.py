@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,119 @@ def to_numpy(unit: Tensor) -> np.ndarray:
     """(B, C, H, W) -> (B, H, W, C) float32."""
     array: np.ndarray = unit.permute(0, 2, 3, 1).cpu().numpy()
     return array
+
+
+def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
+    """Images of a caller's as (N, C, H, W) float32 in [0, 1]; a single one has N = 1.
+
+    Args:
+        given: a picture; an array (H, W), (H, W, C) or (N, H, W, C); a tensor (C, H, W) or
+            (N, C, H, W); or a list of these. Integers are 0 … 255 (uint8), floats in [0, 1].
+        shape: (C, H, W) that is expected.
+        resize: fit pictures of another size, by Lanczos filtering and whatever their shape.
+
+    Raises:
+        InputError: another size, type or number of channels, or values out of range.
+    """
+    if isinstance(given, (list, tuple)):
+        if not given:
+            raise InputError("expected at least one image, got an empty list")
+        return torch.cat([read_images(one, shape, resize=resize) for one in given])
+    channels, height, width = shape
+    if isinstance(given, Image.Image):
+        mode = MODES.get(channels)
+        if given.mode not in ("1", "L", "P", "RGB") or (mode == "L" and given.mode in ("P", "RGB")):
+            raise InputError(
+                f"expected a picture of mode {mode} for {channels} channels, got {given.mode}; "
+                f"convert it first: image.convert({mode!r})"
+            )
+        picture = _fitted(given.convert(mode), (width, height), resize, Image.Resampling.LANCZOS)
+        given = np.array(picture)
+    if isinstance(given, np.ndarray):
+        if given.ndim == 2:
+            given = given[..., None]
+        if given.ndim in (3, 4):
+            given = np.moveaxis(given, -1, -3)
+        given = _tensor(given)
+    if not isinstance(given, Tensor):
+        raise InputError(f"expected a picture, an array or a tensor, got {type(given).__name__}")
+    values = given.detach().cpu()
+    if values.ndim == 3:
+        values = values[None]
+    if values.ndim != 4 or tuple(values.shape[1:]) != shape or not len(values):
+        raise InputError(
+            f"expected images of {channels} channels, {height} x {width}, got shape "
+            f"{tuple(values.shape[1:] if values.ndim == 4 else values.shape)}; pictures can be resized"
+        )
+    if values.dtype == torch.uint8:
+        return values.float() / 255
+    if not values.is_floating_point():
+        raise InputError(f"expected uint8 or floats in [0, 1], got {values.dtype}")
+    values = values.float()
+    if not bool(((values >= 0) & (values <= 1)).all()):  # also where NaN
+        raise InputError("expected finite values in [0, 1], got others; scale the image first")
+    return values
+
+
+def read_holes(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
+    """Masks of a caller's as (N, 1, H, W) bool, True = to be painted; a single one has N = 1.
+
+    Args:
+        given: a picture (at least half white = paint); an array or tensor (H, W), (N, H, W) or
+            (N, 1, H, W) of bool, or of 0 and 1, or of 0 and 255; or a list of these.
+        shape: (C, H, W) of the images.
+        resize: fit pictures of another size, each pixel taking the nearest one's value.
+
+    Raises:
+        InputError: another size or type, other values, or a mask that paints nothing.
+    """
+    if isinstance(given, (list, tuple)):
+        if not given:
+            raise InputError("expected at least one mask, got an empty list")
+        return torch.cat([read_holes(one, shape, resize=resize) for one in given])
+    height, width = shape[1:]
+    if isinstance(given, Image.Image):
+        picture = _fitted(given.convert("L"), (width, height), resize, Image.Resampling.NEAREST)
+        given = np.asarray(picture) >= 128
+    if isinstance(given, np.ndarray):
+        given = _tensor(given)
+    if not isinstance(given, Tensor):
+        raise InputError(f"expected a mask as picture, array or tensor, got {type(given).__name__}")
+    values = given.detach().cpu()
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim == 3:
+        values = values[:, None]
+    if values.ndim != 4 or tuple(values.shape[1:]) != (1, height, width) or not len(values):
+        raise InputError(
+            f"expected a mask of {height} x {width} like the image, got shape {tuple(given.shape)}"
+        )
+    hole = values != 0
+    if not bool(((values == 0) | (values == 1) | (values == 255)).all()):
+        raise InputError("expected a mask of bool, of 0 and 1, or of 0 and 255, got other values")
+    if not bool(hole.flatten(1).any(1).all()):
+        raise InputError("the mask is empty: expected some pixels to paint (1, or white)")
+    return hole
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    try:
+        return torch.from_numpy(array.copy())
+    except (TypeError, ValueError):  # objects, texts, foreign byte orders …
+        raise InputError(f"expected an array of numbers, got one of {array.dtype}") from None
+
+
+def _fitted(
+    picture: Image.Image, size: tuple[int, int], resize: bool, resampling: Image.Resampling
+) -> Image.Image:
+    if picture.size == size:
+        return picture
+    if not resize:
+        raise InputError(
+            f"expected a picture of {size[0]} x {size[1]} pixels (width x height), got "
+            f"{picture.width} x {picture.height}; resize=True (--resize) fits it"
+        )
+    return picture.resize(size, resampling)
 
 
 def make_grid(

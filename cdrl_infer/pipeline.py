@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
-import random as entropy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -17,22 +15,60 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, find_model, load_model, save_model
+from cdrl_infer.arguments import (
+    ImageLabel,
+    Noise,
+    as_list,
+    check_choice,
+    count_images,
+    integer,
+    label_index,
+    number,
+    positive,
+)
+from cdrl_infer.checkpoint import CDRLModel, find_model, load_model, save_model
+from cdrl_infer.concepts import Concept, Expression, find_concept, parse
+from cdrl_infer.conditioning import Composed, Conditioning, Guided, Labelled
 from cdrl_infer.device import usable_device
-from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import InputError, NumericalError, did_you_mean, listing
-from cdrl_infer.images import MODES, to_numpy, to_pil, to_unit
+from cdrl_infer.energies.pinned import PinnedPixels
+from cdrl_infer.errors import InputError, NumericalError, listing
+from cdrl_infer.images import MODES, read_holes, read_images, to_numpy, to_pil, to_unit
+from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
-from cdrl_infer.proposals import InitializerProposal
-from cdrl_infer.random import PerImageRandom
-from cdrl_infer.sampler import CooperativeSampler, LevelEnd
+from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
-Label = str | SupportsIndex | None
-ImageLabel = Label | Sequence[Label]
+Sampler = Literal["langevin", "mala", "hmc"]
+ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Any]
 
-MAX_SEED = 2**32 - 1  # all that PyTorch's CPU generator tells apart
+LEAPFROG_STEPS = 5
+
+
+@dataclass(frozen=True)
+class SamplingInfo:
+    """How images were drawn; what is per level is in the order of the levels, t = T … 1.
+
+    Attributes:
+        sampler: the transition kernel.
+        langevin_steps: K of each level.
+        step_scale: what multiplied the schedule's step variance, each level.
+        step_sizes: the s that came of it, in units of y: the noise of one Langevin step.
+        acceptance: (N, T) the mean acceptance probability of each image's steps, on the CPU; 1 for
+            "langevin", which accepts everything, NaN at a level of no steps.
+        expression: of concepts, written out; None where none was asked.
+    """
+
+    sampler: Sampler
+    langevin_steps: tuple[int, ...]
+    step_scale: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    acceptance: Tensor
+    expression: str | None
 
 
 @dataclass(frozen=True)
@@ -45,13 +81,32 @@ class CDRLPipelineOutput:
         energies: (N,) nats at the lowest level, on the CPU; lower = likelier.
         seeds: N integers; None where generators were given, one an image.
         labels: N names (None = not given), or N tuples of names for a model of several attributes;
-            None for an unconditional model.
+            None for an unconditional model, or where concepts were composed.
+        info: how they were drawn.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     energies: Tensor
     seeds: list[int] | None
     labels: list[str | None] | list[tuple[str | None, ...]] | None
+    info: SamplingInfo
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options that all ways of drawing share; see `CDRLPipeline.__call__`."""
+
+    num_images: int | None
+    seeds: SupportsIndex | Iterable[SupportsIndex] | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    langevin_steps: int | Sequence[int] | None
+    sampler: Sampler
+    step_scale: float | Sequence[float] | None
+    leapfrog_steps: int
+    batch_size: int
+    output_type: OutputType
+    callback_on_level_end: Callable[[LevelEnd, int], None] | None
+    progress: bool | None
+    draw_on: DrawOn
 
 
 class CDRLPipeline:
@@ -114,9 +169,13 @@ class CDRLPipeline:
         *,
         num_images: int | None = None,
         class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        guidance_scale: float = 1.0,
         seeds: SupportsIndex | Iterable[SupportsIndex] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         langevin_steps: int | Sequence[int] | None = None,
+        sampler: Sampler = "langevin",
+        step_scale: float | Sequence[float] | None = None,
+        leapfrog_steps: int = LEAPFROG_STEPS,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         callback_on_level_end: Callable[[LevelEnd, int], None] | None = None,
@@ -130,12 +189,21 @@ class CDRLPipeline:
             class_labels: one per image: a name, an index (0 = the first class) or None (not given),
                 and for a model of several attributes a tuple of those. One name or index stands for
                 all images; None is unconditional.
+            guidance_scale: classifier-free guidance, ``(1 - g) E(y|∅) + g E(y|c)``: 1 is plain
+                conditional sampling, more is nearer to the label and less diverse. The paper's w is
+                g - 1. Anything but 1 costs twice as much.
             seeds: one integer in 0 … 2³² - 1 per image, or one for the first of consecutive seeds;
                 by default new ones. An image depends on its seed and label, and on the others of its
-                batch by no more than rounding: one grey level at most.
+                batch by no more than rounding: one grey level at most ("mala" and "hmc": rounding
+                can tip a decision, so almost always).
             generator: in place of seeds: one from which N seeds are drawn, or N, one an image.
-            langevin_steps: K, one for all levels or one per level (noisiest first); by default the
-                model's. 0 leaves the initializer's proposals as they are.
+            langevin_steps: K, steps of the kernel, one for all levels or one per level (noisiest
+                first); by default the model's. 0 leaves the initializer's proposals as they are.
+            sampler: the transition kernel: "langevin" (the paper's, not adjusted), "mala" or "hmc"
+                (exact at each level, for more steps; find their step_scale by `adapt_step_scale`).
+            step_scale: multiplies the schedule's step variance, one for all levels or one per level;
+                by default the model's.
+            leapfrog_steps: of each step of "hmc".
             batch_size: images drawn at once; memory beyond what is returned grows with it, not
                 with N.
             output_type: see `CDRLPipelineOutput`.
@@ -149,65 +217,315 @@ class CDRLPipeline:
             InputError: an argument that is unknown, out of range or of the wrong length.
             NumericalError: sampling left the finite numbers.
         """
-        _check_choice("output_type", output_type, get_args(OutputType))
-        _check_choice("draw_on", draw_on, get_args(DrawOn))
+        class_labels = as_list(class_labels)
+        return self._draw(
+            lambda count: self._labelled(class_labels, guidance_scale, count),
+            {"class_labels": class_labels},
+            None,
+            num_images=num_images,
+            seeds=seeds,
+            generator=generator,
+            langevin_steps=langevin_steps,
+            sampler=sampler,
+            step_scale=step_scale,
+            leapfrog_steps=leapfrog_steps,
+            batch_size=batch_size,
+            output_type=output_type,
+            callback_on_level_end=callback_on_level_end,
+            progress=progress,
+            draw_on=draw_on,
+        )
+
+    def concept(self, name: str) -> Concept:
+        """A concept to compose with: one value of one attribute of the model.
+
+        Args:
+            name: of the value; ``attribute:value`` where several attributes have it.
+
+        Raises:
+            InputError: no such concept, or the model is unconditional.
+        """
+        if not isinstance(name, str):
+            raise InputError(f"expected the name of a concept, got {name!r}")
+        if not self.model.labels:
+            raise InputError(
+                f"the model {self.name!r} is unconditional, it knows no concepts; got {name!r}"
+            )
+        return find_concept(name, {a.name: a.values for a in self.model.labels})
+
+    def compose(
+        self, expression: str | Expression, **options: Unpack[SamplingOptions]
+    ) -> CDRLPipelineOutput:
+        """Draw images of several concepts at once, such as ``"red & (dress | coat) & ~dark"``.
+
+        Costs one network evaluation for each concept named and one for none of them. What the
+        operators mean, and what they assume, is in `cdrl_infer.concepts` and docs/control.md.
+
+        Args:
+            expression: a text (``&``, ``|``, ``~``, brackets, ``^`` and a weight), or expressions of
+                `concept` joined by the same operators (``**`` and a weight).
+            options: as for a call of the pipeline.
+
+        Raises:
+            InputError: also where the expression cannot be read, names an unknown concept, or
+                cancels out; with the character where it is.
+            NumericalError: sampling left the finite numbers.
+        """
+        asked = self._composed(expression)
+        return self._draw(lambda count: asked, {}, None, **options)
+
+    def inpaint(
+        self,
+        image: ImageInput,
+        mask: ImageInput,
+        *,
+        class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        guidance_scale: float = 1.0,
+        expression: str | Expression | None = None,
+        resize: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> CDRLPipelineOutput:
+        """Paint a part of an image anew; all other pixels of the result are exactly the image's.
+
+        At every level the known pixels are those of the known image with that level's noise, and
+        only the others move. Each seed gives another filling.
+
+        Args:
+            image: a picture, an array (H, W), (H, W, C) or (N, H, W, C), a tensor (C, H, W) or
+                (N, C, H, W), uint8 or values in [0, 1]; or a list of N of these. One image stands
+                for all N samples.
+            mask: what to paint: a picture (white = paint), an array or tensor (H, W) or (N, H, W) of
+                bool or 0 and 1 (1 = paint), or a list of N.
+            class_labels: as for a call of the pipeline.
+            guidance_scale: as for a call of the pipeline.
+            expression: in place of labels, concepts as in `compose`.
+            resize: fit pictures of another size to the model's, whatever their shape: images by
+                Lanczos filtering, masks by the nearest pixel. Without it they are refused.
+            options: as for a call of the pipeline.
+
+        Raises:
+            InputError: also where image or mask have another size or type, or the mask is empty.
+            NumericalError: sampling left the finite numbers.
+        """
+        known = read_images(image, self.model.image.shape, resize=resize)
+        hole = read_holes(mask, self.model.image.shape, resize=resize)
+        if expression is not None and (class_labels is not None or guidance_scale != 1):
+            raise InputError(
+                "expected class_labels and guidance_scale or an expression, got both; leave one out"
+            )
+        composed = None if expression is None else self._composed(expression)
+        class_labels = as_list(class_labels)
+        given = {
+            "class_labels": class_labels,
+            "images": list(known) if len(known) > 1 else None,
+            "masks": list(hole) if len(hole) > 1 else None,
+        }
+        return self._draw(
+            lambda count: composed or self._labelled(class_labels, guidance_scale, count),
+            given,
+            _Inpainting(known, hole),
+            **options,
+        )
+
+    def adapt_step_scale(
+        self,
+        sampler: Sampler = "mala",
+        *,
+        target_acceptance: float | None = None,
+        num_images: int = 16,
+        class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        langevin_steps: int | Sequence[int] | None = None,
+        leapfrog_steps: int = LEAPFROG_STEPS,
+        steps: int = 60,
+    ) -> Adaptation:
+        """A warm-up before sampling with "mala" or "hmc": step scales that accept as much as wanted.
+
+        ::
+
+            found = pipe.adapt_step_scale("mala", langevin_steps=50)
+            pipe(sampler="mala", step_scale=found.step_scale, langevin_steps=50)
+
+        Args:
+            sampler: "mala" or "hmc".
+            target_acceptance: in (0, 1); by default what is best in many dimensions, see
+                `cdrl_infer.kernels.hmc`.
+            num_images: chains that are run.
+            class_labels: as for a call of the pipeline.
+            guidance_scale: as for a call of the pipeline.
+            seed: of the first chain; the same seed finds the same scales.
+            langevin_steps: of the chains to come, as for a call of the pipeline.
+            leapfrog_steps: of each step of "hmc".
+            steps: made per level while adapting.
+
+        Returns:
+            Step scales and acceptances, one per level, noisiest first.
+
+        Raises:
+            InputError: see above.
+            NumericalError: the chains left the finite numbers.
+        """
+        chain = self._chain(langevin_steps, self._kernel(sampler, None, leapfrog_steps))
+        class_labels = as_list(class_labels)
+        count = count_images(num_images, class_labels=class_labels)
+        random = Noise.of(seed, None, count).source(
+            slice(0, count), self.device, torch.device("cpu")
+        )
+        asked = self._labelled(class_labels, guidance_scale, count)
+        energy, proposal = asked.bind(self.model, slice(0, count), random)
+        return chain.adapt(
+            energy,
+            proposal,
+            random,
+            self.model.image.shape,
+            target=None
+            if target_acceptance is None
+            else number("target_acceptance", target_acceptance),
+            steps=positive("steps", steps),
+        )
+
+    def _draw(
+        self,
+        conditioning: Callable[[int], Conditioning],
+        given: dict[str, Any],
+        inpainting: _Inpainting | None,
+        *,
+        num_images: int | None = None,
+        seeds: Any = None,
+        generator: Any = None,
+        langevin_steps: int | Sequence[int] | None = None,
+        sampler: Sampler = "langevin",
+        step_scale: float | Sequence[float] | None = None,
+        leapfrog_steps: int = LEAPFROG_STEPS,
+        batch_size: int = 64,
+        output_type: OutputType = "pil",
+        callback_on_level_end: Callable[[LevelEnd, int], None] | None = None,
+        progress: bool | None = None,
+        draw_on: DrawOn = "cpu",
+    ) -> CDRLPipelineOutput:
+        """What all ways of drawing share.
+
+        Args:
+            conditioning: what N images are asked to show.
+            given: further arguments that may have one entry per image.
+            inpainting: what is known of the images.
+        """
+        check_choice("output_type", output_type, get_args(OutputType))
+        check_choice("draw_on", draw_on, get_args(DrawOn))
         if output_type == "pil" and self.model.image.channels not in MODES:
             raise InputError(
                 f"pictures have 1 or 3 channels, this model's images {self.model.image.channels}; "
                 "use output_type='np' or 'pt'"
             )
-        batch_size = _positive("batch_size", batch_size)
-        sampler = self._sampler(langevin_steps)
-        class_labels, seeds, generator = map(_as_list, (class_labels, seeds, generator))
-        count = _count(num_images, class_labels=class_labels, seeds=seeds, generator=generator)
-        labels = self._label_indices(class_labels, count)
-        noise = _Noise.of(seeds, generator, count)
+        batch_size = positive("batch_size", batch_size)
+        chain = self._chain(langevin_steps, self._kernel(sampler, step_scale, leapfrog_steps))
+        seeds, generator = as_list(seeds), as_list(generator)
+        count = count_images(num_images, **given, seeds=seeds, generator=generator)
+        asked = conditioning(count)
+        noise = Noise.of(seeds, generator, count)
         noise_device = self.device if draw_on == "device" else torch.device("cpu")
 
-        shape = self.model.image.shape
+        schedule, shape = self.model.schedule, self.model.image.shape
         energies = torch.empty(count)
+        acceptance = torch.empty(count, schedule.num_levels)
         pictures: list[Image.Image] = []
         values = torch.empty(0 if output_type == "pil" else count, *shape)
-        total = self.model.schedule.num_levels * math.ceil(count / batch_size)
+        total = schedule.num_levels * math.ceil(count / batch_size)
         with tqdm(total=total, unit="level", disable=not _show(progress)) as bar:
             for first in range(0, count, batch_size):
                 part = slice(first, min(first + batch_size, count))
-                chosen = None if labels is None else labels[part].to(self.device)
-                watcher = _Watcher(first, bar, callback_on_level_end)
-                output = sampler.sample(
-                    NeuralEnergy(self.model.ebm, chosen),
-                    InitializerProposal(self.model.initializer, chosen),
-                    noise.source(part, self.device, noise_device),
+                random = noise.source(part, self.device, noise_device)
+                energy, proposal = asked.bind(self.model, part, random)
+                known = None if inpainting is None else inpainting.of(part, self.device)
+                pinned = known and PinnedPixels.draw(
+                    2 * known.image - 1, known.hole, schedule, random
+                )
+                output = chain.sample(
+                    energy,
+                    proposal,
+                    random,
                     shape,
-                    watcher,
+                    _Watcher(first, bar, callback_on_level_end),
+                    pinned,
                 )
                 _check_finite(output.samples, first, "in the last denoising step")
-                energies[part] = output.energies
+                energies[part], acceptance[part] = output.energies, output.acceptance
+                unit = to_unit(output.samples)
+                if known is not None:
+                    unit = torch.where(known.hole, unit, known.image)
                 if output_type == "pil":
-                    pictures += to_pil(output.samples)
+                    pictures += to_pil(2 * unit - 1)
                 else:
-                    values[part] = to_unit(output.samples)
+                    values[part] = unit
         arrays = to_numpy(values) if output_type == "np" else values
+        levels = [schedule.level(t) for t in range(schedule.num_levels, 0, -1)]
+        variances = [chain.kernel.step_variance(level) for level in levels]
         return CDRLPipelineOutput(
             images=pictures if output_type == "pil" else arrays,
             energies=energies,
             seeds=noise.seeds,
-            labels=self._names(labels),
+            labels=self._names(asked.labels) if isinstance(asked, Labelled) else None,
+            info=SamplingInfo(
+                sampler=sampler,
+                langevin_steps=tuple(chain.steps_at(int(level.t)) for level in levels),
+                step_scale=tuple(
+                    float(s2 / level.step_variance)
+                    for s2, level in zip(variances, levels, strict=True)
+                ),
+                step_sizes=tuple(float(s2.sqrt()) for s2 in variances),
+                acceptance=acceptance,
+                expression=str(asked.expression) if isinstance(asked, Composed) else None,
+            ),
         )
 
-    def _sampler(self, langevin_steps: int | Sequence[int] | None) -> CooperativeSampler:
-        defaults = self.model.sampler
-        steps = _as_list(defaults.langevin_steps if langevin_steps is None else langevin_steps)
-        if isinstance(steps, list):
-            steps = [_integer("langevin_steps", k) for k in steps]
-        else:
-            steps = _integer("langevin_steps", steps)
-        return CooperativeSampler(
-            self.model.schedule,
-            steps,
-            Langevin(step_scale=defaults.step_scale),
-            defaults.score_scale,
+    def _kernel(
+        self, sampler: Sampler, step_scale: float | Sequence[float] | None, leapfrog_steps: int
+    ) -> Kernel[Any]:
+        check_choice("sampler", sampler, get_args(Sampler))
+        given = as_list(self.model.sampler.step_scale if step_scale is None else step_scale)
+        scale: float | tuple[float, ...] = (
+            tuple(number("step_scale", s) for s in given)
+            if isinstance(given, list)
+            else number("step_scale", given)
         )
+        if sampler == "hmc":
+            return HMC(scale, positive("leapfrog_steps", leapfrog_steps))
+        return MALA(scale) if sampler == "mala" else Langevin(scale)
+
+    def _chain(
+        self, langevin_steps: int | Sequence[int] | None, kernel: Kernel[Any]
+    ) -> CooperativeSampler:
+        defaults = self.model.sampler
+        steps = as_list(defaults.langevin_steps if langevin_steps is None else langevin_steps)
+        if isinstance(steps, list):
+            steps = [integer("langevin_steps", k) for k in steps]
+        else:
+            steps = integer("langevin_steps", steps)
+        return CooperativeSampler(self.model.schedule, steps, kernel, defaults.score_scale)
+
+    def _labelled(self, class_labels: Any, guidance_scale: float, count: int) -> Labelled:
+        scale = number("guidance_scale", guidance_scale)
+        labels = self._label_indices(class_labels, count)
+        if scale == 1:
+            return Labelled(labels)
+        if labels is None or not bool(labels.any()):
+            raise InputError(
+                f"guidance_scale {scale:g} needs class_labels to guide to; give some, or leave it at 1"
+            )
+        return Guided(labels, scale)
+
+    def _composed(self, expression: str | Expression) -> Composed:
+        if isinstance(expression, str):
+            return Composed(parse(expression, self.concept))
+        if not isinstance(expression, Expression):
+            raise InputError(
+                f"expected a text or an expression of pipe.concept(...), got {expression!r}"
+            )
+        for concept in expression.concepts:
+            if self.concept(concept.name) != concept:
+                raise InputError(f"the concept {concept.name!r} is of another model")
+        return Composed(expression)
 
     def _label_indices(self, asked: Any, count: int) -> Tensor | None:
         """(N, A) integers, 0 = not given; None for an unconditional model."""
@@ -221,7 +539,7 @@ class CDRLPipeline:
         rows = asked if isinstance(asked, list) else [asked] * count
         table = torch.zeros(count, len(attributes), dtype=torch.int64)
         for k, row in enumerate(rows):
-            given = _as_list(row)
+            given = as_list(row)
             if given is None:
                 continue
             entries = given if isinstance(given, list) else [given]
@@ -231,7 +549,7 @@ class CDRLPipeline:
                     f"({listing(a.name for a in attributes)}), got {row!r}"
                 )
             for j, (attribute, label) in enumerate(zip(attributes, entries, strict=True)):
-                table[k, j] = _label_index(attribute, label)
+                table[k, j] = label_index(attribute, label)
         return table
 
     def _names(
@@ -244,48 +562,27 @@ class CDRLPipeline:
         return [row[0] for row in rows] if len(names) == 1 else rows
 
 
+class _Known(NamedTuple):
+    """What is known of a batch of images."""
+
+    image: Tensor  # (B, C, H, W) in [0, 1]
+    hole: Tensor  # (B, 1, H, W) bool
+
+
 @dataclass(frozen=True)
-class _Noise:
-    """Where each image's noise comes from: its own seed, or a generator of the caller's."""
+class _Inpainting:
+    """Images in [0, 1] (N or 1, C, H, W) and holes (N or 1, 1, H, W); one stands for all."""
 
-    seeds: list[int] | None
-    generators: list[torch.Generator]
+    images: Tensor
+    holes: Tensor
 
-    @classmethod
-    def of(cls, seeds: Any, generator: Any, count: int) -> _Noise:
-        """What the arguments ask for; new seeds where they ask for nothing."""
-        if seeds is not None and generator is not None:
-            raise InputError("expected seeds or generator, got both; leave one out")
-        if isinstance(generator, list):
-            if not all(isinstance(g, torch.Generator) for g in generator):
-                raise InputError("generator must be a torch.Generator, or one an image in a list")
-            if len({id(g) for g in generator}) < count:
-                raise InputError(
-                    "each image needs a generator of its own, got the same one twice; "
-                    "pass it alone to have seeds drawn from it"
-                )
-            return cls(None, generator)
-        if generator is not None:
-            if not isinstance(generator, torch.Generator):
-                raise InputError(f"generator must be a torch.Generator, got {generator!r}")
-            drawn = torch.randint(2**32, (count,), generator=generator, device=generator.device)
-            return cls(drawn.tolist(), [])
-        if seeds is None:
-            return cls(entropy.SystemRandom().sample(range(2**32), count), [])
-        if not isinstance(seeds, list):
-            base = _integer("seeds", seeds)
-            seeds = [base + k for k in range(count)]
-        seeds = [_integer("seeds", seed) for seed in seeds]
-        for seed in seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise InputError(f"a seed must be an integer in 0 … 2**32 - 1, got {seed}")
-        return cls(seeds, [])
-
-    def source(self, part: slice, device: torch.device, draw_on: torch.device) -> PerImageRandom:
-        """The streams of some of the images."""
-        if self.seeds is None:
-            return PerImageRandom(self.generators[part], device)
-        return PerImageRandom.from_seeds(self.seeds[part], device, draw_on)
+    def of(self, part: slice, device: torch.device) -> _Known:
+        """Those of some of the samples."""
+        image, hole = (
+            (each[part] if len(each) > 1 else each.expand(part.stop - part.start, *each.shape[1:]))
+            for each in (self.images, self.holes)
+        )
+        return _Known(image.to(device), hole.to(device))
 
 
 @dataclass(frozen=True)
@@ -310,72 +607,6 @@ def _check_finite(images: Tensor, first: int, where: str) -> None:
             f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "
             "expected finite values: fewer langevin_steps or a smaller step_scale may help"
         )
-
-
-def _label_index(attribute: Attribute, label: Any) -> int:
-    """0 for None, else 1 + the place of a name or index among the attribute's values."""
-    if label is None:
-        return 0
-    if isinstance(label, str):
-        if label not in attribute.values:
-            raise InputError(
-                f"unknown {attribute.name} {label!r}, expected one of {listing(attribute.values)}"
-                f"{did_you_mean(label, attribute.values)}"
-            )
-        return 1 + attribute.values.index(label)
-    index = _integer("class_labels", label)
-    if not 0 <= index < len(attribute.values):
-        raise InputError(
-            f"a {attribute.name} index must lie in 0 … {len(attribute.values) - 1}, got {index}"
-        )
-    return 1 + index
-
-
-def _count(num_images: Any, **arguments: Any) -> int:
-    """How many images the arguments ask for; those that are lists must agree."""
-    lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
-    if num_images is not None:
-        count = _positive("num_images", num_images)
-    else:
-        count = _positive("the number of images", next(iter(lengths.values()), 1))
-    for name, length in lengths.items():
-        if length != count:
-            raise InputError(f"expected {count} {name}, one per image, got {length}")
-    return count
-
-
-def _integer(name: str, value: Any) -> int:
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise InputError(f"{name} must be an integer, got {value!r}")
-
-
-def _positive(name: str, value: Any) -> int:
-    number = _integer(name, value)
-    if number < 1:
-        raise InputError(f"{name} must be at least 1, got {number}")
-    return number
-
-
-def _check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise InputError(
-            f"{name} must be one of {listing(options)}, got {value!r}"
-            f"{did_you_mean(str(value), options)}"
-        )
-
-
-def _as_list(value: Any) -> Any:
-    """Lists, ranges, tuples, arrays … as a list; None, texts and single things as they are."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return list(value)
-    except TypeError:
-        return value
 
 
 def _show(progress: bool | None) -> bool:

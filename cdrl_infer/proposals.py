@@ -59,6 +59,32 @@ class InitializerProposal:
         return mean + tau * random.normal(mean.shape[1:])
 
 
+class ComposedProposal(InitializerProposal):
+    """The initializer's Gaussian around ``g(x_t|∅) + Σ_k w_k (g(x_t|c_k) - g(x_t|∅))``.
+
+    The means are combined with the weights of the energies, the noise is not (CDRL section 3.4); all go
+    through the network in one batch of (1 + k) B.
+
+    Args:
+        network: gives ``g``.
+        labels: (1 + k, B, A) integers, the unconditional ones (all 0) first.
+        weights: (k, B) w of each image.
+    """
+
+    def __init__(self, network: InitializerNetwork, labels: Tensor, weights: Tensor) -> None:
+        super().__init__(network, labels.flatten(0, 1))
+        self.weights = weights
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """The combined mean, (B, C, H, W)."""
+        count = 1 + len(self.weights)
+        means = super().mean(x_t.repeat(count, *[1] * (x_t.ndim - 1)), level)
+        unconditional, *conditional = means.chunk(count)
+        weights = self.weights.reshape(*self.weights.shape, *[1] * (x_t.ndim - 1))
+        pulls = torch.stack(conditional) - unconditional
+        return unconditional + torch.sum(weights * pulls, 0)
+
+
 class IdentityProposal:
     """``y⁰ = x_t``: DRL, which has no initializer (Gao et al. 2021)."""
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.kernels.adapt import tune
+from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.kernels.hmc import HMC
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import Proposal
 from cdrl_infer.random import RandomSource
@@ -23,14 +28,23 @@ class LevelEnd(NamedTuple):
 
     t: int  # the transition t -> t-1 that has just ended; T first, 1 last
     proposal: Tensor  # what the initializer proposed for x_{t-1} (B, C, H, W)
-    refined: Tensor  # x_{t-1} after Langevin (B, C, H, W)
+    refined: Tensor  # x_{t-1} after the kernel's steps (B, C, H, W)
+    acceptance: Tensor  # (B,) mean acceptance of each image's steps; see `ChainEnd`
 
 
 class SamplerOutput(NamedTuple):
-    """Samples (B, C, H, W), not clamped, and the energies (B,) of x_0 at the lowest level, in nats."""
+    """What sampling has made, image by image."""
 
-    samples: Tensor
-    energies: Tensor
+    samples: Tensor  # (B, C, H, W), not clamped
+    energies: Tensor  # (B,) nats, of x_0 at the lowest level
+    acceptance: Tensor  # (B, T) mean acceptance at t = T … 1; NaN at a level of no steps
+
+
+class Adaptation(NamedTuple):
+    """What `CooperativeSampler.adapt` has found, for t = T … 1."""
+
+    step_scale: tuple[float, ...]
+    acceptance: tuple[float, ...]  # reached with it in K steps, mean over the images; NaN if K = 0
 
 
 @dataclass(frozen=True)
@@ -42,23 +56,23 @@ class CooperativeSampler:
         x_T ~ N(0, I)
         for t = T … 1:
             y ~ q(y | x_t)                       proposal
-            K_t times: y <- Langevin(y | x_t)    refinement
+            K_t times: y <- kernel(y | x_t)      refinement
             x_{t-1} = y / m_t
         x̂ = (x_0 + κ σ̄_0² ∇log p(x_0)) / α_0     Tweedie
 
     Args:
         schedule: the levels.
         langevin_steps: K, one int for all levels or T ints for t = T … 1, the order in which they run.
-        kernel: the transition kernel.
+        kernel: the transition kernel; Langevin's is the paper's.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.convert` for where another is needed.
 
     Raises:
-        InputError: a negative number of steps, or not one per level.
+        InputError: a negative number of steps, or steps or step scales that are not one per level.
     """
 
     schedule: NoiseSchedule
     langevin_steps: int | Sequence[int] = 15
-    kernel: Langevin = field(default_factory=Langevin)
+    kernel: Kernel[Any] = field(default_factory=Langevin)
     score_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -69,6 +83,7 @@ class CooperativeSampler:
                 f"langevin_steps must be one integer of at least 0, or {levels}, one per level, "
                 f"got {steps}"
             )
+        self.kernel.check_levels(levels)
 
     def steps_at(self, t: int) -> int:
         """K at transition t."""
@@ -84,30 +99,113 @@ class CooperativeSampler:
         random: RandomSource,
         shape: Sequence[int],
         on_level_end: Callable[[LevelEnd], None] | None = None,
+        pinned: PinnedPixels | None = None,
     ) -> SamplerOutput:
         """Draw one sample per stream of ``random``.
 
         Args:
             energy: the prior energy at each level, labels bound.
             proposal: where each level's chain starts, labels bound.
-            random: the noise; x_T first, then per level the proposal's and K Langevin draws.
+            random: the noise; x_T first, then per level the proposal's and K times the kernel's.
             shape: (C, H, W) of one image (or any shape, for energies on other spaces).
             on_level_end: called after each level.
+            pinned: pixels that are known, for inpainting: held in every x_t.
         """
         x = random.normal(shape)
+        if pinned is not None:
+            x = pinned.hold(x, self.schedule.num_levels)
+        acceptance = []
         for t in range(self.schedule.num_levels, 0, -1):
             level = self.schedule.level(t, x.device)
             start = proposal.sample(x, level, random)
-            conditional = RecoveryEnergy(energy, x)
-            y = self.kernel.run(start, conditional, level, random, self.steps_at(t))
-            x = y / level.scale
+            conditional: Energy = RecoveryEnergy(energy, x)
+            if pinned is not None:
+                conditional = PinnedEnergy(conditional, pinned)
+            end = self.kernel.run(start, conditional, level, random, self.steps_at(t))
+            proposed, x = start / level.scale, end.y / level.scale
+            if pinned is not None:
+                proposed, x = pinned.hold(proposed, t - 1), pinned.hold(x, t - 1)
+            acceptance.append(end.acceptance)
             if on_level_end is not None:
-                on_level_end(LevelEnd(t, start / level.scale, x))
-        return self.denoise(energy, x, level)
+                on_level_end(LevelEnd(t, proposed, x, end.acceptance))
+        return SamplerOutput(*self.denoise(energy, x, level), torch.stack(acceptance, 1))
 
-    def denoise(self, energy: Energy, x: Tensor, level: Level) -> SamplerOutput:
-        """Tweedie's formula at level 0: the posterior mean of the clean image given x_0."""
+    def denoise(self, energy: Energy, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """Tweedie's formula at level 0: the posterior mean of the clean image given x_0.
+
+        Returns:
+            That mean (B, C, H, W), and the energies (B,) of x_0.
+        """
         value, grad = energy.value_and_grad(x * level.scale, level)
         score = -level.scale * grad  # ∇_x log p(x_0), by the chain rule through y = m_1 x_0
         clean = (x + self.score_scale * level.sigma_bar**2 * score) / level.alpha
-        return SamplerOutput(clean, value)
+        return clean, value
+
+    @torch.no_grad()
+    def adapt(
+        self,
+        energy: Energy,
+        proposal: Proposal,
+        random: RandomSource,
+        shape: Sequence[int],
+        *,
+        target: float | None = None,
+        steps: int = 60,
+    ) -> Adaptation:
+        """A warm-up, no part of sampling: find the step scales that accept ``target`` of all moves.
+
+        At each level the scale is first tuned, then fixed for the K steps that lead to the next. The
+        same noise finds the same scales. To sample with them::
+
+            replace(sampler, kernel=replace(sampler.kernel, step_scale=found.step_scale))
+
+        Args:
+            energy: as in `sample`.
+            proposal: as in `sample`.
+            random: the noise, one stream per image; some 16 images will do.
+            shape: as in `sample`.
+            target: mean acceptance wanted, in (0, 1); by default the kernel's `optimal_acceptance`.
+            steps: of the kernel, per level, for the tuning.
+
+        Raises:
+            InputError: a kernel that accepts every move, or a value outside its range.
+            NumericalError: chains that left the finite numbers.
+        """
+        if not isinstance(self.kernel, HMC):
+            raise InputError(
+                "adapting needs a kernel that can reject a move, MALA or HMC, "
+                f"got {type(self.kernel).__name__}"
+            )
+        target = self.kernel.optimal_acceptance if target is None else target
+        if not 0 < target < 1 or steps < 1:
+            raise InputError(
+                "expected target in (0, 1) and steps of at least 1, "
+                f"got target={target}, steps={steps}"
+            )
+        x = random.normal(shape)
+        scales, acceptance = [], []
+        for t in range(self.schedule.num_levels, 0, -1):
+            level, k = self.schedule.level(t, x.device), self.steps_at(t)
+            conditional = RecoveryEnergy(energy, x)
+            start = partial(proposal.sample, x, level, random)
+            scale = tune(
+                self.kernel,
+                start,
+                conditional,
+                level,
+                random,
+                chain_steps=k,
+                target=target,
+                steps=steps,
+            )
+            fixed = replace(self.kernel, step_scale=scale)
+            end = fixed.run(start(), conditional, level, random, k)
+            if not bool(end.y.isfinite().all()):
+                raise NumericalError(
+                    f"adapting left the finite numbers at level {t}; expected a proposal and an "
+                    "energy that are finite there: check the model"
+                )
+            x = end.y / level.scale
+            scales.append(scale)
+            acceptance.append(float(end.acceptance.mean()))
+        return Adaptation(tuple(scales), tuple(acceptance))

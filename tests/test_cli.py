@@ -42,7 +42,7 @@ def test_grid_has_a_column_per_class_and_its_data(sample: Any, pipe: CDRLPipelin
     assert json.loads(data["seeds"]) == list(range(5, 12))
     assert json.loads(data["labels"]) == ["Shirt", "Sneaker", "Bag"] * 2 + ["Shirt"]
     assert (data["model"], data["version"]) == ("tiny", f"cdrl {__version__}")
-    assert data["langevin_steps"] == "2"
+    assert (data["sampler"], data["langevin_steps"]) == ("langevin", "[2, 2, 2]")
     cell = 8 * 8 + 2
     assert array.shape == (3 * cell + 2, 3 * cell + 2)
     expected = pipe(seeds=range(5, 12), class_labels=json.loads(data["labels"])).images
@@ -90,6 +90,65 @@ def test_steps_per_level_and_new_seeds(sample: Any) -> None:
     assert seeds[0] != seeds[1]
 
 
+def test_guidance_composition_and_kernels_are_the_pipelines(
+    sample: Any, pipe: CDRLPipeline
+) -> None:
+    bags = {"class_labels": ["Bag"] * 2, "seeds": [3, 4]}
+    for arguments, expected, said in (
+        (
+            ["--label", "Bag", "--guidance-scale", "2.5"],
+            pipe(guidance_scale=2.5, **bags),
+            {"guidance_scale": "2.5"},
+        ),
+        (
+            ["--compose", "shirt & ~bag^0.5"],
+            pipe.compose("Shirt & ~Bag^0.5", seeds=[3, 4]),
+            {"expression": "Shirt & ~Bag^0.5"},
+        ),
+        (
+            ["--label", "Bag", "--sampler", "mala", "--step-scale", "0.5,1,2"],
+            pipe(sampler="mala", step_scale=[0.5, 1, 2], **bags),
+            {"sampler": "mala"},
+        ),
+        (
+            ["--label", "Bag", "--sampler", "hmc", "--step-scale", "adapt"],
+            pipe(
+                sampler="hmc",
+                step_scale=pipe.adapt_step_scale(
+                    "hmc", class_labels="Bag", langevin_steps=2
+                ).step_scale,
+                **bags,
+            ),
+            {"sampler": "hmc"},
+        ),
+    ):
+        result = sample("--out", "out/", "-n", "2", "--seed", "3", *arguments)
+        assert result.exit_code == 0, result.output
+        assert ("acceptance" in result.output) == ("--sampler" in arguments)
+        for k, image in enumerate(expected.images):
+            with Image.open(f"out/{k:05d}.png") as written:
+                assert written.tobytes() == image.tobytes()
+                assert said.items() <= written.text.items()
+
+
+def test_inpainting(sample: Any, pipe: CDRLPipeline) -> None:
+    image, mask = np.full((8, 8), 200, np.uint8), np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(image).save("image.png")
+    Image.fromarray(mask).save("mask.png")
+    known = ("--inpaint", "image.png", "--mask", "mask.png", "--seed", "1", "-n", "2")
+    assert sample(*known, "--out", "out/").exit_code == 0
+    expected = pipe.inpaint(image, mask > 0, num_images=2, seeds=1).images
+    for k in range(2):
+        with Image.open(f"out/{k:05d}.png") as written:
+            assert written.tobytes() == expected[k].tobytes()
+            assert (np.asarray(written)[:, :4] == 200).all()
+    Image.fromarray(mask).resize((16, 16)).save("mask.png")
+    result = sample(*known, "--out", "large.png")
+    assert result.exit_code == 2 and "--resize" in result.output
+    assert sample(*known, "--resize", "--out", "large.png").exit_code == 0
+
+
 def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> None:
     result = sample("--trajectory", "film.gif", "-n", "3", "--seed", "0", "--batch-size", "2")
     assert result.exit_code == 0, result.output
@@ -120,6 +179,18 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--out", "new", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--out", "a.png", "--colour"], "No such option"),
+        (["--out", "a.png", "--guidance-scale", "nan", "--label", "0"], "must be a finite number"),
+        (["--out", "a.png", "--guidance-scale", "2", "--label", "none"], "needs class_labels"),
+        (["--out", "a.png", "--compose", "bag & )"], "found ')' at character 7 of 'bag & )'"),
+        (["--out", "a.png", "--compose", "bga"], "did you mean 'Bag'? (at character 1 of 'bga')"),
+        (["--out", "a.png", "--compose", "bag & ~bag"], "the expression cancels out"),
+        (["--out", "a.png", "--compose", "bag", "--label", "0"], "--compose goes without --label"),
+        (["--out", "a.png", "--inpaint", "x.png"], "--inpaint and --mask go together"),
+        (["--out", "a.png", "--inpaint", "x.png", "--mask", "y.png"], "x.png cannot be read"),
+        (["--out", "a.png", "--sampler", "nuts"], "'nuts' is not one of"),
+        (["--out", "a.png", "--step-scale", "adapt"], "is for --sampler mala or hmc"),
+        (["--out", "a.png", "--step-scale", "big"], "--step-scale must be a number or numbers"),
+        (["--out", "a.png", "--step-scale", "0"], "step_scale must be positive"),
         (["--out", "a.jpg"], "expected a .png file or a folder (end it with /), got 'a.jpg'"),
         (["--trajectory", "a.mp4"], "expected a .gif file, got 'a.mp4'"),
         (["--out", ""], "expected the name of a .png file, got ''"),

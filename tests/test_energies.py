@@ -18,7 +18,9 @@ from cdrl_infer.energies.analytic import (
     PosteriorMeanProposal,
 )
 from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
+from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import InputError
 from cdrl_infer.random import BatchRandom
@@ -59,6 +61,15 @@ def points(batch: int = 5, seed: int = 0) -> Tensor:
     return torch.randn(batch, 2, generator=generator, dtype=torch.float64)
 
 
+COMPOSED = ComposedEnergy(
+    StubEBM("step"),
+    labels=torch.tensor([[0] * 5, [1, 2, 3, 4, 0], [2, 2, 1, 0, 5]])[..., None],
+    log_ratio=lambda r: torch.logsumexp(r, 0) - 0.3 * r[1],
+)
+PINNED = PinnedPixels(
+    hole=torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]).bool(),
+    path=torch.stack([points(seed=k) for k in range(7)]),
+)
 ENERGIES: dict[str, Energy] = {
     "mixture-full": FULL,
     "mixture-diagonal": DIAGONAL,
@@ -67,7 +78,12 @@ ENERGIES: dict[str, Energy] = {
     "neural-step": NeuralEnergy(StubEBM("step"), labels=torch.arange(5)[:, None]),
     "recovery-mixture": RecoveryEnergy(FULL, points(seed=1)),
     "recovery-neural": RecoveryEnergy(NeuralEnergy(StubEBM("step")), points(seed=1)),
+    "composed": COMPOSED,
+    "recovery-composed": RecoveryEnergy(COMPOSED, points(seed=1)),
+    "pinned": PinnedEnergy(FULL, PINNED),
+    "pinned-recovery-composed": PinnedEnergy(RecoveryEnergy(COMPOSED, points(seed=1)), PINNED),
 }
+ONE_LEVEL = {name for name in ENERGIES if "composed" in name or "pinned" in name}
 LEVELS = {
     "lowest": SCHEDULE.level(1),
     "middle": SCHEDULE.level(4),
@@ -90,8 +106,10 @@ def central_difference(energy: Energy, y: Tensor, level: Level, width: float = 1
     return torch.stack(columns, 1).detach()
 
 
-@pytest.mark.parametrize("at", LEVELS)
-@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [(n, at) for n in ENERGIES for at in LEVELS if at != "mixed" or n not in ONE_LEVEL],
+)
 class TestContract:
     def test_gradient_is_that_of_the_value(self, name: str, at: str) -> None:
         energy, level, y = ENERGIES[name], LEVELS[at], points()

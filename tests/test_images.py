@@ -13,6 +13,8 @@ from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import (
     captioned,
     make_grid,
+    read_holes,
+    read_images,
     save_gif,
     save_png,
     to_numpy,
@@ -102,3 +104,67 @@ def test_film_has_its_frames_and_times(tmp_path: Path) -> None:
         film.seek(3)
         assert film.info["duration"] == 300
         assert film.convert("L").getpixel((3, 3)) == pytest.approx(180, abs=2)
+
+
+class TestReading:
+    """What a caller gives -> tensors; what is refused is in test_inpainting.py, where users meet it."""
+
+    def test_rows_columns_and_channels_stay_in_place(self) -> None:
+        array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        expected = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+        given = [
+            array,
+            array[None],
+            Image.fromarray(array),
+            torch.from_numpy(array).permute(2, 0, 1),
+            array / 255,
+            array[::-1][::-1],  # strides below zero
+            np.asarray(Image.fromarray(array)),  # not writable
+        ]
+        for image in given:
+            found = read_images(image, (3, 5, 7))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+        assert torch.equal(read_images(given[0], (3, 5, 7)), expected)
+
+    def test_lists_of_several_kinds(self) -> None:
+        grey = np.arange(35, dtype=np.uint8).reshape(5, 7)
+        several = [
+            grey,
+            Image.fromarray(grey),
+            torch.from_numpy(grey)[None],
+            np.stack([grey] * 2)[..., None],
+        ]
+        found = read_images(several, (1, 5, 7))
+        assert found.shape == (5, 1, 5, 7)
+        assert (found == torch.from_numpy(grey).float() / 255).all()
+
+    def test_a_caller_keeps_what_was_given(self) -> None:
+        grey, mask = np.zeros((5, 7), dtype=np.float32), np.ones((5, 7), dtype=bool)
+        read_images(grey, (1, 5, 7)).fill_(1)
+        read_holes(mask, (1, 5, 7)).fill_(False)
+        assert not grey.any() and mask.all()
+
+    def test_a_mask_picture_is_cut_at_half_white(self) -> None:
+        ramp = np.tile(np.array([0, 127, 128, 255], dtype=np.uint8), (3, 1))
+        for picture in (Image.fromarray(ramp), Image.fromarray(ramp).convert("RGB")):
+            hole = read_holes(picture, (3, 3, 4))
+            assert hole.shape == (1, 1, 3, 4) and hole.dtype == torch.bool
+            assert hole[0, 0].tolist() == [[False, False, True, True]] * 3
+
+    def test_masks_of_several_images(self) -> None:
+        masks = np.zeros((3, 5, 7))
+        masks[0, 1, 2] = masks[1, 3, 4] = masks[2, 0, 6] = 255
+        found = read_holes(masks, (1, 5, 7))
+        assert found.nonzero().tolist() == [[0, 0, 1, 2], [1, 0, 3, 4], [2, 0, 0, 6]]
+        assert torch.equal(read_holes(list(masks), (1, 5, 7)), found)
+        assert torch.equal(read_holes(torch.from_numpy(masks)[:, None], (1, 5, 7)), found)
+
+    def test_resizing(self) -> None:
+        picture = Image.new("L", (14, 10), 40)
+        picture.paste(200, (0, 0, 7, 10))  # left half
+        found = read_images(picture, (1, 5, 7), resize=True)
+        expected = np.asarray(picture.resize((7, 5), Image.Resampling.LANCZOS)) / np.float32(255)
+        assert np.array_equal(found[0, 0].numpy(), expected)
+        hole = read_holes(picture, (1, 5, 8), resize=True)[0, 0]  # 3.5 pixels would be grey
+        assert hole.shape == (5, 8) and hole[:, :4].all() and not hole[:, 4:].any()

@@ -18,14 +18,15 @@ SOURCES = sorted((ROOT / "cdrl_infer").rglob("*.py"))
 # A module imports from lines above its own, or from its own package.
 LAYERS = [
     ["errors", "version", "files", "random"],
-    ["device"],
+    ["device", "concepts"],
     ["schedule"],
     ["networks"],
     ["energies"],
     ["kernels", "proposals"],
     ["sampler"],
     ["images", "checkpoint"],
-    ["convert", "pipeline"],
+    ["convert", "arguments", "conditioning"],
+    ["pipeline"],
     ["cli"],
 ]
 LAYER = {name: k for k, names in enumerate(LAYERS) for name in names}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from cdrl_infer.checkpoint import SamplerDefaults
+from cdrl_infer.conditioning import Guided, Labelled
 from cdrl_infer.convert import ConvertedModel, load_authors_checkpoint
 from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError
@@ -56,6 +57,9 @@ class Replay:
         draw = self.left.pop(0)
         assert draw.shape[1:] == tuple(shape)
         return draw
+
+    def uniform(self) -> Tensor:
+        raise AssertionError("their code draws none")
 
 
 @pytest.fixture(scope="module", params=["uncond", "cond"])
@@ -103,6 +107,26 @@ def test_initializer_output(recording: Recording) -> None:
 def test_whole_chain(recording: Recording) -> None:
     found = run_chain(recording, recording.model.score_scale)
     assert relative_error(found, recording.tensors["sample"]) <= 1e-4
+
+
+@pytest.mark.parametrize("recording", ["cond"], indirect=True)
+def test_guided_chain(recording: Recording) -> None:
+    """Their w = 0.7 is a guidance scale of 1.7; plain sampling of the same noise misses the record."""
+    model, recorded = recording.model.to_model(), recording.tensors["sample_0.7"]
+    labels = recording.labels("sample_labels_0.7")
+    assert labels is not None
+
+    def error(asked: Labelled) -> float:
+        replay = Replay(recording.tensors["noise_0.7"])
+        energy, proposal = asked.bind(model, slice(0, len(labels)), replay)
+        sampler = CooperativeSampler(model.schedule, recording.steps, score_scale=2.0)
+        samples = sampler.sample(energy, proposal, replay, (3, 32, 32)).samples
+        assert not replay.left
+        return relative_error(samples, recorded)
+
+    assert error(Guided(labels, 1.7)) <= 1e-4
+    assert error(Labelled(labels)) > 0.01
+    assert error(Guided(labels, 0.7)) > 0.01
 
 
 def test_doubled_score_is_real(recording: Recording) -> None:

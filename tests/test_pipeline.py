@@ -16,6 +16,7 @@ from cdrl_infer.checkpoint import CDRLModel, SamplerDefaults
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import CheckpointError, InputError, NumericalError
 from cdrl_infer.images import to_unit
+from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
@@ -321,3 +322,170 @@ def test_steps_of_a_sampler_are_checked_when_it_is_made() -> None:
         with pytest.raises(InputError, match="at least 0, or 3, one per level, got") as caught:
             CooperativeSampler(schedule, steps)
         assert str(steps) in str(caught.value)
+
+
+class TestSamplers:
+    """``sampler=``, ``step_scale=`` and ``adapt_step_scale``."""
+
+    def test_langevin_is_the_default_and_accepts_everything(self, pipe: CDRLPipeline) -> None:
+        plain, named = (
+            pipe(class_labels=LABELS, seeds=range(6), output_type="pt", batch_size=4, **options)
+            for options in ({}, {"sampler": "langevin"})
+        )
+        assert torch.equal(torch.as_tensor(plain.images), torch.as_tensor(named.images))
+        assert torch.equal(plain.info.acceptance, torch.ones(6, 3))
+        assert (plain.info.sampler, plain.info.langevin_steps) == ("langevin", (2, 2, 2))
+        assert plain.info.expression is None
+
+    @pytest.mark.parametrize("sampler", ["mala", "hmc"])
+    def test_exact_samplers_report_each_images_acceptance(
+        self, pipe: CDRLPipeline, sampler: Any
+    ) -> None:
+        call: dict[str, Any] = {"class_labels": LABELS, "seeds": range(6), "sampler": sampler}
+        call |= {"langevin_steps": 4, "step_scale": [20.0, 30.0, 10.0], "output_type": "pt"}
+        whole, parts = pipe(**call), pipe(**call, batch_size=4)
+        acceptance = whole.info.acceptance
+        assert acceptance.shape == (6, 3) and acceptance.device.type == "cpu"
+        assert bool(((acceptance >= 0) & (acceptance <= 1)).all())
+        assert len(acceptance.unique()) > 6  # never a whole batch at once
+        torch.testing.assert_close(acceptance, parts.info.acceptance, rtol=0, atol=1e-3)
+        assert whole.info.sampler == sampler
+        plain = pixels(pipe, class_labels=LABELS, seeds=range(6), langevin_steps=4)
+        assert (torch.as_tensor(whole.images) - plain).abs().max() > 1e-3
+
+    def test_no_steps_have_no_acceptance(self, pipe: CDRLPipeline) -> None:
+        acceptance = pipe(sampler="mala", langevin_steps=[1, 0, 2]).info.acceptance
+        assert acceptance.isnan().tolist() == [[False, True, False]]
+
+    def test_the_kernel_is_the_one_asked_for(self, pipe: CDRLPipeline) -> None:
+        """Not by name alone: what is drawn is what the sampler draws with that kernel."""
+        labels = torch.tensor([[3]])
+        kernels = {"mala": MALA(5.0), "hmc": HMC(5.0, 3), "langevin": Langevin(5.0)}
+        for name, kernel in kernels.items():
+            expected = CooperativeSampler(pipe.model.schedule, 2, kernel).sample(
+                NeuralEnergy(pipe.model.ebm, labels),
+                InitializerProposal(pipe.model.initializer, labels),
+                PerImageRandom.from_seeds([8], "cpu"),
+                (1, 8, 8),
+            )
+            found = pixels(
+                pipe, class_labels=["Bag"], seeds=[8], sampler=name, step_scale=5, leapfrog_steps=3
+            )
+            assert torch.equal(found, to_unit(expected.samples)), name
+
+    def test_step_scales_are_per_level_noisiest_first(self, pipe: CDRLPipeline) -> None:
+        one = pipe(seeds=[1], step_scale=0.5, output_type="pt")
+        same = pipe(seeds=[1], step_scale=[0.5, 0.5, 0.5], output_type="pt")
+        torch.testing.assert_close(one.images, same.images)
+        info = pipe(seeds=[1], step_scale=(1.0, 2.0, 4.0)).info
+        assert info.step_scale == pytest.approx((1.0, 2.0, 4.0))
+        schedule = pipe.model.schedule
+        sizes = [
+            float((scale * schedule.level(t).step_variance).sqrt())
+            for t, scale in ((3, 1.0), (2, 2.0), (1, 4.0))
+        ]
+        assert info.step_sizes == pytest.approx(sizes)
+        start: dict[float, list[torch.Tensor]] = {}
+        for last in (1.0, 4.0):
+            ends = start.setdefault(last, [])
+            pipe(
+                seeds=[1],
+                step_scale=[1.0, 1.0, last],
+                callback_on_level_end=lambda end, _, ends=ends: ends.append(end.refined),
+            )
+        assert [torch.equal(a, b) for a, b in zip(*start.values(), strict=True)] == [
+            *(True, True, False)
+        ]
+
+    def test_the_models_own_step_scale_is_the_default(self, model: CDRLModel) -> None:
+        model.sampler = SamplerDefaults(langevin_steps=1, step_scale=0.25)
+        assert CDRLPipeline(model)().info.step_scale == pytest.approx((0.25,) * 3)
+
+    @pytest.mark.parametrize("sampler", ["mala", "hmc"])
+    def test_adapting_finds_a_scale_for_each_level(self, pipe: CDRLPipeline, sampler: Any) -> None:
+        call: dict[str, Any] = {"class_labels": "Bag", "langevin_steps": 4, "steps": 60}
+        found = pipe.adapt_step_scale(sampler, **call)
+        assert found == pipe.adapt_step_scale(sampler, **call)  # deterministic
+        assert len(found.step_scale) == len(found.acceptance) == 3
+        assert all(scale > 0 for scale in found.step_scale)
+        # Within 0.15 at a mean of 16 chains of 4 steps: their own spread.
+        target = {"mala": 0.574, "hmc": 0.651}[sampler]
+        assert all(abs(rate - target) < 0.15 for rate in found.acceptance)
+        assert found != pipe.adapt_step_scale(sampler, **call, seed=100)
+        drawn = pipe(
+            class_labels="Bag",
+            num_images=16,
+            seeds=50,
+            sampler=sampler,
+            step_scale=found.step_scale,
+            langevin_steps=4,
+        ).info
+        assert drawn.step_scale == pytest.approx(found.step_scale, rel=1e-5)
+        assert (drawn.acceptance.mean(0) - target).abs().max() < 0.15
+
+    def test_a_higher_target_takes_smaller_steps(self, pipe: CDRLPipeline) -> None:
+        low, high = (
+            pipe.adapt_step_scale("mala", target_acceptance=target, langevin_steps=4, steps=40)
+            for target in (0.3, 0.9)
+        )
+        assert all(a > b for a, b in zip(low.step_scale, high.step_scale, strict=True))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"sampler": "mela"}, "one of langevin, mala, hmc, got 'mela'; did you mean 'mala'"),
+            ({"sampler": None}, "sampler must be one of langevin, mala, hmc, got None"),
+            ({"step_scale": 0}, "step_scale must be positive and finite, .* got 0"),
+            ({"step_scale": -1.0}, "step_scale must be positive and finite"),
+            ({"step_scale": float("nan")}, "step_scale must be a finite number, got nan"),
+            ({"step_scale": "big"}, "step_scale must be a finite number, got 'big'"),
+            ({"step_scale": [1, 2]}, "step_scale must be one number or 3, one per level, got 2"),
+            ({"step_scale": []}, "step_scale must be positive and finite, one number or one per"),
+            ({"step_scale": [1, 2, 0]}, "step_scale must be positive and finite"),
+            ({"sampler": "hmc", "leapfrog_steps": 0}, "leapfrog_steps must be at least 1, got 0"),
+            (
+                {"sampler": "hmc", "leapfrog_steps": 2.5},
+                "leapfrog_steps must be an integer, got 2.5",
+            ),
+        ],
+    )
+    def test_bad_samplers_are_told_before_any_work(
+        self,
+        pipe: CDRLPipeline,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: dict[str, Any],
+        message: str,
+    ) -> None:
+        monkeypatch.setattr(CooperativeSampler, "sample", lambda *a, **k: pytest.fail("sampled"))
+        with pytest.raises(InputError, match=message) as caught:
+            pipe(**arguments)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"sampler": "langevin"}, "a kernel that can reject a move, MALA or HMC, got Langevin"),
+            ({"sampler": "nuts"}, "sampler must be one of langevin, mala, hmc, got 'nuts'"),
+            ({"target_acceptance": 1.0}, r"expected target in \(0, 1\) and steps of at least 1"),
+            (
+                {"target_acceptance": "half"},
+                "target_acceptance must be a finite number, got 'half'",
+            ),
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"num_images": 0}, "num_images must be at least 1, got 0"),
+            ({"langevin_steps": [1, 2]}, "or 3, one per level, got"),
+            ({"class_labels": "Bagg"}, "unknown attribute 0 'Bagg'"),
+            ({"seed": -1}, "a seed must be an integer in 0"),
+            ({"guidance_scale": 3}, "guidance_scale 3 needs class_labels"),
+        ],
+    )
+    def test_bad_adapting_is_told_before_any_work(
+        self,
+        pipe: CDRLPipeline,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: dict[str, Any],
+        message: str,
+    ) -> None:
+        monkeypatch.setattr("cdrl_infer.sampler.tune", lambda *a, **k: pytest.fail("tuned"))
+        with pytest.raises(InputError, match=message):
+            pipe.adapt_step_scale(**arguments)

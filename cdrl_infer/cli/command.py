@@ -36,6 +36,20 @@ class OneLineErrors(click.Command):
         sys.exit(code)
 
 
+def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
+    """``"0.5"`` -> 0.5, ``"0.5,1,2"`` -> (0.5, 1.0, 2.0).
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        return tuple(float(k) for k in text.split(",")) if "," in text else float(text)
+    except ValueError:
+        raise InputError(
+            f"{option} must be a number or numbers with commas between, got {text!r}"
+        ) from None
+
+
 def parse_steps(text: str) -> int | tuple[int, ...]:
     """``"15"`` -> 15, ``"15,10,5"`` -> (15, 10, 5).
 

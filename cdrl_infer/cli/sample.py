@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors, parse_steps
+from cdrl_infer.cli.command import OneLineErrors, parse_numbers, parse_steps
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import added_files, replaced_file
 from cdrl_infer.version import __version__
@@ -18,10 +18,17 @@ from cdrl_infer.version import __version__
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cdrl_infer.arguments import ImageLabel
     from cdrl_infer.checkpoint import Attribute
-    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput, ImageLabel
+    from cdrl_infer.pipeline import (
+        CDRLPipeline,
+        CDRLPipelineOutput,
+        Sampler,
+        SamplingOptions,
+    )
     from cdrl_infer.sampler import LevelEnd
 
+ADAPT_IMAGES = 16  # chains of the warm-up
 FILM_IMAGES = 64  # a film shows no more images than this
 FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 
@@ -39,9 +46,41 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     help="Class of the images; give it again for more, the images take turns. For a model of "
     "several attributes: their values, with commas between. [all classes in turn]",
 )
+@click.option(
+    "--guidance-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="G",
+    help="More than 1: nearer to the label, less diverse (the paper's w is G - 1).",
+)
+@click.option(
+    "--compose",
+    metavar="EXPR",
+    help="In place of labels: concepts joined by & (and), | (or), ~ (not), ^ (weight), such as "
+    "'red & (dress | coat)'.",
+)
+@click.option("--inpaint", metavar="IMAGE", help="Paint a part of this picture anew, where …")
+@click.option("--mask", metavar="IMAGE", help="… this picture is white.")
+@click.option(
+    "--resize", is_flag=True, help="Fit --inpaint and --mask of another size to the model's."
+)
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [a new one]")
 @click.option(
     "--langevin-steps", metavar="K|K,…,K", help="For all levels, or for each. [the model's]"
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["langevin", "mala", "hmc"]),
+    default="langevin",
+    show_default=True,
+    help="How to refine; mala and hmc are exact at each level, for more steps.",
+)
+@click.option(
+    "--step-scale",
+    metavar="S|S,…,S|adapt",
+    help="Multiplies the step variance, for all levels or for each; adapt: a warm-up finds it "
+    "(for mala and hmc). [the model's]",
 )
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]")
@@ -60,8 +99,15 @@ def main(
     model: str | None,
     num_images: int,
     labels: tuple[str, ...],
+    guidance_scale: float,
+    compose: str | None,
+    inpaint: str | None,
+    mask: str | None,
+    resize: bool,
     seed: int | None,
     langevin_steps: str | None,
+    sampler: Sampler,
+    step_scale: str | None,
     batch_size: int,
     device: str | None,
     out: str | None,
@@ -70,6 +116,11 @@ def main(
     """Draw images from an energy-based model: cdrl-sample --out samples.png."""
     if out is None and trajectory is None:
         raise InputError("nothing to write: give --out or --trajectory a file name")
+    if (inpaint is None) != (mask is None):
+        raise InputError("--inpaint and --mask go together: give both, or neither")
+    if compose is not None and (labels or guidance_scale != 1):
+        raise InputError("--compose goes without --label and --guidance-scale: leave them out")
+    known = None if inpaint is None or mask is None else (_picture(inpaint), _picture(mask))
     steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:
         # Opened before any work, so that a path that cannot be written to costs no sampling.
@@ -82,23 +133,46 @@ def main(
 
         pipe = CDRLPipeline.from_pretrained(model)
         pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        cycle = _labels(labels, pipe.model.labels)
+        cycle = _labels(labels, pipe.model.labels, free=known is not None or compose is not None)
+        class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
         recorder = _Recorder() if film else None
-        output = pipe(
-            num_images=num_images,
-            class_labels=cycle and [cycle[k % len(cycle)] for k in range(num_images)],
-            seeds=seed,
-            langevin_steps=steps,
-            batch_size=batch_size,
-            callback_on_level_end=recorder,
-        )
+        options: SamplingOptions = {
+            "num_images": num_images,
+            "seeds": seed,
+            "langevin_steps": steps,
+            "sampler": sampler,
+            "step_scale": _step_scale(step_scale, pipe, sampler, steps, cycle, guidance_scale),
+            "batch_size": batch_size,
+            "callback_on_level_end": recorder,
+        }
+        if known is not None:
+            output = pipe.inpaint(
+                *known,
+                class_labels=class_labels,
+                guidance_scale=guidance_scale,
+                expression=compose,
+                resize=resize,
+                **options,
+            )
+        elif compose is not None:
+            output = pipe.compose(compose, **options)
+        else:
+            output = pipe(class_labels=class_labels, guidance_scale=guidance_scale, **options)
         columns = len(cycle) if cycle and 1 < len(cycle) <= 16 else None
-        used = pipe.model.sampler.langevin_steps if steps is None else steps
+        info = output.info
         common = {
             "model": pipe.name,
             "version": f"cdrl {__version__}",
-            "langevin_steps": json.dumps(used),
+            "sampler": info.sampler,
+            "langevin_steps": json.dumps(info.langevin_steps),
+            "step_scale": json.dumps(info.step_scale),
+            "guidance_scale": json.dumps(guidance_scale),
         }
+        if info.expression is not None:
+            common["expression"] = info.expression
+        if sampler != "langevin":
+            rates = ", ".join(f"{rate:.2f}" for rate in info.acceptance.mean(0).tolist())
+            click.echo(f"acceptance by level, noisiest first: {rates}", err=True)
         if picture:
             _write_pictures(picture, output, columns, common)
         if film and recorder:
@@ -129,11 +203,55 @@ def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
         ) from None
 
 
-def _labels(texts: tuple[str, ...], attributes: tuple[Attribute, ...]) -> list[ImageLabel] | None:
-    """What the images take turns with; None where nothing was asked and there are no classes."""
+def _picture(path: str) -> Image.Image:
+    """A picture as it is stored; InputError where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _step_scale(
+    text: str | None,
+    pipe: CDRLPipeline,
+    sampler: Sampler,
+    steps: int | tuple[int, ...] | None,
+    cycle: list[ImageLabel] | None,
+    guidance_scale: float,
+) -> float | tuple[float, ...] | None:
+    """As given, or found by a warm-up with the same labels and steps."""
+    if text != "adapt":
+        return None if text is None else parse_numbers("--step-scale", text)
+    if sampler == "langevin":
+        raise InputError("--step-scale adapt is for --sampler mala or hmc: langevin never rejects")
+    labels = cycle and [cycle[k % len(cycle)] for k in range(ADAPT_IMAGES)]
+    found = pipe.adapt_step_scale(
+        sampler,
+        num_images=ADAPT_IMAGES,
+        class_labels=labels,
+        guidance_scale=guidance_scale,
+        langevin_steps=steps,
+    )
+    return found.step_scale
+
+
+def _labels(
+    texts: tuple[str, ...], attributes: tuple[Attribute, ...], free: bool
+) -> list[ImageLabel] | None:
+    """What the images take turns with; where nothing was asked, all classes of a single attribute.
+
+    Args:
+        texts: the --label options.
+        attributes: of the model.
+        free: nothing asked means no label.
+    """
     names = [attribute.values for attribute in attributes]
     if not texts:
-        return list(names[0]) if len(names) == 1 else None
+        return list(names[0]) if len(names) == 1 and not free else None
     cycle: list[ImageLabel] = []
     for text in texts:
         if len(names) > 1 and text != "none":

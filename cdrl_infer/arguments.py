@@ -1,0 +1,146 @@
+"""Arguments of the pipeline's calls, checked: counts, seeds, labels."""
+
+from __future__ import annotations
+
+import math
+import operator
+import random as entropy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import torch
+
+from cdrl_infer.checkpoint import Attribute
+from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.random import PerImageRandom
+
+Label = str | SupportsIndex | None
+ImageLabel = Label | Sequence[Label]
+
+MAX_SEED = 2**32 - 1  # all that PyTorch's CPU generator tells apart
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where each image's noise comes from: its own seed, or a generator of the caller's."""
+
+    seeds: list[int] | None
+    generators: list[torch.Generator]
+
+    @classmethod
+    def of(cls, seeds: Any, generator: Any, count: int) -> Noise:
+        """What the arguments ask for; new seeds where they ask for nothing."""
+        if seeds is not None and generator is not None:
+            raise InputError("expected seeds or generator, got both; leave one out")
+        if isinstance(generator, list):
+            if not all(isinstance(g, torch.Generator) for g in generator):
+                raise InputError("generator must be a torch.Generator, or one an image in a list")
+            if len({id(g) for g in generator}) < count:
+                raise InputError(
+                    "each image needs a generator of its own, got the same one twice; "
+                    "pass it alone to have seeds drawn from it"
+                )
+            return cls(None, generator)
+        if generator is not None:
+            if not isinstance(generator, torch.Generator):
+                raise InputError(f"generator must be a torch.Generator, got {generator!r}")
+            drawn = torch.randint(2**32, (count,), generator=generator, device=generator.device)
+            return cls(drawn.tolist(), [])
+        if seeds is None:
+            return cls(entropy.SystemRandom().sample(range(2**32), count), [])
+        if not isinstance(seeds, list):
+            base = integer("seeds", seeds)
+            seeds = [base + k for k in range(count)]
+        seeds = [integer("seeds", seed) for seed in seeds]
+        for seed in seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise InputError(f"a seed must be an integer in 0 … 2**32 - 1, got {seed}")
+        return cls(seeds, [])
+
+    def source(self, part: slice, device: torch.device, draw_on: torch.device) -> PerImageRandom:
+        """The streams of some of the images."""
+        if self.seeds is None:
+            return PerImageRandom(self.generators[part], device)
+        return PerImageRandom.from_seeds(self.seeds[part], device, draw_on)
+
+
+def label_index(attribute: Attribute, label: Any) -> int:
+    """0 for None, else 1 + the place of a name or index among the attribute's values."""
+    if label is None:
+        return 0
+    if isinstance(label, str):
+        if label not in attribute.values:
+            raise InputError(
+                f"unknown {attribute.name} {label!r}, expected one of {listing(attribute.values)}"
+                f"{did_you_mean(label, attribute.values)}"
+            )
+        return 1 + attribute.values.index(label)
+    index = integer("class_labels", label)
+    if not 0 <= index < len(attribute.values):
+        raise InputError(
+            f"a {attribute.name} index must lie in 0 … {len(attribute.values) - 1}, got {index}"
+        )
+    return 1 + index
+
+
+def count_images(num_images: Any, **arguments: Any) -> int:
+    """How many images the arguments ask for; those that are lists must agree."""
+    lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
+    if num_images is not None:
+        count = positive("num_images", num_images)
+    else:
+        count = positive("the number of images", next(iter(lengths.values()), 1))
+    for name, length in lengths.items():
+        if length != count:
+            raise InputError(f"expected {count} {name}, one per image, got {length}")
+    return count
+
+
+def integer(name: str, value: Any) -> int:
+    """The value as an int; InputError for what is none."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise InputError(f"{name} must be an integer, got {value!r}")
+
+
+def positive(name: str, value: Any) -> int:
+    """The value as an int of at least 1."""
+    whole = integer(name, value)
+    if whole < 1:
+        raise InputError(f"{name} must be at least 1, got {whole}")
+    return whole
+
+
+def number(name: str, value: Any) -> float:
+    """The value as a finite float."""
+    if not isinstance(value, (bool, str)):
+        try:
+            found = float(value)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if math.isfinite(found):
+            return found
+    raise InputError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
+    """InputError unless the value is one of the options."""
+    if value not in options:
+        raise InputError(
+            f"{name} must be one of {listing(options)}, got {value!r}"
+            f"{did_you_mean(str(value), options)}"
+        )
+
+
+def as_list(value: Any) -> Any:
+    """Lists, ranges, tuples, arrays … as a list; None, texts and single things as they are."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return list(value)
+    except TypeError:
+        return value

@@ -1,0 +1,39 @@
+"""Guidance and composition: energies of one network under several labels, combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
+from cdrl_infer.schedule import Level
+
+
+class ComposedEnergy(Energy):
+    """``E(y) = E(y|∅) - r(y)``, with r made of the log-ratios ``r_k(y) = E(y|∅) - E(y|c_k)`` in nats.
+
+    Classifier-free guidance is ``r = g r_1``, that is ``(1 - g) E(y|∅) + g E(y|c)`` (Ho & Salimans 2022;
+    CDRL's w is g - 1); for the rest see `cdrl_infer.concepts`. Everything goes through the network in
+    one batch of (1 + k) B, all at one level.
+
+    Args:
+        network: an `EBMNetwork`.
+        labels: (1 + k, B, A) integers, the unconditional ones (all 0) first.
+        log_ratio: from r_1 … r_k (k, B) to r (B,); differentiable.
+    """
+
+    def __init__(
+        self, network: EBMNetwork, labels: Tensor, log_ratio: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.count = len(labels)
+        self.energy = NeuralEnergy(network, labels.flatten(0, 1))
+        self.log_ratio = log_ratio
+
+    def __call__(self, y: Tensor, level: Level) -> Tensor:
+        """(B, C, H, W) -> (B,) nats."""
+        stacked = y.repeat(self.count, *[1] * (y.ndim - 1))
+        unconditional, *conditional = self.energy(stacked, level).chunk(self.count)
+        return unconditional - self.log_ratio(unconditional - torch.stack(conditional))

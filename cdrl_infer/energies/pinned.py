@@ -1,0 +1,71 @@
+"""Inpainting: the known pixels of an image are held at every level, only the others move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.energies.base import Energy
+from cdrl_infer.random import RandomSource
+from cdrl_infer.schedule import Level, NoiseSchedule
+
+
+@dataclass(frozen=True)
+class PinnedPixels:
+    """A noised path of an image, x_0 … x_T, and where it is held.
+
+    Args:
+        hole: (B, 1 or C, H, W) bool, True where pixels are to be painted.
+        path: (T + 1, B, C, H, W) x_i of the known image.
+    """
+
+    hole: Tensor
+    path: Tensor
+
+    @classmethod
+    def draw(
+        cls, image: Tensor, hole: Tensor, schedule: NoiseSchedule, random: RandomSource
+    ) -> PinnedPixels:
+        """Noise ``image`` (B, C, H, W) level by level: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``."""
+        first = schedule.level(1, image.device)
+        x = first.alpha * image + first.sigma_bar * random.normal(image.shape[1:])
+        path = [x]
+        for t in range(1, schedule.num_levels + 1):
+            variance = schedule.level(t, image.device).noise_variance
+            x = (1 - variance).sqrt() * x + variance.sqrt() * random.normal(image.shape[1:])
+            path.append(x)
+        return cls(hole, torch.stack(path))
+
+    def hold(self, x: Tensor, i: int) -> Tensor:
+        """x_i (B, C, H, W) with the known pixels put in place."""
+        return torch.where(self.hole, x, self.path[i])
+
+
+class PinnedEnergy(Energy):
+    """``E(y)`` of an image whose known pixels are put in place first, so that the others alone matter.
+
+    In the known pixels the density is flat: a kernel may leave them anywhere. One level for the whole
+    batch.
+
+    Args:
+        prior: the energy of a whole image, recovery term included.
+        pinned: what is held.
+    """
+
+    def __init__(self, prior: Energy, pinned: PinnedPixels) -> None:
+        self.prior = prior
+        self.pinned = pinned
+
+    def __call__(self, y: Tensor, level: Level) -> Tensor:
+        """(B, C, H, W) -> (B,) nats."""
+        return self.prior(self._held(y, level), level)
+
+    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """As `Energy.value_and_grad`; the gradient is 0 in the known pixels."""
+        value, grad = self.prior.value_and_grad(self._held(y, level), level)
+        return value, grad * self.pinned.hole
+
+    def _held(self, y: Tensor, level: Level) -> Tensor:
+        return self.pinned.hold(y / level.scale, int(level.t) - 1) * level.scale
