@@ -1,4 +1,4 @@
-"""What both benchmarks need: arrays that grow on disk, and tables."""
+"""What the benchmarks share: arrays that grow on disk, and tables."""
 
 from __future__ import annotations
 
@@ -74,6 +74,24 @@ def plus_minus(values: Sequence[float], digits: int = 1) -> str:
     """``"12.3 ± 0.4"``: mean and standard deviation."""
     mean, deviation = spread(values)
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+
+
+def mean_error(values: NDArray[Any]) -> tuple[float, float]:
+    """Mean and standard error of the mean (NaN for a single value) of independent values (N,)."""
+    mean, deviation = spread(values.tolist())
+    return mean, deviation / math.sqrt(len(values))
+
+
+def with_error(values: NDArray[Any], digits: int = 1) -> str:
+    """``"12.3 ± 0.4"``: mean and standard error."""
+    mean, error = mean_error(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def check_target(option: str, file: Path | None) -> None:
+    """`InputError` unless the file could be written; before any work is done."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise InputError(f"{option} {file}: expected a path of a file in a folder that exists")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,296 @@
+"""Does composing concepts give what was said? Truth values of samples, judged by a classifier.
+
+``python benchmarks/composition.py --data coloured:fashion_mnist.npz``; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from classifier import Recipe, SmallCNN, load_or_train, predict
+from quality import Steps, check_same_kind, model_digest, parse_steps, steps_name
+from report import table, write_json
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl_infer.checkpoint import find_model
+from cdrl_infer.cli import command
+from cdrl_infer.concepts import And, Concept, Expression, Or, Weighted
+from cdrl_infer.errors import InputError, listing
+from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+from cdrl_infer.version import __version__
+from cdrl_train.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
+from cdrl_train.data import COLOURED, load_images
+from cdrl_train.image_set import ImageSet
+
+JUDGE_SEED = 2  # of the renders that the judge learns from: all pairs, unlike the model's
+
+
+def holds(expression: Expression, labels: Tensor) -> Tensor:
+    """(N,) bool: is the expression true of labels (N, A), indices from 0?"""
+    if isinstance(expression, Concept):
+        return labels[:, expression.attribute] == expression.label - 1
+    if isinstance(expression, Weighted):
+        inner = holds(expression.inner, labels)
+        return ~inner if expression.weight < 0 else inner
+    if not isinstance(expression, (And, Or)):
+        raise TypeError(type(expression))
+    parts = torch.stack([holds(part, labels) for part in expression.parts])
+    return parts.all(0) if isinstance(expression, And) else parts.any(0)
+
+
+class Question(NamedTuple):
+    """Some expressions of one kind, asked in turn."""
+
+    name: str
+    expressions: tuple[Expression, ...]
+    joint: bool = False  # whether the labels of each can also be asked for together
+
+
+def questions(concept: Callable[[str], Concept]) -> list[Question]:
+    """What the benchmark asks.
+
+    Args:
+        concept: from a name.
+    """
+    pairs = list(itertools.product(GARMENTS.values, COLOURS.values))
+    seen = [pair for pair in pairs if pair not in HELD_OUT]
+
+    def both(names: tuple[str, ...]) -> Expression:
+        return And(tuple(map(concept, names)))
+
+    grounds = itertools.cycle(ATTRIBUTES[2].values)
+    colours = list(map(concept, COLOURS.values))
+    garments = list(map(concept, GARMENTS.values))
+    return [
+        Question("garment & colour, seen", tuple(map(both, seen)), True),
+        Question("garment & colour, held out", tuple(map(both, HELD_OUT)), True),
+        Question(
+            "garment & colour & background, seen",
+            tuple(both((*pair, next(grounds))) for pair in seen),
+            True,
+        ),
+        Question(
+            "garment & colour & background, held out",
+            tuple(both((*pair, next(grounds))) for pair in HELD_OUT),
+            True,
+        ),
+        Question("colour | colour", tuple(a | b for a, b in itertools.combinations(colours, 2))),
+        Question(
+            "garment | garment",
+            tuple(a | b for a, b in zip(garments, garments[5:] + garments[:5], strict=True)),
+        ),
+        Question(
+            "colour & (garment | garment)",
+            tuple(
+                colours[k % len(colours)] & (a | garments[(k + 5) % len(garments)])
+                for k, a in enumerate(garments)
+            ),
+        ),
+        Question("~colour", tuple(~c for c in colours)),
+        Question("~garment", tuple(~g for g in garments)),
+        Question(
+            "garment & ~colour",
+            tuple(concept(g) & ~concept(c) for g, c in seen[:: max(1, len(seen) // 10)]),
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Draws images for expressions and has them judged."""
+
+    pipe: CDRLPipeline
+    judge: SmallCNN
+    samples: int
+    batch_size: int
+
+    def shares(
+        self, question: Question, draw: Callable[[Expression, range], CDRLPipelineOutput]
+    ) -> tuple[float, list[float]]:
+        """The share of true samples, and for expressions of two alternatives that of the first.
+
+        The second is over the samples for which just one of the two is true.
+        """
+        true, first, counted = 0, 0, 0
+        for k, expression in enumerate(question.expressions):
+            seeds = range(k, self.samples, len(question.expressions))
+            if not seeds:
+                continue
+            output = draw(expression, seeds)
+            pixels = (torch.as_tensor(output.images) * 255).round().to(torch.uint8)
+            labels = predict(self.judge, pixels)
+            true += int(holds(expression, labels).sum())
+            alternatives = alternatives_of(expression)
+            if alternatives:
+                a, b = (holds(part, labels) for part in alternatives)
+                first += int((a & ~b).sum())
+                counted += int((a ^ b).sum())
+        return true / self.samples, [first / counted] if counted else []
+
+    def composed(self, steps: Steps) -> Callable[[Expression, range], CDRLPipelineOutput]:
+        """By `CDRLPipeline.compose`."""
+
+        def draw(expression: Expression, seeds: range) -> CDRLPipelineOutput:
+            return self.pipe.compose(
+                expression,
+                seeds=seeds,
+                langevin_steps=steps,
+                batch_size=self.batch_size,
+                output_type="pt",
+                progress=False,
+            )
+
+        return draw
+
+    def labelled(
+        self, steps: Steps, concepts: int | None
+    ) -> Callable[[Expression, range], CDRLPipelineOutput]:
+        """By labels: of the expression's first concepts, or of all (None)."""
+
+        def draw(expression: Expression, seeds: range) -> CDRLPipelineOutput:
+            labels: list[int | None] = [None] * len(self.pipe.model.labels)
+            for asked in expression.concepts[:concepts]:
+                labels[asked.attribute] = asked.label - 1
+            return self.pipe(
+                class_labels=[labels] * len(seeds),
+                seeds=seeds,
+                langevin_steps=steps,
+                batch_size=self.batch_size,
+                output_type="pt",
+                progress=False,
+            )
+
+        return draw
+
+
+def alternatives_of(expression: Expression) -> tuple[Expression, Expression] | None:
+    """The two sides of the OR in an expression that has just one."""
+    parts = expression.parts if isinstance(expression, And) else (expression,)
+    found = [part for part in parts if isinstance(part, Or)]
+    if len(found) != 1 or len(found[0].parts) != 2:
+        return None
+    one, other = found[0].parts
+    return one, other
+
+
+def chance(question: Question, attributes: Sequence[int]) -> float:
+    """The share of true ones among all combinations of values."""
+    combinations = torch.cartesian_prod(*(torch.arange(n) for n in attributes))
+    each = [float(holds(e, combinations).double().mean()) for e in question.expressions]
+    return sum(each) / len(each)
+
+
+def per_cent(share: float, n: int) -> str:
+    """With the binomial standard error."""
+    return f"{100 * share:.1f} ± {100 * math.sqrt(share * (1 - share) / n):.1f}"
+
+
+@click.command("composition.py", cls=command.OneLineErrors, context_settings={"show_default": True})
+@click.option(
+    "--model", metavar="NAME|FOLDER", default="coloured-fashion-mnist", help="Bundled or folder."
+)
+@click.option("--data", required=True, help="coloured: and Fashion-MNIST (.npz or torchvision:…).")
+@click.option("--samples", type=click.IntRange(1), default=300, help="Of each kind of expression.")
+@click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
+@click.option("--batch-size", type=click.IntRange(1), default=64)
+@click.option("--device", default="cpu")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/benchmarks"),
+    help="Of the judge.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("composition.json")
+)
+def main(out: Path, **options: Any) -> None:
+    """Share of samples of which an expression of concepts is true."""
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: expected a path in a folder that exists")
+    text, results = evaluate(**options)
+    click.echo(text)
+    write_json(out, results)
+
+
+def evaluate(
+    model: str,
+    data: str,
+    samples: int,
+    langevin_steps: str,
+    batch_size: int,
+    device: str,
+    cache: Path,
+    recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
+) -> tuple[str, dict[str, Any]]:
+    """What the command prints and writes."""
+    folder = find_model(model)
+    pipe = CDRLPipeline.from_pretrained(folder).to(device)
+    if not data.startswith(COLOURED):
+        raise InputError(f"expected --data {COLOURED}SOURCE, got {data!r}")
+    test = load_images(data, "test")
+    check_same_kind(pipe, test)
+    renders: ImageSet = render(load_images(data.removeprefix(COLOURED), "train"), JUDGE_SEED)
+    steps = parse_steps(langevin_steps, pipe.model.sampler.langevin_steps)
+    cache.mkdir(parents=True, exist_ok=True)
+    judge, real = load_or_train(cache, renders, test, recipe, progress=True)
+
+    examiner = Examiner(pipe, judge, samples, batch_size)
+    found: dict[str, dict[str, Any]] = {}
+    asked = questions(pipe.concept)
+    for question in tqdm(asked, desc="expressions", unit="kind"):
+        true, first = examiner.shares(question, examiner.composed(steps))
+        row: dict[str, Any] = {"composed": true, "first": first[0] if first else None}
+        row["initializer alone"], _ = examiner.shares(question, examiner.composed(0))
+        if question.joint:
+            row["one attribute"], _ = examiner.shares(question, examiner.labelled(steps, 1))
+            row["joint label"], _ = examiner.shares(question, examiner.labelled(steps, None))
+        row["chance"] = chance(question, test.num_classes)
+        row["expressions"] = [str(e) for e in question.expressions]
+        found[question.name] = row
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        return per_cent(row[key], samples) if row.get(key) is not None else ""
+
+    columns = ["composed", "initializer alone", "one attribute", "joint label"]
+    body = [
+        [
+            name,
+            *(cell(row, column) for column in columns),
+            f"{100 * row['chance']:.1f}",
+            "" if row["first"] is None else f"{100 * row['first']:.0f}",
+        ]
+        for name, row in found.items()
+    ]
+    digest = model_digest(folder)
+    text = "\n".join(
+        [
+            f"Model {pipe.name} ({digest}), {steps_name(steps)}; cdrl {__version__}, "
+            f"torch {torch.__version__}.",
+            "",
+            f"Share of {samples} samples of which the expression is true, in per cent ± binomial "
+            f"standard error, judged by a classifier trained on {len(renders)} real renders of all "
+            f"combinations. Of real test renders it knows all of {listing(a.name for a in ATTRIBUTES)} "
+            f"in {per_cent(real, len(test))}.",
+            "",
+            table(["expression", *columns, "chance", "first of two"], body),
+        ]
+    )
+    return text, {
+        "model": {"name": pipe.name, "digest": digest, "steps": steps_name(steps)},
+        "versions": {"cdrl": __version__, "torch": torch.__version__},
+        "samples": samples,
+        "judge": real,
+        "questions": found,
+    }
+
+
+if __name__ == "__main__":
+    main()

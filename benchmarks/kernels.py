@@ -1,0 +1,429 @@
+"""Langevin, MALA and HMC at equal numbers of gradients: what exactness costs and buys.
+
+``python benchmarks/kernels.py --data fashion_mnist.npz``; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from classifier import Recipe, load_or_train, share_recognised
+from composition import per_cent
+from frechet import CONVENTION, load_extractor
+from kept import kept, pixels
+from numpy.typing import NDArray
+from quality import (
+    TRAINING,
+    Comparison,
+    Features,
+    SamplePools,
+    check_same_kind,
+    compare,
+    judge_warning,
+    model_digest,
+    window,
+)
+from report import check_target, mean_error, table, with_error, write_json
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cdrl_infer.checkpoint import find_model
+from cdrl_infer.cli import command
+from cdrl_infer.errors import InputError
+from cdrl_infer.pipeline import CDRLPipeline, Sampler
+from cdrl_infer.version import __version__
+from cdrl_train.data import load_images
+
+ADAPT_IMAGES = 16
+SAMPLERS: tuple[Sampler, ...] = ("langevin", "mala", "hmc")
+
+
+class Plan(NamedTuple):
+    """A kernel and how many steps it makes at each level."""
+
+    sampler: Sampler
+    budget: int  # gradients per level it may take
+    steps: int
+    leapfrog_steps: int  # of each step of HMC
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        if self.steps == 0:
+            return "initializer alone"
+        return f"hmc, L = {self.leapfrog_steps}" if self.sampler == "hmc" else self.sampler
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its step sizes are found by a warm-up."""
+        return self.steps > 0 and self.sampler != "langevin"
+
+
+def plan(sampler: Sampler, budget: int, leapfrog_steps: int) -> Plan:
+    """As many steps K as take at most ``budget`` gradients at a level.
+
+    Langevin takes K; MALA 1 + K and HMC 1 + L K, one of them where the chain starts.
+
+    Raises:
+        InputError: too few for one step.
+    """
+    per_step = leapfrog_steps if sampler == "hmc" else 1
+    steps = (budget - (sampler != "langevin")) // per_step
+    if steps < 1:
+        raise InputError(
+            f"--gradients {budget} allows no step of {sampler}: expected at least {1 + per_step}"
+        )
+    return Plan(sampler, budget, steps, leapfrog_steps)
+
+
+class Counter:
+    """Gradients of the energy, image by image; the network runs once for each."""
+
+    images = 0
+
+    def __call__(self, network: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A forward hook."""
+        self.images += len(output)
+
+
+@contextmanager
+def counted_gradients(pipe: CDRLPipeline) -> Iterator[Counter]:
+    """Counts those that are made in the block."""
+    counter = Counter()
+    handle = pipe.model.ebm.register_forward_hook(counter)
+    try:
+        yield counter
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What adapting has found, t = T … 1, and what it cost."""
+
+    step_scale: list[float]
+    acceptance: list[float]
+    gradients: int  # of single images, in all
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Adapts and draws, and keeps both on disk; labels and seeds are those of `SamplePools`."""
+
+    pools: SamplePools
+
+    def warm_up(self, asked: Plan) -> WarmUp:
+        """Step scales for a plan."""
+        pipe = self.pools.pipe
+        name = f"{asked.sampler}-K{asked.steps}-L{asked.leapfrog_steps}"
+        file = self.pools.cache / f"adapted-{self.pools.digest}-{name}.json"
+        if not file.is_file():
+            start = time.perf_counter()
+            with counted_gradients(pipe) as counter:
+                found = pipe.adapt_step_scale(
+                    asked.sampler,
+                    langevin_steps=asked.steps,
+                    num_images=ADAPT_IMAGES,
+                    class_labels=self.pools.labels(ADAPT_IMAGES).tolist(),
+                    leapfrog_steps=asked.leapfrog_steps,
+                )
+            seconds = time.perf_counter() - start
+            result = WarmUp(list(found.step_scale), list(found.acceptance), counter.images, seconds)
+            write_json(file, asdict(result))
+        return WarmUp(**json.loads(file.read_text(encoding="utf-8")))
+
+    def samples(self, asked: Plan, step_scale: Sequence[float] | None, count: int) -> NDArray[Any]:
+        """(N,) of the fields image, energy, acceptance (T,), and the image's share of a chunk's
+        seconds and gradients.
+        """
+        pools, pipe = self.pools, self.pools.pipe
+        labels = pools.labels(count).tolist()
+        row = np.dtype(
+            [
+                ("image", np.uint8, pipe.model.image.shape),
+                ("energy", np.float32),
+                ("acceptance", np.float32, (pipe.model.schedule.num_levels,)),
+                ("seconds", np.float64),
+                ("gradients", np.float64),
+            ]
+        )
+
+        def draw(start: int, stop: int) -> NDArray[Any]:
+            began = time.perf_counter()
+            with counted_gradients(pipe) as counter:
+                output = pipe(
+                    class_labels=labels[start:stop],
+                    seeds=range(start, stop),
+                    sampler=asked.sampler,
+                    langevin_steps=asked.steps,
+                    step_scale=step_scale,
+                    leapfrog_steps=asked.leapfrog_steps,
+                    batch_size=pools.batch_size,
+                    output_type="pt",
+                    progress=False,
+                )
+            rows = np.empty(stop - start, row)
+            rows["image"] = pixels(output)
+            rows["energy"] = output.energies
+            rows["acceptance"] = output.info.acceptance
+            rows["seconds"] = (time.perf_counter() - began) / len(rows)
+            rows["gradients"] = counter.images / len(rows)
+            return rows
+
+        key = json.dumps([asked.sampler, asked.steps, asked.leapfrog_steps, step_scale])
+        sha = hashlib.sha256(key.encode()).hexdigest()[:12]
+        file = pools.cache / f"kernel-{pools.digest}-{asked.sampler}-K{asked.steps}-{sha}.npy"
+        title = f"{asked.name}, K = {asked.steps}" if pools.progress else None
+        return kept(file, count, draw, row, 4 * pools.batch_size, title)
+
+
+class Result(NamedTuple):
+    """What a plan gave."""
+
+    plan: Plan
+    warm_up: WarmUp | None
+    samples: NDArray[Any]  # see `Bench.samples`
+    recognised: float
+    frechet: Comparison
+
+
+def result_table(results: Sequence[Result], real: float, tested: int, floor: Comparison) -> str:
+    """A row per plan; real images last."""
+    body = []
+    for result in results:
+        samples = result.samples
+        body.append(
+            [
+                result.plan.name,
+                result.plan.budget,
+                result.plan.steps,
+                f"{samples['gradients'].mean():.0f}",
+                per_cent(result.recognised, len(samples)),
+                f"{result.frechet.distance[0]:.1f}",
+                f"{result.frechet.excess[0]:.1f}",
+                with_error(samples["energy"]),
+                f"{samples['seconds'].mean():.3f}",
+            ]
+        )
+    distance = f"{floor.distance[0]:.1f}"
+    body.append(["real images", "", "", "", per_cent(real, tested), distance, "0", "", ""])
+    header = ["kernel", "gradients a level", "K", "in all, an image", "recognised, %"]
+    return table(
+        [*header, "Fréchet distance", "over the floor", "energy, nats", "s an image"], body
+    )
+
+
+def level_table(results: Sequence[Result], num_levels: int) -> str:
+    """Step scales and acceptances by level."""
+    body = []
+    for result in results:
+        if result.warm_up is None:
+            continue
+        name = f"{result.plan.name}, {result.plan.budget}"
+        scales = [f"{scale:.3g}" for scale in result.warm_up.step_scale]
+        accepted = 100 * result.samples["acceptance"].mean(0)
+        body.append([f"{name}: step scale", *scales])
+        body.append([f"{name}: acceptance, %", *(f"{share:.1f}" for share in accepted)])
+    header = ["kernel, gradients a level", *(f"t = {t}" for t in range(num_levels, 0, -1))]
+    return table(header, body)
+
+
+def warm_up_table(results: Sequence[Result]) -> str:
+    """What adapting cost, also in images drawn by the same plan."""
+    body = []
+    for result in results:
+        if result.warm_up is not None:
+            images = result.warm_up.gradients / result.samples["gradients"].mean()
+            body.append(
+                [
+                    f"{result.plan.name}, {result.plan.budget}",
+                    result.warm_up.gradients,
+                    f"{result.warm_up.seconds:.1f}",
+                    f"{images:.0f}",
+                ]
+            )
+    header = ["kernel, gradients a level", "gradients, single images", "s", "as for so many images"]
+    return table(header, body)
+
+
+def parse_budgets(text: str) -> list[int]:
+    """``"5,15"`` -> [5, 15]."""
+    try:
+        budgets = [int(part) for part in text.split(",")]
+    except ValueError:
+        budgets = []
+    if not budgets or min(budgets) < 1:
+        raise InputError(
+            f"--gradients must be integers of at least 1 with commas between, got {text!r}"
+        )
+    return list(dict.fromkeys(budgets))
+
+
+@click.command("kernels.py", cls=command.OneLineErrors, context_settings={"show_default": True})
+@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
+@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
+@click.option(
+    "--extractor-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
+)
+@click.option("--gradients", default="5,15,45", metavar="N,…", help="Allowed at each level.")
+@click.option(
+    "--leapfrog-steps",
+    type=click.IntRange(1),
+    default=2,
+    help="Of each step of HMC; 2 makes use of every odd number of gradients to the last.",
+)
+@click.option("--n", type=click.IntRange(2), default=500, help="Samples and test images.")
+@click.option("--batch-size", type=click.IntRange(1), default=64)
+@click.option("--device", default="cpu", help="Of sampling and features.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/benchmarks"),
+    help="Samples, step scales, features and the classifier; an interrupted run goes on from there.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("kernels.json")
+)
+def main(out: Path, **options: Any) -> None:
+    """Quality, energy and time of three kernels at equal numbers of gradients."""
+    check_target("--out", out)
+    text, results = evaluate(**options)
+    click.echo(text)
+    write_json(out, results)
+
+
+def evaluate(
+    model: str | None,
+    data: str,
+    extractor_weights: Path | None,
+    gradients: str,
+    leapfrog_steps: int,
+    n: int,
+    batch_size: int,
+    device: str,
+    cache: Path,
+    recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
+) -> tuple[str, dict[str, Any]]:
+    """What the command prints and writes."""
+    plans = [
+        Plan("langevin", 0, 0, leapfrog_steps),
+        *(plan(s, budget, leapfrog_steps) for budget in parse_budgets(gradients) for s in SAMPLERS),
+    ]
+    folder = find_model(model)
+    pipe = CDRLPipeline.from_pretrained(folder).to(device)
+    train, test = load_images(data, "train"), load_images(data, "test")
+    check_same_kind(pipe, test)
+    window(n, 0, min(len(train), len(test)))
+    cache.mkdir(parents=True, exist_ok=True)
+    extractor = load_extractor(extractor_weights, pipe.device)
+    judge, real = load_or_train(cache, train, test, recipe, progress=True)
+    warning = judge_warning(real)
+
+    digest = model_digest(folder)
+    pools = SamplePools(pipe, digest, test.num_classes, cache, batch_size, progress=True)
+    bench = Bench(pools)
+    warm_ups = [
+        bench.warm_up(asked) if asked.adapts else None
+        for asked in tqdm(plans, desc="step scales", unit="kernel")
+    ]
+    samples = [
+        bench.samples(asked, None if warm_up is None else warm_up.step_scale, n)
+        for asked, warm_up in zip(plans, warm_ups, strict=True)
+    ]
+    features = Features(extractor, cache, progress=True)
+    sets = {
+        f"{asked.name}, {asked.budget}": [features(drawn["image"], asked.name)]
+        for asked, drawn in zip(plans, samples, strict=True)
+    }
+    floor, *distances = compare(
+        features(test.images[:n].numpy(), "test images"),
+        features(train.images[:n].numpy(), TRAINING),
+        sets,
+        [n],
+    )
+    labels = pools.labels(n)
+    results = [
+        Result(asked, warm_up, drawn, share_recognised(judge, drawn["image"], labels), distance)
+        for asked, warm_up, drawn, distance in zip(plans, warm_ups, samples, distances, strict=True)
+    ]
+
+    num_levels = pipe.model.schedule.num_levels
+    text = "\n".join(
+        [
+            f"Model {pipe.name} ({digest}), {num_levels} levels; cdrl {__version__}, "
+            f"torch {torch.__version__}, {pipe.device.type}, {torch.get_num_threads()} threads, "
+            f"{batch_size} images at a time.",
+            "",
+            f"{n} samples of all labels in turn, the same seeds throughout. At each level Langevin takes "
+            "K gradients, MALA 1 + K, HMC 1 + L K; K is what the gradients allow. In all: counted, with "
+            "the one of the last denoising. Langevin at the model's step sizes (step scale "
+            f"{pipe.model.sampler.step_scale}), the others at adapted ones. Recognised: every label is "
+            f"the one asked, judged by a classifier trained on the {len(train)} training images, ± "
+            f"binomial standard error; real images: all {len(test)} test images. Energy: of x_0 at the "
+            "lowest level, given the labels; mean ± standard error. Seconds: wall time of drawing on "
+            "this machine as it was.",
+            "",
+            f"Fréchet distance of n = {n} samples to as many test images; floor: {n} training images.",
+            f"Features: {CONVENTION}.",
+            *(["", warning] if warning else []),
+            "",
+            result_table(results, real, len(test), floor),
+            "",
+            "Step scales multiply the schedule's step variance. Acceptance: mean over samples and steps.",
+            "",
+            level_table(results, num_levels),
+            "",
+            f"The warm-up that finds the step scales, with {ADAPT_IMAGES} chains, once per model and K:",
+            "",
+            warm_up_table(results),
+        ]
+    )
+    return text, {
+        "model": {"name": pipe.name, "digest": digest},
+        "versions": {"cdrl": __version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "device": pipe.device.type,
+        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
+        "features": {"convention": CONVENTION, "weights": extractor.digest},
+        "n": n,
+        "judge": real,
+        "warning": warning,
+        "frechet_floor": floor.distance[0],
+        "rows": [as_json(result) for result in results],
+    }
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """All of a row; energies as mean and standard error."""
+    samples = result.samples
+    acceptance = samples["acceptance"].mean(0).tolist() if result.plan.steps else None
+    energy, error = mean_error(samples["energy"])
+    return {
+        **result.plan._asdict(),
+        "kernel": result.plan.name,
+        "gradients": float(samples["gradients"].mean()),
+        "recognised": result.recognised,
+        "frechet": result.frechet.distance[0],
+        "frechet_excess": result.frechet.excess[0],
+        "energy": {"mean": energy, "error": error},
+        "seconds": float(samples["seconds"].mean()),
+        "acceptance": acceptance,
+        "warm_up": None if result.warm_up is None else asdict(result.warm_up),
+    }
+
+
+if __name__ == "__main__":
+    main()
