@@ -1,12 +1,16 @@
-"""Folder <-> safetensors: how a model lies on a disk.
+"""Folder <-> safetensors: how a model lies on a disk; docs/format.md says it in full.
 
 ::
 
-    config.json                        format_version, schedule, sampler, image, labels, training
-    ebm/config.json                    {"class": …, constructor arguments}
-    ebm/model.safetensors              float32 or float16; loaded as float32
-    initializer/config.json, model.safetensors
-    README.md                          the model card (optional)
+    config.json                  format_version, schedule, sampler, image, labels, training
+    model_index.json             the class of each network
+    ebm/config.json              its constructor's arguments
+    ebm/model.safetensors        its weights, loaded as float32; model.fp16.safetensors: a variant
+    initializer/                 likewise
+    README.md, samples.png       the model card and its picture (optional)
+
+Nothing in a folder is trusted: it can name no code and no file, and no more is allocated than the
+weights on the disk have.
 """
 
 from __future__ import annotations
@@ -14,27 +18,42 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cdrl_infer.errors import CheckpointError, ConfigError, did_you_mean, listing
 from cdrl_infer.files import replaced_folder
 from cdrl_infer.networks.config import check_keys, from_config
+from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.untrusted import (
+    MAX_PICTURE,
+    MAX_TEXT,
+    check_header,
+    inside,
+    read_bytes,
+    read_json,
+    read_text,
+)
 from cdrl_infer.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NOT_THESE = "are these the weights of the network in config.json?"
-FILES = ("config.json", "README.md", "ebm", "initializer")
+CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
+FILES = (CONFIG, INDEX, CARD, PICTURE, "ebm", "initializer")
 BUNDLED = Path(__file__).parent / "models"
+VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STORED_TYPES = ("F16", "BF16", "F32")
+MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # what no model needs to exceed
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # The classes a folder may name, by role; a new network is one more line here.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -68,8 +87,11 @@ class SamplerDefaults:
 
     def __post_init__(self) -> None:
         steps = self.langevin_steps
-        if min((steps,) if isinstance(steps, int) else steps, default=0) < 0:
+        each = (steps,) if isinstance(steps, int) else steps
+        if min(each, default=0) < 0:
             raise ConfigError(f"langevin_steps must not be negative, got {steps}")
+        if max(each, default=0) > MAX_STEPS:
+            raise ConfigError(f"langevin_steps must be at most {MAX_STEPS:,}, got {steps}")
         if self.step_scale <= 0 or self.score_scale < 0:
             raise ConfigError(
                 "expected step_scale > 0 and score_scale >= 0, "
@@ -88,7 +110,11 @@ class SamplerDefaults:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Channels, height and width of the images of a model, each at least 1."""
+    """Channels, height and width of the images of a model, each at least 1.
+
+    Raises:
+        ConfigError: a size that is not positive, or more than `MAX_VALUES` in an image.
+    """
 
     channels: int
     height: int
@@ -97,6 +123,8 @@ class ImageShape:
     def __post_init__(self) -> None:
         if min(self.channels, self.height, self.width) < 1:
             raise ConfigError(f"image sizes must be positive, got {self.shape}")
+        if self.channels * self.height * self.width > MAX_VALUES:
+            raise ConfigError(f"an image must have at most {MAX_VALUES:,} values, got {self.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,6 +140,12 @@ class Attribute:
     values: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        for name in (self.name, *self.values):
+            if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+                raise ConfigError(
+                    f"a label must be a printable name of at most {MAX_NAME} characters, "
+                    f"got {name!r:.60}"
+                )
         if not self.values or len(set(self.values)) < len(self.values):
             raise ConfigError(
                 f"the values of {self.name!r} must be distinct names, got {listing(self.values)}"
@@ -131,6 +165,7 @@ class CDRLModel:
         sampler: the default sampling options.
         training: anything JSON can hold about how the model was made.
         model_card: the text of README.md.
+        samples: a PNG, samples.png, for the card to show.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -144,6 +179,7 @@ class CDRLModel:
     sampler: SamplerDefaults = SamplerDefaults()
     training: dict[str, Any] = field(default_factory=dict)
     model_card: str | None = None
+    samples: bytes | None = None
 
     def __post_init__(self) -> None:
         self.sampler.check_levels(self.schedule.num_levels)
@@ -176,36 +212,38 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
-def load_model(folder: str | os.PathLike[str]) -> CDRLModel:
+def model_files(variant: str | None = None) -> list[str]:
+    """The names of all files that `load_model` looks for; `README.md` and `samples.png` may be absent.
+
+    Raises:
+        ConfigError: an unknown variant.
+    """
+    weights = _weights_file(variant)
+    networks = [f"{role}/{name}" for role in NETWORKS for name in (CONFIG, weights)]
+    return [CONFIG, INDEX, *networks, CARD, PICTURE]
+
+
+def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) -> CDRLModel:
     """Read a model folder, on the CPU, in float32.
 
     Sizes are compared with the header of the weights before anything is allocated.
 
+    Args:
+        folder: as `save_model` writes it.
+        variant: which weights: "fp16", "bf16", or None for ``model.safetensors``.
+
     Raises:
         CheckpointError: a file is missing, damaged, foreign or of a newer format, or its tensors
-            are not those of the network, or not finite.
+            are not those of the network, or not finite; or a link leads out of the folder.
         ConfigError: a config with an unknown key or class, or a value out of range.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a model folder, found none")
-    config = _read_json(folder / "config.json")
-    where = str(folder / "config.json")
-    version = config.get("format_version")
-    if config.get("library") != "cdrl" or type(version) is not int:
-        raise CheckpointError(
-            f'{where}: expected "library": "cdrl" and a format_version, found none'
-        )
-    if version < 1:
-        raise CheckpointError(
-            f"{where}: format_version must be at least 1, found {version}; the file was changed, "
-            "take it from the original again"
-        )
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where}: format version {version} found, {FORMAT_VERSION} expected; "
-            "update cdrl (`pip install -U cdrl`) to read newer models"
-        )
+    weights = _weights_file(variant)
+    config = read_json(folder, CONFIG)
+    where = str(folder / CONFIG)
+    _check_format(config, where)
     check_keys(
         config,
         required=[
@@ -215,44 +253,61 @@ def load_model(folder: str | os.PathLike[str]) -> CDRLModel:
         optional=["training"],
         where=where,
     )
-    if not isinstance(config["labels"], list) or not isinstance(config.get("training", {}), dict):
-        raise ConfigError(f"{where}: 'labels' must be a list, 'training' an object")
+    if not isinstance(config.get("training", {}), dict):
+        raise ConfigError(f"{where}: 'training' must be an object")
     schedule = from_config(NoiseSchedule, config["schedule"], f"{where}, 'schedule'")
     sampler = from_config(SamplerDefaults, config["sampler"], f"{where}, 'sampler'")
     image = from_config(ImageShape, config["image"], f"{where}, 'image'")
-    labels = tuple(from_config(Attribute, a, f"{where}, 'labels'") for a in config["labels"])
+    labels = labels_from(config["labels"], where)
+    classes = _read_index(folder)
     try:
+        networks = {
+            role: _load_network(folder, role, cls, weights, image, labels)
+            for role, cls in classes.items()
+        }
         return CDRLModel(
-            ebm=_load_network(folder / "ebm", "ebm", image, labels),
-            initializer=_load_network(folder / "initializer", "initializer", image, labels),
+            **networks,
             schedule=schedule,
             image=image,
             labels=labels,
             sampler=sampler,
             training=config.get("training", {}),
-            model_card=_read_card(folder / "README.md"),
+            model_card=read_text(folder, CARD),
+            samples=_read_picture(folder),
         )
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 
 
 def save_model(
-    model: CDRLModel, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
+    model: CDRLModel,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; a model that is there already is replaced.
+
+    Weights of other variants that are there stay if they are those of this model.
 
     Args:
         model: what to write; its networks may be on any device.
         folder: where; made if it does not exist, with its parents.
-        dtype: of the stored weights, float32 or float16 (half the size; loaded as float32).
+        dtype: of the stored weights, float32, float16 or bfloat16 (half the size; loaded as float32);
+            by default that of the variant.
+        variant: "fp16" or "bf16" for a file of that name beside, or in place of,
+            ``model.safetensors``.
 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written to, or the weights
             are not finite.
-        ConfigError: ``training`` is not JSON, or a network's class is not in `NETWORKS`.
+        ConfigError: ``training`` is not JSON, a network's class is not in `NETWORKS`, a dtype that is
+            not the variant's, or a text or picture that `load_model` would refuse.
     """
     folder = Path(folder).resolve()
-    _check_replaceable(folder)
+    weights = _weights_file(variant)
+    dtype = stored_type(dtype, variant)
+    check_replaceable(folder)
     config = {
         "format_version": FORMAT_VERSION,
         "library": "cdrl",
@@ -263,15 +318,22 @@ def save_model(
         "labels": [asdict(attribute) for attribute in model.labels],
         "training": model.training,
     }
-    files = {"config.json": _to_json(config)}
+    index: dict[str, Any] = {"_class_name": "CDRLPipeline"}
+    files = {CONFIG: _to_json(config)}
     for role in NETWORKS:
         network = getattr(model, role)
         name = type(network).__name__
         network_class(role, name, f"the {role} to save")
-        files[f"{role}/config.json"] = _to_json({"class": name, **network.config})
-        files[f"{role}/model.safetensors"] = _to_weights(role, network, dtype)
+        index[role] = ["cdrl", name]
+        files[f"{role}/{CONFIG}"] = _to_json(network.config)
+        files[f"{role}/{weights}"] = _to_weights(role, network, dtype)
+        files |= _other_variants(folder, role, network, weights)
+    files[INDEX] = _to_json(index)
     if model.model_card is not None:
-        files["README.md"] = model.model_card.encode()
+        files[CARD] = model.model_card.encode()
+    if model.samples is not None:
+        files[PICTURE] = model.samples
+    _check_readable(files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(folder) as new:
@@ -280,6 +342,40 @@ def save_model(
                 (new / path).write_bytes(content)
     except OSError as error:
         raise CheckpointError(f"cannot write the model to {folder}: {error.strerror}") from error
+
+
+def stored_type(dtype: torch.dtype | None, variant: str | None) -> torch.dtype:
+    """The dtype to store weights in; None is that of the variant.
+
+    Raises:
+        ConfigError: an unknown variant, another dtype than the variant's, or one that is not stored.
+    """
+    weights = _weights_file(variant)
+    allowed = [VARIANTS[variant]] if variant else list(VARIANTS.values())
+    dtype = dtype or allowed[0]
+    if dtype not in allowed:
+        raise ConfigError(f"weights in {weights} are stored in {listing(allowed)}, got {dtype}")
+    return dtype
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `CheckpointError` unless ``folder`` is absent, empty or holds a model and no more."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder to save to, found a file")
+    entries = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in entries if name not in FILES]
+    if entries and (foreign or CONFIG not in entries):
+        raise CheckpointError(
+            f"{folder}: not a CDRL model folder, so not replaced (it holds "
+            f"{listing(foreign or entries, 3)}); name a new or empty folder"
+        )
+    if entries and read_json(folder, CONFIG).get("library") != "cdrl":
+        raise CheckpointError(
+            f"{folder}: config.json is not a CDRL model's, so the folder is not replaced; "
+            "name a new or empty folder"
+        )
 
 
 def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
@@ -307,14 +403,16 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
     stored = list(network.config["num_classes"])
     named = [len(attribute.values) for attribute in labels]
     if stored != named:
-        raise ConfigError(f"{role}: num_classes is {stored}, but 'labels' names {named} values")
+        raise ConfigError(
+            f"{role}: num_classes is {stored!s:.60}, but 'labels' names {named!s:.60} values"
+        )
 
 
 def network_class(role: str, name: object, where: str) -> type[nn.Module]:
     """The class of `NETWORKS` of that role and name; ConfigError for any other name."""
     if not isinstance(name, str) or name not in NETWORKS[role]:
         raise ConfigError(
-            f"{where}: unknown class {name!r}, expected {listing(NETWORKS[role])}"
+            f"{where}: unknown class {name!r:.60}, expected {listing(NETWORKS[role])}"
             f"{did_you_mean(str(name), NETWORKS[role])}"
         )
     module, _, attribute = NETWORKS[role][name].partition(":")
@@ -322,66 +420,169 @@ def network_class(role: str, name: object, where: str) -> type[nn.Module]:
     return found
 
 
-class _Unfilled(TorchFunctionMode):
-    """Skips the normal fills of new tensors: the meta device has nothing to fill, and a second of
-    imports to do it with."""
+def labels_from(config: object, where: str) -> tuple[Attribute, ...]:
+    """The attributes that 'labels' of a JSON file names; ConfigError if it is no list of them."""
+    if not isinstance(config, list):
+        raise ConfigError(f"{where}: 'labels' must be a list, found {config!r:.60}")
+    return tuple(from_config(Attribute, attribute, f"{where}, 'labels'") for attribute in config)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is nn.init.normal_:
-            return kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+
+def _weights_file(variant: str | None) -> str:
+    if variant not in VARIANTS:
+        names = [name for name in VARIANTS if name]
+        raise ConfigError(
+            f"unknown variant {variant!r}, expected {listing(names)} or none"
+            f"{did_you_mean(str(variant), names)}"
+        )
+    return f"model.{variant}.safetensors" if variant else "model.safetensors"
+
+
+def _check_format(config: Mapping[str, Any], where: str) -> None:
+    """Raise `CheckpointError` unless this is the config of a model in the format read here."""
+    version, writer = config.get("format_version"), config.get("library_version")
+    if config.get("library") != "cdrl" or type(version) is not int:
+        raise CheckpointError(
+            f'{where}: expected "library": "cdrl" and a format_version, found none'
+        )
+    if version < 1:
+        raise CheckpointError(
+            f"{where}: format_version must be at least 1, found {version!s:.20}; the file was changed, "
+            "take it from the original again"
+        )
+    if version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where}: format version {version} found, {FORMAT_VERSION} expected; the file is of an "
+            "early version of cdrl: convert or export the model again"
+        )
+    if version > FORMAT_VERSION:
+        # Whoever wrote the file can read it.
+        known = isinstance(writer, str) and re.fullmatch(r"\d+(\.\d+){1,3}[a-z0-9.]{0,12}", writer)
+        needed = f">={writer}" if known else ""
+        raise CheckpointError(
+            f"{where}: format version {version!s:.20} found, {FORMAT_VERSION} expected by cdrl "
+            f"{__version__}; update it: pip install -U 'cdrl{needed}'"
+        )
+
+
+def _read_index(folder: Path) -> dict[str, type[nn.Module]]:
+    """The class of each network by role."""
+    index = read_json(folder, INDEX)
+    where = str(folder / INDEX)
+    check_keys(index, required=["_class_name", *NETWORKS], optional=[], where=where)
+    if index["_class_name"] != "CDRLPipeline":
+        raise ConfigError(
+            f"{where}: expected '_class_name' CDRLPipeline, found {index['_class_name']!r:.60}"
+        )
+    classes = {}
+    for role in NETWORKS:
+        entry = index[role]
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "cdrl":
+            raise ConfigError(f'{where}: {role!r} must be ["cdrl", a class], found {entry!r:.60}')
+        classes[role] = network_class(role, entry[1], where)
+    return classes
 
 
 def _load_network(
-    folder: Path, role: str, image: ImageShape, labels: tuple[Attribute, ...]
+    folder: Path,
+    role: str,
+    cls: type[nn.Module],
+    weights: str,
+    image: ImageShape,
+    labels: tuple[Attribute, ...],
 ) -> nn.Module:
     """The network of one sub-folder, built without memory first, then given the stored tensors."""
-    config = _read_json(folder / "config.json")
-    where = str(folder / "config.json")
-    cls = network_class(role, config.pop("class", None), where)
-    with torch.device("meta"), _Unfilled():
-        network = from_config(cls, config, where)
-    check_sizes(role, network, image, labels)
-    tensors = _read_weights(folder / "model.safetensors", network.state_dict())
+    config = read_json(folder, f"{role}/{CONFIG}")
+    where = str(folder / role / CONFIG)
+    with _StoredWeights(folder, f"{role}/{weights}") as stored:
+        network = skeleton(lambda: from_config(cls, config, where), num_stored=len(stored.names))
+        check_sizes(role, network, image, labels)
+        tensors = stored.read(network.state_dict())
+    # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    _check_finite(tensors, str(folder / role / weights))
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()
 
 
-def _read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, once names, shapes and types in its header are those expected."""
-    if not file.is_file():
-        raise CheckpointError(f"{file}: expected the network's weights, found no such file")
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stored:
-            names = set(stored.keys())
-            for problem, odd in (
-                ("lacks", sorted(expected.keys() - names)),
-                ("has the unexpected", sorted(names - expected.keys())),
-            ):
-                if odd:
-                    raise CheckpointError(
-                        f"{file}: {problem} tensors {listing(odd, 3)}; {NOT_THESE}"
-                    )
-            for name, tensor in expected.items():
-                header = stored.get_slice(name)
-                shape, kind = tuple(header.get_shape()), header.get_dtype()
-                if shape != tuple(tensor.shape) or kind not in ("F16", "BF16", "F32"):
-                    raise CheckpointError(
-                        f"{file}: expected {name} of shape {tuple(tensor.shape)} in F16, BF16 or "
-                        f"F32, found {shape} in {kind}; {NOT_THESE}"
-                    )
-            # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
-            tensors = {
-                name: stored.get_tensor(name).to(torch.float32, copy=True) for name in expected
-            }
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file ({error}); copy or download it again"
-        ) from None
-    _check_finite(tensors, str(file))
-    return tensors
+class _StoredWeights:
+    """An open file of weights; errors in it are `CheckpointError`s."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = inside(folder, name)
+        if not self.path.is_file():
+            there = sorted(path.name for path in self.path.parent.glob("*.safetensors"))
+            raise CheckpointError(
+                f"{self.path}: expected the network's weights, found no such file"
+                f"{f'; there are {listing(there)}' if there else ''}"
+            )
+        check_header(self.path)
+
+    def __enter__(self) -> _StoredWeights:
+        try:
+            self.file = cast(Any, safe_open(self.path, framework="pt", device="cpu"))
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(error) from None
+        self.names = set(self.file.keys())
+        if not all(name.isprintable() and len(name) <= 200 for name in self.names):
+            raise self._damaged(ValueError("tensors whose names are no names"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.file.__exit__(*exception)
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: not a whole safetensors file ({str(error)!a:.300}); copy or "
+            "download it again"
+        )
+
+    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as stored, once names, shapes and types in the header are those expected."""
+        for problem, odd in (
+            ("lacks", sorted(expected.keys() - self.names)),
+            ("has the unexpected", sorted(self.names - expected.keys())),
+        ):
+            if odd:
+                raise CheckpointError(
+                    f"{self.path}: {problem} tensors {listing(odd, 3)}; {NOT_THESE}"
+                )
+        for name, tensor in expected.items():
+            header = self.file.get_slice(name)
+            shape, kind = tuple(header.get_shape()), header.get_dtype()
+            if shape != tuple(tensor.shape) or kind not in STORED_TYPES:
+                raise CheckpointError(
+                    f"{self.path}: expected {name} of shape {tuple(tensor.shape)} in F16, BF16 or "
+                    f"F32, found {shape} in {kind}; {NOT_THESE}"
+                )
+        try:
+            return {name: self.file.get_tensor(name) for name in expected}
+        except SafetensorError as error:
+            raise self._damaged(error) from None
+
+
+def _other_variants(folder: Path, role: str, network: nn.Module, weights: str) -> dict[str, bytes]:
+    """What a folder to be replaced has in other files of weights, by name: it stays."""
+    kept = {}
+    state = network.state_dict()
+    for path in sorted((folder / role).glob("*.safetensors")):
+        name = f"{role}/{path.name}"
+        if path.name == weights:
+            continue
+        try:
+            with _StoredWeights(folder, name) as stored:
+                tensors = stored.read(state)
+        except CheckpointError:
+            tensors = {}
+        if not tensors or any(
+            not torch.equal(tensor, state[key].detach().to("cpu", tensor.dtype))
+            for key, tensor in tensors.items()
+        ):
+            raise CheckpointError(
+                f"{folder}: {name} has the weights of another model, which would be lost; name a new "
+                "folder, or delete that file"
+            )
+        kept[name] = path.read_bytes()
+    return kept
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -402,26 +603,23 @@ def _to_weights(role: str, network: nn.Module, dtype: torch.dtype) -> bytes:
     return to_safetensors(tensors, metadata={"format": "pt"})
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: expected a file of a CDRL model folder, found none")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: expected an object of named values, found {config!r:.60}")
-    return config
+def _check_readable(files: Mapping[str, bytes]) -> None:
+    """Raise `ConfigError` for what `load_model` would refuse."""
+    for name, content in files.items():
+        limit = MAX_PICTURE if name == PICTURE else MAX_TEXT
+        if len(content) > limit and not name.endswith(".safetensors"):
+            raise ConfigError(
+                f"{name} may have at most {limit:,} bytes, got {len(content):,}; make it shorter"
+            )
+    if not files.get(PICTURE, PNG_START).startswith(PNG_START):
+        raise ConfigError(f"{PICTURE} must be a PNG, got something else")
 
 
-def _read_card(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8") if file.is_file() else None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{file}: expected text in UTF-8, found other bytes ({error.reason}); convert or "
-            "delete it"
-        ) from None
+def _read_picture(folder: Path) -> bytes | None:
+    picture = read_bytes(folder, PICTURE, MAX_PICTURE)
+    if picture is not None and not picture.startswith(PNG_START):
+        raise CheckpointError(f"{folder / PICTURE}: expected a PNG, found something else")
+    return picture
 
 
 def _to_json(config: Mapping[str, Any]) -> bytes:
@@ -429,23 +627,3 @@ def _to_json(config: Mapping[str, Any]) -> bytes:
         return (json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the config cannot be written as JSON: {error}") from None
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` unless ``folder`` is absent, empty or holds a model and no more."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected a folder to save to, found a file")
-    entries = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in entries if name not in FILES]
-    if entries and (foreign or "config.json" not in entries):
-        raise CheckpointError(
-            f"{folder}: not a CDRL model folder, so not replaced (it holds "
-            f"{listing(foreign or entries, 3)}); name a new or empty folder"
-        )
-    if entries and _read_json(folder / "config.json").get("library") != "cdrl":
-        raise CheckpointError(
-            f"{folder}: config.json is not a CDRL model's, so the folder is not replaced; "
-            "name a new or empty folder"
-        )

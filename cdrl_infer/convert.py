@@ -3,26 +3,34 @@
 Such a file is a pickle; it is read with ``weights_only=True``, which runs no code from it. It holds
 live weights and, as ``torch_ema`` lists them, their moving averages in ``parameters()`` order. The
 averages are used; a spectrally normalised weight is ``W_ema / (uᵀ W_ema v)`` with the live u and v.
+All else in it is ignored, and named.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from cdrl_infer.card import render
 from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, SamplerDefaults
-from cdrl_infer.errors import CheckpointError
+from cdrl_infer.errors import CheckpointError, ConfigError, listing
 from cdrl_infer.networks.residual_ebm import Activation, ResidualEBM
+from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.networks.unet import UNetInitializer
 from cdrl_infer.schedule import NoiseSchedule
 
 Weights = dict[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
+USED = [f"{m}_{kind}" for m in ("pi", "p") for kind in ("state_dict", "ema_state_dict")]
+IMAGENET = Path(__file__).parent / "imagenet_classes.txt"
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class ConvertedModel:
         pipe.save_pretrained("cifar10")  # opened by CDRLPipeline.from_pretrained
 
     ``score_scale`` is 2: the released code divides the energy of its last denoising step by half
-    the variance of its Langevin steps, so that the score counts twice there.
+    the variance of its Langevin steps, so that the score counts twice there. ``ignored`` are the
+    entries of the file that were not used; of the live weights, u and v alone were.
     """
 
     ebm: ResidualEBM
@@ -44,6 +53,7 @@ class ConvertedModel:
     langevin_steps: int
     score_scale: float
     num_classes: tuple[int, ...]
+    ignored: tuple[str, ...] = ()
 
     def to_model(
         self,
@@ -53,8 +63,8 @@ class ConvertedModel:
         """What `CDRLPipeline` draws with and `save_model` writes; it shares the networks.
 
         Args:
-            class_names: in the order of the training labels; by default "0", "1", … for a
-                conditional model.
+            class_names: in the order of the training labels; by default those of ImageNet for a
+                model of 1,000 classes, else "0", "1", ….
             image: (C, H, W) of the images it was trained on, which no tensor tells.
 
         Raises:
@@ -63,6 +73,7 @@ class ConvertedModel:
         """
         if class_names is None:
             class_names = [str(k) for n in self.num_classes for k in range(n)]
+            class_names = imagenet_classes() if len(class_names) == 1000 else class_names
         return CDRLModel(
             ebm=self.ebm,
             initializer=self.initializer,
@@ -71,6 +82,46 @@ class ConvertedModel:
             labels=(Attribute("class", tuple(class_names)),) if class_names else (),
             sampler=SamplerDefaults(self.langevin_steps, score_scale=self.score_scale),
         )
+
+
+def imagenet_classes() -> list[str]:
+    """The 1,000 names, in the order of the authors' labels; where they are from is in the file."""
+    lines = IMAGENET.read_text(encoding="utf-8").splitlines()
+    return [line.partition(" ")[2] for line in lines if not line.startswith("#")]
+
+
+def convert(
+    path: str | Path,
+    *,
+    image_size: int = 32,
+    licence: str | None = None,
+    datasets: Sequence[str] = (),
+) -> tuple[CDRLModel, tuple[str, ...]]:
+    """A checkpoint of the authors as a model with a card, and what in the file was ignored.
+
+    Args:
+        path: the ``.pth.tar`` file.
+        image_size: height and width of the images, which no tensor tells.
+        licence, datasets: for the card; see `cdrl_infer.card.render`.
+
+    Raises:
+        CheckpointError, ConfigError: see `load_authors_checkpoint`.
+    """
+    converted = load_authors_checkpoint(path)
+    channels = converted.ebm.config["in_channels"]
+    model = converted.to_model(image=(channels, image_size, image_size))
+    name = Path(path).name
+    text = f"""Converted from `{name}`, a checkpoint of the authors' released code, by
+
+    cdrl-hub convert {name} FOLDER
+
+The averaged (EMA) weights were taken, with the spectral norm folded in. As in that code, the score of the
+last denoising step counts twice (`score_scale`). Ignored: {listing(converted.ignored) or "nothing"}.
+"""
+    model.model_card = render(
+        model, name.split(".")[0], facts={}, text=text, licence=licence, datasets=datasets
+    )
+    return model, converted.ignored
 
 
 def load_authors_checkpoint(
@@ -88,6 +139,7 @@ def load_authors_checkpoint(
     """
     path = Path(path)
     content = _read(path)
+    ignored = [str(key) for key in content if isinstance(key, str) and key not in USED]
     ebm_weights = _averaged(content, "pi", path)
     unet_weights = _averaged(content, "p", path)
     ebm = _build_ebm(ebm_weights, activation, path)
@@ -104,27 +156,39 @@ def load_authors_checkpoint(
         langevin_steps=15,
         score_scale=2.0,
         num_classes=ebm.num_classes,
+        ignored=tuple(sorted(ascii(key)[1:-1] for key in ignored)),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of the file, its tensors still on the disk."""
+    expected = "expected a checkpoint of the CDRL authors (.pth.tar)"
+    if not path.is_file():
+        raise CheckpointError(f"expected a checkpoint file, found nothing at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"expected a checkpoint file, found nothing at {path}") from None
-    except Exception as error:  # a foreign or truncated pickle can raise anything at all
+        # Packed entries could unpack to any size, and older formats promise sizes they do not have.
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type for entry in archive.infolist())
+        content = None if packed else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL:? ([\w.]{1,100})", str(error)):
+            raise CheckpointError(
+                f"{expected} with tensors alone, found code in {path} ({code[1]}): refused, nothing "
+                "of it was run; take the file from its authors"
+            ) from error
+        raise CheckpointError(f"{expected}, could not read {path}: download it again") from error
+    except Exception as error:  # a foreign or truncated file can raise anything at all
         raise CheckpointError(
-            f"expected a checkpoint of the CDRL authors (.pth.tar), could not read {path} "
-            f"({type(error).__name__}): download it again"
+            f"{expected}, could not read {path} ({type(error).__name__}): download it again"
         ) from error
     parts = content if isinstance(content, dict) else {}
-    needed = [f"{m}_{kind}" for m in ("pi", "p") for kind in ("state_dict", "ema_state_dict")]
-    missing = [key for key in needed if not isinstance(parts.get(key), dict)]
+    missing = [key for key in USED if not isinstance(parts.get(key), dict)]
     if missing:
-        found = list(parts) if parts else type(content).__name__
+        names = [ascii(key) for key in parts if isinstance(key, str)]
+        found = listing(names) or ("packed data" if packed else type(content).__name__)
         raise CheckpointError(
-            f"expected a checkpoint of the CDRL authors with {', '.join(needed)}; {path} lacks "
-            f"{', '.join(missing)} and holds {_shorten(found)}"
+            f"{expected} with {listing(USED)}; {path} lacks {listing(missing)} and holds "
+            f"{_shorten(found)}"
         )
     return parts
 
@@ -146,11 +210,15 @@ def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
             f"one per parameter of {model}_state_dict, found {count} in {path}"
         )
     weights: Weights = {}
+    left = path.stat().st_size
     for name, average in zip(names, averages, strict=True):
         try:
+            left -= average.numel() * average.element_size()
             if average.shape != live[name].shape:
                 raise ValueError(f"shapes {tuple(average.shape)} and {tuple(live[name].shape)}")
-            weights[_plain(name)] = _folded(live, name, average.float())
+            if left < 0 or not average.is_floating_point():
+                raise ValueError("other numbers, or more of them than the file has room for")
+            weights[_plain(name)] = _folded(live, name, average.to(torch.float32, copy=True))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"expected an average that fits {model} {name!r} and, if it ends in weight_orig, "
@@ -179,7 +247,7 @@ def _folded(live: dict[str, Tensor], name: str, average: Tensor) -> Tensor:
 
 def _build_ebm(weights: Weights, activation: Activation, path: Path) -> ResidualEBM:
     """`ResidualEBM` of the sizes these weights have, filled with them."""
-    found = {int(m[1]) for n in weights if (m := re.match(r"module_list\.(\d+)\.", n))}
+    found = {int(m[1]) for n in weights if (m := re.match(r"module_list\.(\d{1,4})\.", n))}
     blocks = sorted(found - {0})
     # Pooling layers have no weights: a gap in the list's numbering begins a resolution.
     first = [i for i in blocks if i - 1 not in blocks]
@@ -187,18 +255,18 @@ def _build_ebm(weights: Weights, activation: Activation, path: Path) -> Residual
         stem = weights["module_list.0.weight"]
         width = stem.shape[0]
         widths = [weights[f"module_list.{i}.conv1.weight"].shape[0] for i in first]
-        network = ResidualEBM(
-            in_channels=stem.shape[1],
-            width=width,
-            num_blocks=len(blocks) // len(first),
-            width_multipliers=tuple(w // width for w in widths),
-            frequencies=weights["temb_map1.weight"].shape[1] // 2,
-            embedding_dim=weights["temb_map1.weight"].shape[0],
-            num_classes=_classes(weights, "y_map.weight"),
-            activation=activation,
-        )
+        sizes: dict[str, Any] = {
+            "in_channels": stem.shape[1],
+            "width": width,
+            "num_blocks": len(blocks) // len(first),
+            "width_multipliers": tuple(w // width for w in widths),
+            "frequencies": weights["temb_map1.weight"].shape[1] // 2,
+            "embedding_dim": weights["temb_map1.weight"].shape[0],
+            "num_classes": _classes(weights, "y_map.weight"),
+        }
     except (LookupError, ZeroDivisionError) as error:
         raise _foreign("EBM", error, path) from error
+    network = _empty(lambda: ResidualEBM(activation=activation, **sizes), weights, path)
     prefixes = {
         "temb_map1": "embed1",
         "temb_map2": "embed2",
@@ -219,17 +287,18 @@ def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
     levels = sorted({level for level, _ in down})
     try:
         blocks_in_last = [at for at in down if at[0] == levels[-1] and at not in attention]
-        network = UNetInitializer(
-            in_channels=weights["init_conv.weight"].shape[1],
-            widths=tuple(weights[f"downs.{k}.0.conv1.weight"].shape[0] for k in levels),
-            num_blocks=len(blocks_in_last),
-            attention_levels=tuple(sorted({level for level, _ in attention})),
-            frequencies=weights["time_mlp.1.weight"].shape[1] // 2,
-            embedding_dim=weights["time_mlp.1.weight"].shape[0],
-            num_classes=_classes(weights, "y_mlp.0.weight"),
-        )
+        sizes: dict[str, Any] = {
+            "in_channels": weights["init_conv.weight"].shape[1],
+            "widths": tuple(weights[f"downs.{k}.0.conv1.weight"].shape[0] for k in levels),
+            "num_blocks": len(blocks_in_last),
+            "attention_levels": tuple(sorted({level for level, _ in attention})),
+            "frequencies": weights["time_mlp.1.weight"].shape[1] // 2,
+            "embedding_dim": weights["time_mlp.1.weight"].shape[0],
+            "num_classes": _classes(weights, "y_mlp.0.weight"),
+        }
     except LookupError as error:
         raise _foreign("initializer", error, path) from error
+    network = _empty(lambda: UNetInitializer(**sizes), weights, path)
     prefixes = {
         "time_mlp.1": "embed1",
         "time_mlp.3": "embed2",
@@ -255,9 +324,16 @@ def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
     return network
 
 
+def _empty(make: Callable[[], Network], weights: Weights, path: Path) -> Network:
+    try:
+        return skeleton(make, num_stored=len(weights))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def _positions(weights: Weights, group: str) -> list[tuple[int, int]]:
     """The ``(level, position)`` of every layer named ``group.level.position…``, in order."""
-    matches = (re.match(rf"{group}\.(\d+)\.(\d+)\.", name) for name in weights)
+    matches = (re.match(rf"{group}\.(\d{{1,4}})\.(\d{{1,4}})\.", name) for name in weights)
     return sorted({(int(m[1]), int(m[2])) for m in matches if m})
 
 
@@ -293,7 +369,7 @@ def _fill(
             f"expected the weights of a {type(network).__name__}, found missing or misshapen "
             f"{_shorten(wrong)} and unknown {_shorten(extra)} in {path}: not the authors' network"
         )
-    network.load_state_dict(named)
+    network.load_state_dict(named, assign=True)
     network.eval()
 
 

@@ -18,6 +18,10 @@ class CheckpointError(CDRLError, OSError):
     """A model folder or file is missing, damaged, foreign or of a newer format."""
 
 
+class NetworkError(CheckpointError):
+    """The Hub could not be reached, was too busy, or broke off; trying again may help."""
+
+
 class InputError(CDRLError, ValueError):
     """An argument of a call is unknown, out of range or of the wrong shape."""
 

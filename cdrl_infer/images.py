@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from cdrl_infer.errors import InputError, NumericalError
 
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # others run programs to be read
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -46,6 +49,39 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         )
     array = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in array]
+
+
+def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file as it is stored; nothing large is decoded before it is refused.
+
+    Raises:
+        InputError: not a picture in one of `FORMATS`, or more pixels than Pillow's limit against
+            decompression bombs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return image
+    except Exception as error:  # a damaged picture can raise anything at all
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file, converted to grey (mode "L") or RGB.
+
+    Raises:
+        InputError: see `decode_image`; or more than 8 bits per channel.
+    """
+    image = decode_image(path)
+    mode = image.mode
+    picture = image.convert("L" if mode in ("1", "L") else "RGB")
+    if mode.startswith(("I", "F")):  # converting has cut all that is over 255
+        raise InputError(
+            f"{path}: expected 8 bits per channel, got mode {mode!r}; convert it to 8-bit first"
+        )
+    return picture
 
 
 def to_numpy(unit: Tensor) -> np.ndarray:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cdrl_infer import hub
 from cdrl_infer.arguments import (
     ImageLabel,
     Noise,
@@ -26,7 +29,7 @@ from cdrl_infer.arguments import (
     number,
     positive,
 )
-from cdrl_infer.checkpoint import CDRLModel, find_model, load_model, save_model
+from cdrl_infer.checkpoint import CDRLModel, load_model, save_model
 from cdrl_infer.concepts import Concept, Expression, find_concept, parse
 from cdrl_infer.conditioning import Composed, Conditioning, Guided, Labelled
 from cdrl_infer.device import usable_device
@@ -133,20 +136,95 @@ class CDRLPipeline:
         self.to("cpu")
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike[str] | None = None) -> CDRLPipeline:
-        """Load a model: a bundled one by its name (None: "fashion-mnist"), or a folder.
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> CDRLPipeline:
+        """Load a model: bundled (by name; None: "fashion-mnist"), a folder, or from the Hub.
 
-        A bundled name goes before a folder of that name; write ``./name`` for the folder.
+        A bundled name goes before a folder of that name, a folder before a repository; write
+        ``./name`` for the folder.
+
+        Args:
+            model: the name of a bundled model, a folder, or a repository ``"user/model"``.
+            revision: branch, tag or commit of a repository; so are the next three for those alone.
+            token: to read private ones with; by default the one of ``hf auth login``.
+            cache_dir: where downloads are kept; by default in ``HF_HOME``.
+            local_files_only: look up no more than that cache.
+            variant: which weights, as ``"fp16"`` for ``model.fp16.safetensors``.
+            subfolder: where in the folder or repository the model lies.
+            dtype: of the networks, float32 alone: in fewer bits the small steps along the energy's
+                gradient are lost in rounding. A variant of fewer bits is loaded as float32.
+            device: where to put the networks; by default the CPU.
 
         Raises:
             CheckpointError, ConfigError: see `cdrl_infer.checkpoint.load_model`.
+            NetworkError: the Hub could not be reached and the cache does not hold the model.
+            InputError: an argument that cannot be right.
         """
-        folder = find_model(model)
-        return cls(load_model(folder), name=folder.resolve().name)
+        if dtype not in (None, torch.float32):
+            raise InputError(
+                f"dtype must be torch.float32, in which energies are computed, got {dtype}; "
+                "for a smaller download choose a variant"
+            )
+        place = usable_device("cpu" if device is None else device)
+        found = hub.find(
+            model,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            variant=variant,
+            subfolder=subfolder,
+        )
+        return cls(load_model(found.folder, variant=variant), name=found.name).to(place)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, variant: str | None = None
+    ) -> None:
         """Write a folder for `from_pretrained`; see `cdrl_infer.checkpoint.save_model`."""
-        save_model(self.model, folder)
+        save_model(self.model, folder, variant=variant)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        variant: str | None = None,
+        overwrite_card: bool = False,
+    ) -> str:
+        """Upload the model to ``user/model`` in one commit; returns the commit's address.
+
+        See `cdrl_infer.hub.push` for the arguments and errors.
+        """
+        hub.check_push(repo_id, revision=revision, create_pr=create_pr)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder, variant=variant)
+            pushed = hub.push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                overwrite_card=overwrite_card,
+            )
+        return pushed.url
 
     def to(self, device: torch.device | str) -> CDRLPipeline:
         """Move the networks; returns self.

@@ -19,14 +19,19 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     target = folder / f"step-{step:08d}.pt"
     with replaced_file(target) as beside, open(beside, "wb") as file:
         torch.save(state, file)
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
+    for old in all_of(folder)[:-keep]:
         old.unlink()
     return target
 
 
+def all_of(folder: Path) -> list[Path]:
+    """The checkpoints in the folder, the newest last."""
+    return sorted(folder.glob(PATTERN))
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint in the folder, if any."""
-    files = sorted(folder.glob(PATTERN))
+    files = all_of(folder)
     return files[-1] if files else None
 
 

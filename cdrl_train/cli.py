@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.errors import InputError, NetworkError, NumericalError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
+    from cdrl_infer.checkpoint import CDRLModel
     from cdrl_train.config import TrainConfig
 
 
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change an option.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--push-to-hub",
+    "repo_id",
+    metavar="USER/MODEL",
+    help="Upload the model with every preview (sample_every) and at the end.",
+)
+@click.option(
+    "--private/--public", default=None, help="Of a repository that is made. [the account's default]"
+)
 @click.version_option(__version__, prog_name="cdrl-train")
 def main(
     preset: str | None,
@@ -42,50 +52,69 @@ def main(
     assignments: tuple[str, ...],
     device: str,
     resume: bool,
+    repo_id: str | None,
+    private: bool | None,
 ) -> None:
     """Train a CDRL model; OUT/model is then a folder that CDRLPipeline.from_pretrained opens.
 
     OUT also gets config.json, metrics.jsonl, checkpoints/ and samples/. Exit codes: 0 done, 2 bad
-    input, 3 training diverged (the last good state is kept), 130 interrupted.
+    input, 3 training diverged (the last good state is kept), 4 the model is trained but could not be
+    uploaded (`cdrl-hub push OUT/model USER/MODEL` goes on), 130 interrupted.
     """
     from cdrl_train.presets import preset as named_preset
 
+    if private is not None and repo_id is None:
+        raise InputError("--private and --public are of --push-to-hub; add it or leave them out")
     config = _config(preset, out, resume).override(list(assignments))
     named_preset(config.name)  # the card tells how the run differs from it
     from cdrl_infer.checkpoint import save_model
     from cdrl_infer.device import usable_device
-    from cdrl_train.card import render
     from cdrl_train.data import BatchStream, load_images
-    from cdrl_train.export import STORED_TYPES, to_model
+    from cdrl_train.export import STORED_TYPES, add_card, record_data, to_model
     from cdrl_train.preview import save_samples
     from cdrl_train.trainer import Trainer
+    from cdrl_train.upload import Uploads
 
     data = load_images(source)
     stream = BatchStream(data, config.data, config.seed, usable_device(device))
     trainer = Trainer(config, stream, out)
-    to_model(trainer)  # what could not be exported is not worth training
+    untrained = to_model(trainer)  # what could not be exported is not worth training
     resumed = resume and trainer.resume()
+    dtype = STORED_TYPES[config.stored_as]
+    uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
     try:
         out.mkdir(parents=True, exist_ok=True)
         with replaced_file(out / "config.json") as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        record_data(untrained, out, data=_data_name(source))
     except OSError as error:
         raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
     if resumed:
-        click.echo(f"resumed at step {trainer.step} of {trainer.total_steps}", err=True)
+        _tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
 
     def preview(run: Trainer) -> None:
         try:
             save_samples(run)
         except NumericalError as error:
-            click.echo(f"no samples of step {run.step}: {error}", err=True)
+            _tell(f"no samples of step {run.step}: {error}")
+        if uploads and run.step < run.total_steps:
+            uploads.start(exported(), run.step)
+
+    def exported() -> CDRLModel:
+        model = to_model(trainer)
+        add_card(model, config, out, data=_data_name(source))
+        return model
 
     trainer.fit(on_log=_print, on_sample=preview)
 
-    model = to_model(trainer)
-    model.model_card = render(model, config, data=_data_name(source))
-    save_model(model, out / "model", dtype=STORED_TYPES[config.stored_as])
-    click.echo(f"model written to {out / 'model'}", err=True)
+    model = exported()
+    save_model(model, out / "model", dtype=dtype)
+    _tell(f"model written to {out / 'model'}")
+    if uploads and not uploads.finish(out / "model", trainer.step):
+        raise NetworkError(
+            f"the model is in {out / 'model'} but not on the Hub; "
+            f"`cdrl-hub push {out / 'model'} {repo_id}` sends it"
+        )
 
 
 def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
@@ -117,11 +146,15 @@ def _data_name(source: str) -> str:
     return Path(source).resolve().name
 
 
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
 def _print(line: dict[str, Any]) -> None:
     shown = ("loss/", "grad_norm/")
     values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
     speed = f"{1000 * line['seconds_per_step']:.0f} ms/step"
-    click.echo(f"{line['phase']} {line['step']}  {values}  {speed}", err=True)
+    _tell(f"{line['phase']} {line['step']}  {values}  {speed}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError, listing
-from cdrl_infer.images import MODES
+from cdrl_infer.images import MODES, open_image
 from cdrl_train.coloured import HELD_OUT, render
 from cdrl_train.config import DataConfig
 from cdrl_train.image_set import ImageSet
@@ -132,8 +131,6 @@ def _torchvision(source: str, split: str) -> ImageSet:
 
 
 def _folder(root: Path) -> ImageSet:
-    from PIL import Image
-
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -142,26 +139,8 @@ def _folder(root: Path) -> ImageSet:
     classes = tuple(sorted({parent[0] for parent in parents})) if labelled else ()
     images: list[np.ndarray] = []
     for file in files:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file) as image:
-                    mode = image.mode
-                    grey = mode in ("1", "L")
-                    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
-            raise InputError(f"{file} cannot be read as an image: {error}") from error
-        if mode.startswith(("I", "F")):  # converting would cut all that is over 255
-            raise InputError(
-                f"{file}: expected 8 bits per channel, got mode {mode!r}; convert it to 8-bit first"
-            )
-        pixels = pixels[..., None] if grey else pixels
+        pixels = np.asarray(open_image(file))
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if images and pixels.shape != images[0].shape:
             raise InputError(
                 f"all images must have one size: {files[0]} is {images[0].shape} (H, W, C), "

@@ -2,44 +2,194 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cdrl_infer.checkpoint import CDRLModel, ImageShape
-from cdrl_train.spectral import folded_state
+from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, labels_from
+from cdrl_infer.errors import CheckpointError, ConfigError, listing
+from cdrl_infer.files import replaced_file
+from cdrl_infer.networks.config import check_keys, from_config
+from cdrl_infer.untrusted import MAX_PICTURE, read_bytes, read_json
+from cdrl_train import checkpoints
+from cdrl_train.card import render
+from cdrl_train.config import TrainConfig
+from cdrl_train.networks import build_network
+from cdrl_train.spectral import add_spectral_norm, folded_state
 from cdrl_train.trainer import Trainer
 
 STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
+CONFIG, DATA = "config.json", "data.json"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a model has to know of its training data; ``data.json`` in the run's folder.
+
+    Args:
+        name: as the user named them, for the card.
+        image: the shape of one image.
+        labels: one entry per attribute.
+    """
+
+    name: str
+    image: ImageShape
+    labels: tuple[Attribute, ...] = ()
 
 
 def to_model(trainer: Trainer) -> CDRLModel:
     """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is."""
-    channels, height, width = trainer.stream.images.shape[1:]
-    with torch.random.fork_rng(devices=[]):  # initial weights that nobody sees must not cost draws
-        ebm, initializer = trainer.build()
+    image = ImageShape(*trainer.stream.images.shape[1:])
+    return model_of_state(trainer.config, image, trainer.stream.data.attributes, trainer.state())
+
+
+def model_of_state(
+    config: TrainConfig,
+    image: ImageShape,
+    labels: tuple[Attribute, ...],
+    state: Mapping[str, Any],
+) -> CDRLModel:
+    """The averaged networks of a training state (`Trainer.state`), on the CPU.
+
+    Raises:
+        CheckpointError: the state is not of this run's networks.
+    """
+    num_classes = tuple(len(attribute.values) for attribute in labels)
+    networks: dict[str, Any] = {}
+    # Initial weights that nobody sees must not cost draws.
+    with torch.random.fork_rng(devices=[]):
+        for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
+            plain, trained = (
+                build_network(role, options, image.channels, num_classes) for _ in range(2)
+            )
+            if role == "ebm" and config.spectral_norm:
+                add_spectral_norm(trained)
+            networks[role] = _averaged(plain, trained, state[f"{role}_ema"])
     return CDRLModel(
-        ebm=_plain(ebm, trainer.ebm_ema.module),
-        initializer=_plain(initializer, trainer.initializer_ema.module),
-        schedule=trainer.schedule,
-        image=ImageShape(channels, height, width),
-        labels=trainer.stream.data.attributes,
-        sampler=trainer.config.sampler,
-        training=training_record(trainer),
+        **networks,
+        schedule=config.schedule,
+        image=image,
+        labels=labels,
+        sampler=config.sampler,
+        training={
+            "config": config.to_dict(),
+            "steps": state["step"],
+            "images": state["images_seen"],
+            "hours": round(state["seconds"] / 3600, 3),
+        },
     )
 
 
-def training_record(trainer: Trainer) -> dict[str, Any]:
-    """How the model was made: options, steps, images and hours."""
-    return {
-        "config": trainer.config.to_dict(),
-        "steps": trainer.step,
-        "images": trainer.images_seen,
-        "hours": round(trainer.seconds / 3600, 3),
+def add_card(
+    model: CDRLModel,
+    config: TrainConfig,
+    run: Path,
+    *,
+    data: str,
+    licence: str | None = None,
+    datasets: Sequence[str] = (),
+) -> None:
+    """Give a model its card, and as its picture the preview of its step if the run has one.
+
+    Args:
+        model: by `to_model`.
+        config: the run's.
+        run: its folder.
+        data: what it was trained on, as the user named it.
+        licence, datasets: see `cdrl_infer.card.render`.
+    """
+    preview = run / "samples" / f"step-{model.training['steps']:08d}.png"
+    if preview.is_file() and preview.stat().st_size <= MAX_PICTURE:
+        model.samples = read_bytes(preview.parent, preview.name, MAX_PICTURE)
+    model.model_card = render(model, config, data=data, licence=licence, datasets=datasets)
+
+
+def record_data(model: CDRLModel, run: Path, *, data: str) -> None:
+    """Write ``data.json`` into a run's folder, so that `export_run` does not need the data."""
+    record = DataRecord(data, model.image, model.labels)
+    with replaced_file(run / DATA) as new:
+        new.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+
+
+def export_run(
+    run: Path,
+    step: int | None = None,
+    *,
+    licence: str | None = None,
+    datasets: Sequence[str] = (),
+) -> tuple[CDRLModel, TrainConfig]:
+    """The model of a run's checkpoint with its card, and the run's options.
+
+    Args:
+        run: the folder of the run.
+        step: of the checkpoint; by default the newest.
+        licence, datasets: for the card, see `cdrl_infer.card.render`.
+
+    Raises:
+        CheckpointError: not the folder of a run, or no such checkpoint.
+        ConfigError: the run's options or data record are not ones of this version.
+    """
+    config, record = _read_run(run)
+    path = _checkpoint(run, step)
+    state = checkpoints.load(path)
+    try:
+        model = model_of_state(config, record.image, record.labels, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a training state of this package ({error!r:.200})"
+        ) from None
+    add_card(model, config, run, data=record.name, licence=licence, datasets=datasets)
+    return model, config
+
+
+def _read_run(run: Path) -> tuple[TrainConfig, DataRecord]:
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(
+            f"{run}: expected the folder of a training run, found no {CONFIG} in it"
+        )
+    if not (run / DATA).is_file():
+        raise CheckpointError(
+            f"{run}: expected {DATA}, which tells image size and labels, found none; "
+            "`cdrl-train --resume` writes it"
+        )
+    try:
+        config = TrainConfig.from_dict(read_json(run, CONFIG))
+    except ConfigError as error:
+        raise ConfigError(f"{run / CONFIG}: {error}") from None
+    data, where = read_json(run, DATA), str(run / DATA)
+    check_keys(data, required=["name", "image", "labels"], optional=[], where=where)
+    image = from_config(ImageShape, data["image"], f"{where}, 'image'")
+    return config, DataRecord(str(data["name"]), image, labels_from(data["labels"], where))
+
+
+def _checkpoint(run: Path, step: int | None) -> Path:
+    """The file of that step, or the newest."""
+    steps = {
+        int(number): path
+        for path in checkpoints.all_of(run / "checkpoints")
+        if (number := path.stem.rpartition("-")[2]).isdecimal()
     }
+    if not steps:
+        raise CheckpointError(f"{run}: expected a checkpoint, found none yet; let the run go on")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{run}: no checkpoint of step {step}; there are {listing(steps)}")
+    return steps[max(steps) if step is None else step]
 
 
-def _plain(fresh: nn.Module, trained: nn.Module) -> nn.Module:
-    fresh.load_state_dict(folded_state(trained), strict=True)
-    return fresh.eval()
+def _averaged(plain: nn.Module, trained: nn.Module, average: Mapping[str, Any]) -> nn.Module:
+    """``plain`` with the weights of an `AveragedModel` of ``trained``, norms folded in."""
+    weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+    try:
+        trained.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"it does not fit this run's options: {reason}") from None
+    plain.load_state_dict(folded_state(trained), strict=True)
+    return plain.eval()

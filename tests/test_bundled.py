@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.checkpoint import bundled_models, find_model
+from cdrl_infer.checkpoint import bundled_models, find_model, model_files
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
 
@@ -48,8 +51,29 @@ def test_what_is_in_the_folder(bundled: CDRLPipeline) -> None:
     assert sum(file.stat().st_size for file in files) <= 6e6
     card = bundled.model.model_card
     assert card is not None
-    for word in ("Fashion-MNIST", "MIT", "cdrl-train"):
+    for word in ("Fashion-MNIST", "MIT", "cdrl-train", "https://arxiv.org/abs/2309.05153"):
         assert word in card
+    assert bundled.model.samples is not None and "](samples.png)" in card
+    assert sorted(model_files()) == sorted(f.relative_to(find_model()).as_posix() for f in files)
+
+
+def test_the_hub_reads_the_card_and_its_figures(bundled: CDRLPipeline) -> None:
+    card = ModelCard(str(bundled.model.model_card))
+    data: Any = card.data
+    assert (data.library_name, data.pipeline_tag) == ("cdrl", "unconditional-image-generation")
+    assert (data.license, data.datasets) == ("mit", ["fashion_mnist"])
+    assert data.model_name == "fashion-mnist"
+    table = next(line for line in card.text.splitlines() if line.startswith("| **K = 5"))
+    stated = [float(x) for x in re.findall(r"(?<=\*\*)\d+\.\d(?= ±)", table)]
+    figures = {(r.metric_type, r.metric_args["n"]): r for r in data.eval_results}
+    share, near, _, far, _ = stated
+    assert {key: figure.metric_value for key, figure in figures.items()} == {
+        ("recognised-share", 2000): share,
+        ("frechet-efficientnet-lite0", 500): near,
+        ("frechet-efficientnet-lite0", 5000): far,
+    }
+    for figure in figures.values():
+        assert {"n", "extractor", "resize", "reference"} <= set(figure.metric_args)
 
 
 def test_samples_are_finite_in_range_and_use_it(drawn: CDRLPipelineOutput) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CLASSES, make_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cdrl_infer.checkpoint import (
@@ -23,12 +26,14 @@ from cdrl_infer.checkpoint import (
     check_sizes,
     find_model,
     load_model,
+    model_files,
     network_class,
     save_model,
 )
 from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError
 from cdrl_infer.networks.config import Configurable, from_config
 from cdrl_infer.networks.energy_unet import EnergyUNet
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -121,12 +126,13 @@ def test_loading_leaves_the_global_random_state_alone(folder: Path) -> None:
 
 
 def test_sizes_are_compared_before_memory_is_taken(copied: Path) -> None:
-    edit(copied / "ebm/config.json", lambda c: c.update(embedding_dim=3_000_000))
-    with pytest.raises(CheckpointError, match=r"expected unet.* of shape .*3000000.*found .*16"):
-        load_model(copied)  # 36 TB, had it been allocated
+    edit(copied / "ebm/config.json", lambda c: c.update(embedding_dim=300_000))
+    with pytest.raises(CheckpointError, match=r"expected unet.* of shape .*300000.*found .*16"):
+        load_model(copied)  # 360 GB, had it been allocated
 
 
-ROOT, EBM, WEIGHTS = "config.json", "ebm/config.json", "ebm/model.safetensors"
+ROOT, INDEX = "config.json", "model_index.json"
+EBM, WEIGHTS = "ebm/config.json", "ebm/model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,12 @@ ROOT, EBM, WEIGHTS = "config.json", "ebm/config.json", "ebm/model.safetensors"
     [
         (ROOT, {"colour": 1}, "unknown key 'colour', expected format_version"),
         (ROOT, {"sampling": 1}, "did you mean 'sampler'"),
-        (ROOT, {"format_version": 2}, r"format version 2 found, 1 expected; update cdrl"),
+        (ROOT, {"format_version": 1}, r"format version 1 found, 2 expected; .*export the model ag"),
+        (
+            ROOT,
+            {"format_version": 3},
+            r"format version 3 found, 2 expected by cdrl .*update it: pip",
+        ),
         (
             ROOT,
             {"format_version": 0},
@@ -160,9 +171,28 @@ ROOT, EBM, WEIGHTS = "config.json", "ebm/config.json", "ebm/model.safetensors"
         (ROOT, {"sampler": {"langevin_steps": [1, 2]}}, "one integer or 3, one per level, got 2"),
         (ROOT, {"sampler": {"langevin_steps": -1}}, "must not be negative, got -1"),
         (ROOT, {"sampler": {"step_scale": 0}}, "expected step_scale > 0"),
-        (EBM, {"class": "Energy"}, "unknown class 'Energy', expected EnergyUNet.*did you mean"),
-        (EBM, {"class": "PatchInitializer"}, "unknown class 'PatchInitializer', expected EnergyU"),
-        (EBM, {"class": ["EnergyUNet"]}, "unknown class"),
+        (INDEX, {"ebm": ["cdrl", "Energy"]}, "class 'Energy', expected EnergyUNet.*did you mean"),
+        (INDEX, {"ebm": ["cdrl", "PatchInitializer"]}, "'PatchInitializer', expected EnergyUNet"),
+        (INDEX, {"ebm": ["cdrl", ["EnergyUNet"]]}, "unknown class"),
+        (INDEX, {"ebm": ["os", "system"]}, r"'ebm' must be \[\"cdrl\", a class\], found \['os'"),
+        (INDEX, {"ebm": "EnergyUNet"}, "found 'EnergyUNet'"),
+        (INDEX, {"vae": ["cdrl", "EnergyUNet"]}, "unknown key 'vae', expected _class_name, ebm"),
+        (INDEX, {"_class_name": "StableDiffusionPipeline"}, "expected '_class_name' CDRLPipeline"),
+        (EBM, {"class": "EnergyUNet"}, "unknown key 'class', expected in_channels"),
+        (EBM, {"data_variance": 10**400}, "must be a finite number, found 1000"),
+        (EBM, {"widths": [10**9]}, "absurd sizes, expected those of the network"),
+        (EBM, {"widths": [10**40]}, "absurd sizes"),
+        (EBM, {"num_blocks": 10**12}, "absurd sizes"),
+        (EBM, {"widths": [1] * 10_000, "num_blocks": 10**6}, "absurd sizes"),
+        (EBM, {"num_classes": [10**9] * 10_000}, "absurd sizes"),
+        (ROOT, {"image": {"channels": 1, "height": 10**6, "width": 10**6}}, "at most 268,435,456"),
+        (ROOT, {"sampler": {"langevin_steps": 10**9}}, "must be at most 10,000, got 1000000000"),
+        (ROOT, {"labels": [{"name": "class", "values": ["a", "b\n", "c"]}]}, "a printable name"),
+        (
+            ROOT,
+            {"labels": [{"name": "class", "values": ["a", "b" * 201, "c"]}]},
+            "at most 200 char",
+        ),
         (EBM, {"width": 3}, "unknown key 'width', expected .*did you mean 'widths'"),
         (EBM, {"widths": 8}, "'widths' must be a list, each item an integer, found 8"),
         (EBM, {"widths": []}, "sizes must be positive"),
@@ -183,7 +213,7 @@ def test_wrong_configs_are_told_in_one_line(
     assert str(copied) in str(caught.value)
 
 
-@pytest.mark.parametrize("file", [ROOT, EBM, WEIGHTS, "initializer/model.safetensors"])
+@pytest.mark.parametrize("file", [ROOT, INDEX, EBM, WEIGHTS, "initializer/model.safetensors"])
 def test_missing_files(copied: Path, file: str) -> None:
     (copied / file).unlink()
     with pytest.raises(CheckpointError, match=f"{file}: expected .* found"):
@@ -197,16 +227,17 @@ def test_no_folder(tmp_path: Path) -> None:
         find_model("fashion-mnits")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "", "[" * 100_000, '{"a": NaN}'])
 def test_configs_that_are_not_json_objects(copied: Path, text: str) -> None:
     (copied / ROOT).write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"not valid JSON|expected an object"):
         load_model(copied)
 
 
-def test_a_card_that_is_no_text(copied: Path) -> None:
-    (copied / "README.md").write_bytes(b"# Caf\xe9")
-    with pytest.raises(CheckpointError, match=r"README.md: expected text in UTF-8") as caught:
+@pytest.mark.parametrize("name", ["README.md", ROOT, EBM])
+def test_what_is_no_text(copied: Path, name: str) -> None:
+    (copied / name).write_bytes(b"# Caf\xe9")
+    with pytest.raises(CheckpointError, match=rf"{name}: expected text in UTF-8") as caught:
         load_model(copied)
     assert "\n" not in str(caught.value)
 
@@ -368,3 +399,159 @@ def test_parts_must_fit(model: CDRLModel) -> None:
             ImageShape(1, 8, 8),
             (Attribute("class", CLASSES),),
         )
+
+
+def test_save_pretrained_then_from_pretrained_draws_the_same_images(
+    model: CDRLModel, tmp_path: Path
+) -> None:
+    call: dict[str, Any] = {"seeds": range(3), "class_labels": ["Shirt", "Bag", None]}
+    pipe = CDRLPipeline(model)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = CDRLPipeline.from_pretrained(tmp_path / "saved")
+    images = [p(output_type="np", progress=False, **call).images for p in (pipe, again)]
+    assert images[0].tobytes() == images[1].tobytes()
+
+
+def test_each_thing_is_said_once(folder: Path) -> None:
+    """And every file is one of `model_files`."""
+    index = json.loads((folder / INDEX).read_text())
+    assert index == {
+        "_class_name": "CDRLPipeline",
+        "ebm": ["cdrl", "EnergyUNet"],
+        "initializer": ["cdrl", "PatchInitializer"],
+    }
+    assert "class" not in json.loads((folder / EBM).read_text())
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files == set(model_files()) - {"README.md", "samples.png"}
+    assert WEIGHTS not in model_files("fp16") and "ebm/model.fp16.safetensors" in model_files(
+        "fp16"
+    )
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_variants_lie_beside_the_weights(
+    model: CDRLModel, tmp_path: Path, variant: str, dtype: torch.dtype
+) -> None:
+    save_model(model, tmp_path / "m")
+    save_model(model, tmp_path / "m", variant=variant)
+    assert_same(load_model(tmp_path / "m").ebm, model.ebm)
+    rounded = load_model(tmp_path / "m", variant=variant).ebm.state_dict()
+    for name, tensor in model.ebm.state_dict().items():
+        assert torch.equal(rounded[name], tensor.to(dtype).float())
+    sizes = [
+        (tmp_path / "m/ebm" / name).stat().st_size
+        for name in (f"model.{variant}.safetensors", "model.safetensors")
+    ]
+    assert sizes[0] < 0.75 * sizes[1]
+    save_model(model, tmp_path / "m")  # the same again: the variant stays
+    load_model(tmp_path / "m", variant=variant)
+
+
+def test_weights_of_another_model_are_neither_lost_nor_mixed(
+    model: CDRLModel, tmp_path: Path
+) -> None:
+    save_model(model, tmp_path / "m", variant="fp16")
+    for other in (make_model(CLASSES, seed=1), make_model(("a",), ("b", "c"))):
+        with pytest.raises(CheckpointError, match=r"ebm/model.fp16.safetensors has the weights of"):
+            save_model(other, tmp_path / "m")
+    save_model(make_model(CLASSES, seed=1), tmp_path / "m", variant="fp16")  # replaced
+    with pytest.raises(CheckpointError, match=r"no such file; there are model.fp16.safetensors"):
+        load_model(tmp_path / "m")
+
+
+def test_unknown_variants_and_types(model: CDRLModel, folder: Path, tmp_path: Path) -> None:
+    for variant in ("fp15", "../../x", ""):
+        with pytest.raises(ConfigError, match=r"unknown variant .* expected fp16, bf16 or none"):
+            load_model(folder, variant=variant)
+        with pytest.raises(ConfigError, match="unknown variant"):
+            save_model(model, tmp_path / "m", variant=variant)
+        with pytest.raises(ConfigError, match="unknown variant"):
+            model_files(variant)
+    with pytest.raises(
+        ConfigError, match=r"fp16.safetensors are stored in torch.float16, got .*32"
+    ):
+        save_model(model, tmp_path / "m", variant="fp16", dtype=torch.float32)
+    with pytest.raises(
+        ConfigError, match=r"model.safetensors are stored in torch.float32, .*float64"
+    ):
+        save_model(model, tmp_path / "m", dtype=torch.float64)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("writer", "needed"), [("0.4.0", "cdrl>=0.4.0'"), ("1.0\n; rm", "cdrl'"), (None, "cdrl'")]
+)
+def test_a_newer_format_names_the_version_that_reads_it(
+    copied: Path, writer: Any, needed: str
+) -> None:
+    (copied / INDEX).unlink()  # whatever else it has may be otherwise too
+    (copied / ROOT).write_text(
+        json.dumps({"library": "cdrl", "format_version": 9, "library_version": writer})
+    )
+    with pytest.raises(CheckpointError, match="format version 9 found, 2 expected") as caught:
+        load_model(copied)
+    assert str(caught.value).endswith(f"pip install -U '{needed}")
+
+
+def test_the_picture_of_the_card(model: CDRLModel, tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    model.samples = picture.getvalue()
+    save_model(model, tmp_path / "m")
+    assert load_model(tmp_path / "m").samples == model.samples
+    (tmp_path / "m/samples.png").write_bytes(b"GIF89a")
+    with pytest.raises(CheckpointError, match=r"samples.png: expected a PNG"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["README.md", ROOT, EBM, WEIGHTS, "ebm", "samples.png"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_links_do_not_lead_out_of_the_folder(
+    copied: Path, tmp_path: Path, name: str, absolute: bool
+) -> None:
+    secret = tmp_path / "secret"
+    path = copied / name
+    if path.exists():
+        path.rename(secret)
+    else:
+        secret.write_text("mine")
+    path.symlink_to(secret if absolute else os.path.relpath(secret, path.parent))
+    with pytest.raises(CheckpointError, match=r"found a link out of it; put a copy in its place"):
+        load_model(copied)
+
+
+def test_links_inside_a_folder_and_in_the_cache_of_the_hub(copied: Path, tmp_path: Path) -> None:
+    (copied / EBM).rename(copied / "a.json")
+    (copied / EBM).symlink_to("../a.json")
+    load_model(copied)
+    (copied / EBM).unlink()
+    (copied / EBM).symlink_to("config.json")  # a circle
+    with pytest.raises(CheckpointError, match=r"cannot be found|found none"):
+        load_model(copied)
+    (copied / EBM).unlink()
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    (copied / "a.json").rename(cache / "blobs" / "1234")
+    (cache / "snapshots").mkdir()
+    snapshot = copied.rename(cache / "snapshots" / "abcd")
+    (snapshot / EBM).symlink_to("../../../blobs/1234")
+    load_model(snapshot)
+
+
+def test_huge_texts_and_headers_are_not_read(copied: Path) -> None:
+    for name in (ROOT, EBM, "README.md", "samples.png"):
+        kept = (copied / name).read_bytes() if (copied / name).exists() else b""
+        with open(copied / name, "wb") as file:
+            file.truncate(2**40)  # a hole: no disk is used
+        with pytest.raises(
+            CheckpointError, match=rf"{name}: expected at most .* bytes, found more"
+        ):
+            load_model(copied)
+        (copied / name).write_bytes(kept)
+        if not kept:
+            (copied / name).unlink()
+    with open(copied / WEIGHTS, "wb") as file:
+        file.write(struct.pack("<Q", 2**30) + b"{")
+        file.truncate(2**31)
+    with pytest.raises(CheckpointError, match="a header of 1,073,741,824 bytes"):
+        load_model(copied)

@@ -13,6 +13,7 @@ from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import (
     captioned,
     make_grid,
+    open_image,
     read_holes,
     read_images,
     save_gif,
@@ -104,6 +105,27 @@ def test_film_has_its_frames_and_times(tmp_path: Path) -> None:
         film.seek(3)
         assert film.info["duration"] == 300
         assert film.convert("L").getpixel((3, 3)) == pytest.approx(180, abs=2)
+
+
+def test_pictures_are_opened_as_grey_or_rgb(tmp_path: Path) -> None:
+    for mode, found in {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGB", "P": "RGB"}.items():
+        Image.new(mode, (3, 2), 1).save(tmp_path / "a.png")
+        picture = open_image(tmp_path / "a.png")
+        assert (picture.mode, picture.size) == (found, (3, 2))
+
+
+def test_a_decompression_bomb_is_refused_unpacked(tmp_path: Path) -> None:
+    """10,000 × 10,000 pixels in 12 kB: a real one, below the size at which Pillow itself stops."""
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png", optimize=True)
+    assert (tmp_path / "bomb.png").stat().st_size < 20_000
+    with pytest.raises(InputError, match=r"bomb.png cannot be read as an image: .*bomb"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_formats_that_run_programs_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(InputError, match="cannot be read as an image: cannot identify"):
+        open_image(tmp_path / "a.png")
 
 
 class TestReading:

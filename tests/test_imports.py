@@ -18,13 +18,14 @@ SOURCES = sorted((ROOT / "cdrl_infer").rglob("*.py"))
 # A module imports from lines above its own, or from its own package.
 LAYERS = [
     ["errors", "version", "files", "random"],
-    ["device", "concepts"],
+    ["device", "concepts", "untrusted"],
     ["schedule"],
     ["networks"],
     ["energies"],
     ["kernels", "proposals"],
     ["sampler"],
     ["images", "checkpoint"],
+    ["hub", "card"],
     ["convert", "arguments", "conditioning"],
     ["pipeline"],
     ["cli"],

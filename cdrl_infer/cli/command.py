@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from cdrl_infer.errors import CDRLError, InputError, NumericalError
+from cdrl_infer.errors import CDRLError, InputError, NetworkError, NumericalError
 
 
 class OneLineErrors(click.Command):
     """A command that tells every error in one line on stderr.
 
-    It exits with 0 when done, 2 on bad input, 3 where a computation left the finite numbers and 130
-    when interrupted.
+    It exits with 0 when done, 2 on bad input, 3 where a computation left the finite numbers, 4 where
+    the Hub could not be reached or broke off, and 130 when interrupted.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -27,6 +27,8 @@ class OneLineErrors(click.Command):
             message = error.format_message()
         except NumericalError as error:
             message, code = str(error), 3
+        except NetworkError as error:
+            message, code = str(error), 4
         except (CDRLError, OSError) as error:
             message = str(error)
         except (click.Abort, KeyboardInterrupt):

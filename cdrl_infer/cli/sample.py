@@ -120,7 +120,11 @@ def main(
         raise InputError("--inpaint and --mask go together: give both, or neither")
     if compose is not None and (labels or guidance_scale != 1):
         raise InputError("--compose goes without --label and --guidance-scale: leave them out")
-    known = None if inpaint is None or mask is None else (_picture(inpaint), _picture(mask))
+    known = None
+    if inpaint is not None and mask is not None:
+        from cdrl_infer.images import decode_image
+
+        known = decode_image(inpaint), decode_image(mask)
     steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:
         # Opened before any work, so that a path that cannot be written to costs no sampling.
@@ -201,18 +205,6 @@ def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
             f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
             "exists and may be written to"
         ) from None
-
-
-def _picture(path: str) -> Image.Image:
-    """A picture as it is stored; InputError where it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _step_scale(

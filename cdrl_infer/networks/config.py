@@ -48,7 +48,7 @@ def from_config(cls: type[T], config: object, where: str) -> T:
             that the constructor refuses.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected an object of named values, found {config!r}")
+        raise ConfigError(f"{where}: expected an object of named values, found {config!r:.60}")
     parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     hints = get_type_hints(cls.__init__)
     check_keys(
@@ -61,7 +61,7 @@ def from_config(cls: type[T], config: object, where: str) -> T:
     try:
         return cls(**values)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error!s:.500}") from None  # the values may be of any length
 
 
 def check_keys(
@@ -72,7 +72,7 @@ def check_keys(
     for name in config:
         if name not in known:
             raise ConfigError(
-                f"{where}: unknown key {name!r}, expected {listing(known)}"
+                f"{where}: unknown key {name!r:.60}, expected {listing(known)}"
                 f"{did_you_mean(name, known)}"
             )
     for name in required:
@@ -87,7 +87,9 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     try:
         return _convert(value, hint)
     except TypeError:
-        raise ConfigError(f"{where}: {name!r} must be {_spoken(hint)}, found {value!r}") from None
+        raise ConfigError(
+            f"{where}: {name!r} must be {_spoken(hint)}, found {value!r:.60}"
+        ) from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -105,8 +107,12 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, args[0]) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            number = math.inf
+        if math.isfinite(number):
+            return number
     elif hint in (int, bool, str, type(None)) and type(value) is hint:
         return value
     raise TypeError

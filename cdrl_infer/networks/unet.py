@@ -142,7 +142,8 @@ class UNetInitializer(Configurable, nn.Module):
             )
         if any(w % groups for w in widths):
             raise ConfigError(f"widths must be multiples of groups={groups}, got {widths}")
-        if not set(attention_levels) <= set(range(len(widths))):
+        attended = set(attention_levels)
+        if not attended <= set(range(len(widths))):
             raise ConfigError(
                 f"attention_levels must lie in 0 … {len(widths) - 1} for {len(widths)} widths, "
                 f"got {tuple(attention_levels)}"
@@ -167,7 +168,7 @@ class UNetInitializer(Configurable, nn.Module):
         self.down = nn.ModuleList()
         for k, width in enumerate(widths):
             for _ in range(num_blocks):
-                self.down.append(block(h, width, attention=k in attention_levels))
+                self.down.append(block(h, width, attention=k in attended))
                 h = width
                 skips.append(h)
             if k + 1 < len(widths):
@@ -177,7 +178,7 @@ class UNetInitializer(Configurable, nn.Module):
         self.up = nn.ModuleList()
         for k, width in reversed(list(enumerate(widths))):
             for _ in range(num_blocks + 1):
-                self.up.append(block(h + skips.pop(), width, attention=k in attention_levels))
+                self.up.append(block(h + skips.pop(), width, attention=k in attended))
                 h = width
             if k:
                 self.up.append(block(h, h, resample="up"))

@@ -1,0 +1,66 @@
+"""`cdrl-hub`: share models, look at them, convert them."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+
+import click
+
+from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.errors import InputError
+from cdrl_infer.version import __version__
+
+COMMANDS = {
+    "convert": "cdrl_infer.cli.hub.convert:convert",
+    "info": "cdrl_infer.cli.hub.info:info",
+    "push": "cdrl_infer.cli.hub.push:push",
+}
+PLUGINS = "cdrl.hub_commands"  # entry points of packages that build on this one
+
+
+class HubCommands(OneLineErrors, click.Group):
+    """The commands here and those of installed packages, each imported when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return sorted({*COMMANDS, *(entry.name for entry in entry_points(group=PLUGINS))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None if there is none."""
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name].partition(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        for plugin in entry_points(group=PLUGINS, name=cmd_name):
+            try:
+                loaded: click.Command = plugin.load()
+                return loaded
+            except Exception as error:  # of another package: it must not break the others
+                return _unusable(cmd_name, f"{plugin.value} cannot be imported ({error})")
+        return None
+
+
+def _unusable(name: str, reason: str) -> click.Command:
+    """Stands for a command that cannot be had, and says so when called."""
+
+    def refuse() -> None:
+        raise InputError(f"{reason}; install its package again")
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, callback=refuse, context_settings=anything, help=f"({reason})")
+
+
+@click.command(
+    "cdrl-hub",
+    cls=HubCommands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="cdrl-hub")
+def main() -> None:
+    """Share models on the Hugging Face Hub, look at them, make them of checkpoints.
+
+    Tokens are those of `hf auth login` or HF_TOKEN. Exit codes: 0 done, 2 bad input, 3 a computation
+    left the finite numbers, 4 the Hub could not be reached or broke off (try again), 130 interrupted.
+    """

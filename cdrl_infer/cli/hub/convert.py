@@ -1,0 +1,40 @@
+"""`cdrl-hub convert`: a checkpoint of the CDRL authors -> a model folder."""
+
+from __future__ import annotations
+
+import click
+
+from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
+
+
+@click.command()
+@click.argument("file", metavar="FILE.pth.tar")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--image-size", default=32, show_default=True, help="Height and width of its images.")
+@writes_a_model
+def convert(
+    file: str,
+    folder: str,
+    image_size: int,
+    dtype: str | None,
+    variant: str | None,
+    licence: str | None,
+    datasets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint of the CDRL authors.
+
+    It becomes a folder that CDRLPipeline.from_pretrained opens and `cdrl-hub push` uploads:
+    cdrl-hub convert Cifar_10_best.pth.tar cifar10. Such a file is a pickle; no code in it is run.
+    """
+    from cdrl_infer import convert as converter
+    from cdrl_infer.checkpoint import save_model
+
+    stored = check_target(folder, dtype, variant)
+    model, ignored = converter.convert(
+        file, image_size=image_size, licence=licence, datasets=datasets
+    )
+    save_model(model, folder, dtype=stored, variant=variant)
+    tell(model, folder, as_json, ignored=ignored)
+    if not as_json:
+        click.echo(f"ignored in {file}: {', '.join(['live weights', *ignored])}", err=True)

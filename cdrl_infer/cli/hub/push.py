@@ -1,0 +1,59 @@
+"""`cdrl-hub push`: a model folder -> the Hub."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("folder", metavar="FOLDER")
+@click.argument("repo_id", metavar="USER/MODEL")
+@click.option(
+    "--private/--public",
+    default=None,
+    help="Of a repository that is made. [the account's default]",
+)
+@click.option("--revision", metavar="BRANCH", help="Made if it does not exist. [main]")
+@click.option("--create-pr", is_flag=True, help="Open a pull request in place of committing.")
+@click.option("--message", metavar="TEXT", help="Of the commit. [Upload a CDRL model]")
+@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that is there already.")
+@click.option("--json", "as_json", is_flag=True, help="Tell what was made as JSON.")
+def push(
+    folder: str,
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    overwrite_card: bool,
+    as_json: bool,
+) -> None:
+    """Upload a model folder.
+
+    All of it in one commit: cdrl-hub push my-model user/my-model. The folder is loaded first, so that
+    no broken model is sent. The repository is made if there is none; what else is in it stays. A
+    failed upload leaves its files as they were.
+    """
+    from cdrl_infer import hub
+    from cdrl_infer.checkpoint import load_model
+
+    hub.check_push(repo_id, revision=revision, create_pr=create_pr)
+    for variant in hub.variants(folder):
+        load_model(folder, variant=variant)
+    pushed = hub.push(
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+        overwrite_card=overwrite_card,
+    )
+    if as_json:
+        click.echo(json.dumps({"repo_id": repo_id, **pushed._asdict()}, indent=2))
+        return
+    click.echo(pushed.url)
+    if pushed.card_kept:
+        click.echo(f"{repo_id} keeps its README.md; --overwrite-card replaces it", err=True)

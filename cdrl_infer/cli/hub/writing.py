@@ -1,0 +1,74 @@
+"""What the commands that write a model folder have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from cdrl_infer.checkpoint import CDRLModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+OPTIONS = (
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Of the stored weights; they are loaded as float32.",
+    ),
+    click.option(
+        "--variant",
+        type=click.Choice(["fp16", "bf16"]),
+        help="Write model.VARIANT.safetensors, beside what is in FOLDER.",
+    ),
+    click.option("--license", "licence", metavar="ID", help="For the card, as mit. [left out]"),
+    click.option(
+        "--dataset", "datasets", multiple=True, metavar="NAME", help="For the card, as cifar10."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Tell what was made as JSON."),
+)
+
+
+def writes_a_model(command: Command) -> Command:
+    """Give a command the options of all that write a model folder."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_target(folder: str, dtype: str | None, variant: str | None) -> torch.dtype | None:
+    """What can be refused before any work is; the dtype of that name, None for none.
+
+    Raises:
+        CheckpointError, ConfigError: see `cdrl_infer.checkpoint.save_model`.
+    """
+    import torch
+
+    from cdrl_infer.checkpoint import check_replaceable, stored_type
+
+    check_replaceable(Path(folder))
+    named: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    stored_type(named, variant)
+    return named
+
+
+def tell(model: CDRLModel, folder: str, as_json: bool, **more: object) -> None:
+    """Print the folder, or with ``--json`` what is in it."""
+    if not as_json:
+        click.echo(folder)
+        return
+    made = {
+        "folder": folder,
+        "image": model.image.shape,
+        "labels": {attribute.name: len(attribute.values) for attribute in model.labels},
+        "networks": {"ebm": model.ebm.config, "initializer": model.initializer.config},
+        "langevin_steps": model.sampler.langevin_steps,
+        "score_scale": model.sampler.score_scale,
+        **more,
+    }
+    click.echo(json.dumps(made, indent=2))

@@ -1,0 +1,41 @@
+"""`cdrl-hub export`: a training run -> a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER")
+@click.option("--step", type=int, metavar="N", help="Of a checkpoint in RUN. [the newest]")
+@writes_a_model
+def export(
+    run: Path,
+    folder: str,
+    step: int | None,
+    dtype: str | None,
+    variant: str | None,
+    licence: str | None,
+    datasets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Export the model of a training run.
+
+    RUN is the --out of cdrl-train, finished or not; the training data are not needed. FOLDER becomes
+    what CDRLPipeline.from_pretrained opens and `cdrl-hub push` uploads: cdrl-hub export runs/mine
+    mine. Weights are stored as the run says (stored_as) if neither --dtype nor --variant is given.
+    """
+    stored = check_target(folder, dtype, variant)
+    from cdrl_infer.checkpoint import save_model
+    from cdrl_train.export import STORED_TYPES, export_run
+
+    model, config = export_run(run, step, licence=licence, datasets=datasets)
+    if stored is None and variant is None:
+        stored = STORED_TYPES[config.stored_as]
+    save_model(model, folder, dtype=stored, variant=variant)
+    tell(model, folder, as_json, step=model.training["steps"])
