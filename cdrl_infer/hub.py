@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from cdrl_infer.checkpoint import CARD, FILES, PICTURE, find_model, model_files
+from cdrl_infer.checkpoint import CARD, PICTURE, VARIANTS, find_model, model_files
 from cdrl_infer.errors import (
     CDRLError,
     CheckpointError,
@@ -25,6 +25,7 @@ from cdrl_infer.errors import (
     listing,
 )
 from cdrl_infer.files import replaced_file
+from cdrl_infer.untrusted import inside
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
@@ -424,11 +425,18 @@ def _branch(api: HfApi, repo_id: str, revision: str | None) -> Iterator[set[str]
 
 
 def _names_to_push(folder: Path) -> list[str]:
-    """The files of a model folder; what else lies there, or is hidden, is not sent."""
+    """The files of a model folder, in all its variants; what else lies there is not sent.
+
+    Raises:
+        CheckpointError: not a model folder, or a link that leads out of it.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: expected a model folder, found no config.json in it")
     names = sorted(_sizes(folder))
-    sent = [n for n in names if n.split("/")[0] in FILES and not n.split("/")[-1].startswith(".")]
+    known = {name for variant in VARIANTS for name in model_files(variant)}
+    sent = [name for name in names if name in known]
+    for name in sent:
+        inside(folder, name)
     if left := [name for name in names if name not in sent]:
         _log.warning("not sent, since no part of a model: %s", listing(left))
     return sent

@@ -20,9 +20,10 @@ from conftest import CLASSES, make_model
 from hub_server import HubServer, Repository, Request
 from test_train_cli import TINY
 
+from cdrl_infer import hub
 from cdrl_infer.checkpoint import CDRLModel, model_files, save_model
 from cdrl_infer.cli.hub import main
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import CheckpointError, InputError
 from cdrl_infer.pipeline import CDRLPipeline
 
 ROOT = Path(__file__).parents[1]
@@ -799,3 +800,24 @@ def test_dtype_and_device_are_checked_first(folder: Path) -> None:
         CDRLPipeline.from_pretrained("user/nothing", device="toaster")
     pipe = CDRLPipeline.from_pretrained(folder, dtype=torch.float32, device="cpu")
     assert next(pipe.model.ebm.parameters()).dtype == torch.float32
+
+
+def test_a_link_out_of_the_folder_is_not_sent(folder: Path, tmp_path: Path) -> None:
+    """It is found before the Hub is asked: there is none here."""
+    shutil.copytree(folder, tmp_path / "model")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine")
+    (tmp_path / "model" / "ebm" / "model.fp16.safetensors").symlink_to(secret)
+    with pytest.raises(CheckpointError, match="found a link out of it"):
+        hub.push(tmp_path / "model", "user/model")
+
+
+def test_what_is_no_part_of_a_model_is_not_sent(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    for name in ("ebm/.env", "ebm/notes.txt", "ebm/other.safetensors", "train.py"):
+        (tmp_path / "model" / name).write_text("mine")
+    sent = hub._names_to_push(tmp_path / "model")
+    assert set(sent) <= set(model_files()) and "ebm/model.safetensors" in sent
+    assert "ebm/.env, ebm/notes.txt, ebm/other.safetensors, train.py" in caplog.text

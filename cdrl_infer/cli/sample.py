@@ -36,7 +36,11 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.command(
     "cdrl-sample", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
+@click.option(
+    "--model",
+    metavar="NAME|FOLDER|USER/MODEL",
+    help="Bundled model, folder, or repository of the Hugging Face Hub. [fashion-mnist]",
+)
 @click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
 @click.option(
     "--label",
