@@ -14,6 +14,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ HOSTILE: list[Any] = [
     *("\ud800", "\x1b[2J\n", "x" * 5000, [1] * 5000, [0] * 50_000, [10**9] * 3, [[[[]]]]),
     *(["cdrl", "EnergyUNet"], ["cdrl", "ResidualEBM"], ["os", "system"], {"a": {"b": 1}}),
 ]
+FOREIGN = [b"[" * 200_000, b'{"a":' * 50_000, b"1" * 10_000, b"\xff\xfe", b" " * 2**21]
 
 
 @pytest.fixture
@@ -67,8 +69,23 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(value[key], (*path, key))
 
 
+def flipped(content: bytes, values: dict[int, int]) -> bytes:
+    changed = bytearray(content)
+    for at, value in values.items():
+        changed[at] = value
+    return bytes(changed)
+
+
+def spliced(content: bytes, start: int, stop: int | None, more: bytes = b"") -> bytes:
+    return content[:start] + more + (b"" if stop is None else content[stop:])
+
+
+# What is drawn is kept for the whole test: changes, not the content of large files.
+Change = Callable[[bytes], bytes]
+
+
 @st.composite
-def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
+def changed_json(draw: st.DrawFn, content: bytes) -> Change:
     """Values replaced, keys dropped or added; not always JSON in the end."""
     config = json.loads(content)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):  # the first error hides the others
@@ -87,50 +104,40 @@ def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
             parent[draw(st.sampled_from(["widths", "class", "module", "path", "a\n"]))] = value
         else:
             parent[path[-1]] = value
-    return json.dumps(config).encode("utf-8", "surrogatepass")
+    text = json.dumps(config).encode()
+    return partial(spliced, start=0, stop=None, more=text)
 
 
 @st.composite
-def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+def changed_bytes(draw: st.DrawFn, content: bytes) -> Change:
     """Bits flipped, cut, repeated, or something else altogether."""
     kind = draw(st.sampled_from(["flip", "flip", "cut", "insert", "foreign"]))
+    anywhere = st.integers(0, len(content) - 1)
     if kind == "flip":
-        changed = bytearray(content)
-        for _ in range(draw(st.integers(1, 8))):
-            # The first bytes hold the structure of most formats.
-            at = draw(
-                st.one_of(
-                    st.integers(0, min(800, len(content) - 1)), st.integers(0, len(content) - 1)
-                )
-            )
-            changed[at] = draw(st.integers(0, 255))
-        return bytes(changed)
-    at = draw(st.integers(0, len(content) - 1))
+        # The first bytes hold the structure of most formats.
+        position = st.one_of(st.integers(0, min(800, len(content) - 1)), anywhere)
+        values = st.dictionaries(position, st.integers(0, 255), min_size=1, max_size=8)
+        return partial(flipped, values=draw(values))
     if kind == "cut":
-        return content[:at]
+        return partial(spliced, start=draw(anywhere), stop=None)
     if kind == "insert":
-        return content[:at] + draw(st.binary(max_size=64)) + content[at:]
-    return draw(
-        st.one_of(
-            st.binary(max_size=64),
-            st.sampled_from(
-                [b"[" * 200_000, b'{"a":' * 50_000, b"1" * 10_000, b"\xff\xfe", b" " * 2**21]
-            ),
-        )
-    )
+        at = draw(anywhere)
+        return partial(spliced, start=at, stop=at, more=draw(st.binary(max_size=64)))
+    more = draw(st.one_of(st.binary(max_size=64), st.sampled_from(FOREIGN)))
+    return partial(spliced, start=0, stop=None, more=more)
 
 
 @st.composite
-def changed_header(draw: st.DrawFn, content: bytes) -> bytes:
+def changed_header(draw: st.DrawFn, content: bytes) -> Change:
     """The header of a safetensors file changed as JSON, or its length alone."""
     (length,) = struct.unpack("<Q", content[:8])
-    header, data = content[8 : 8 + length], content[8 + length :]
+    header, end = content[8 : 8 + length], 8 + length
     if draw(st.booleans()):
-        header = draw(changed_json(header))
+        header = draw(changed_json(header))(header)
         length = len(header)
     if draw(st.integers(0, 3)) == 0:
         length = draw(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**31, 2**63])))
-    return struct.pack("<Q", length) + header + data
+    return partial(spliced, start=0, stop=end, more=struct.pack("<Q", length) + header)
 
 
 Files = tuple[Path, dict[str, bytes]]
@@ -216,7 +223,7 @@ def try_models(files: list[Files], tries: int) -> None:
                 ways = [changed_bytes(content)]
                 ways += [changed_json(content)] * (4 if name.endswith(".json") else 0)
                 ways += [changed_header(content)] * (2 if name.endswith(".safetensors") else 0)
-                (folder / name).write_bytes(data.draw(st.one_of(ways)))
+                (folder / name).write_bytes(data.draw(st.one_of(ways))(content))
             yield folder
         finally:
             for name in names:
@@ -232,14 +239,14 @@ def try_checkpoints(folder: Path, tries: int) -> None:
     with zipfile.ZipFile(AUTHORS) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     pickled = next(name for name in entries if name.endswith("/data.pkl"))
-    path = folder / "changed.pth.tar"
+    path, whole = folder / "changed.pth.tar", AUTHORS.read_bytes()
 
     @contextmanager
     def changed(data: st.DataObject) -> Iterator[Path]:
         if data.draw(st.integers(0, 3)) == 0:
-            path.write_bytes(data.draw(changed_bytes(AUTHORS.read_bytes())))
+            path.write_bytes(data.draw(changed_bytes(whole))(whole))
         else:
-            pickle = data.draw(changed_bytes(entries[pickled]))
+            pickle = data.draw(changed_bytes(entries[pickled]))(entries[pickled])
             packing = data.draw(st.sampled_from([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED]))
             with zipfile.ZipFile(path, "w", packing) as archive:
                 for name, content in {**entries, pickled: pickle}.items():
@@ -253,12 +260,13 @@ def try_checkpoints(folder: Path, tries: int) -> None:
 def try_pictures(folder: Path, tries: int) -> None:
     contents = []
     for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"):
-        Image.effect_noise((9, 9), 50).convert("RGB").save(buffer := io.BytesIO(), kind)
+        Image.frombytes("RGB", (9, 9), bytes(range(243))).save(buffer := io.BytesIO(), kind)
         contents.append(buffer.getvalue())
 
     @contextmanager
     def changed(data: st.DataObject) -> Iterator[Path]:
-        (folder / "a").write_bytes(data.draw(changed_bytes(data.draw(st.sampled_from(contents)))))
+        content = data.draw(st.sampled_from(contents))
+        (folder / "a").write_bytes(data.draw(changed_bytes(content))(content))
         yield folder / "a"
 
     opened, refused = attempts(tries, changed, open_image)
