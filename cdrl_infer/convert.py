@@ -213,6 +213,8 @@ def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
     left = path.stat().st_size
     for name, average in zip(names, averages, strict=True):
         try:
+            if average.layout != torch.strided or average.is_meta:
+                raise ValueError("a tensor without numbers of its own")
             left -= average.numel() * average.element_size()
             if average.shape != live[name].shape:
                 raise ValueError(f"shapes {tuple(average.shape)} and {tuple(live[name].shape)}")

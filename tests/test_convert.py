@@ -134,6 +134,16 @@ def test_no_more_memory_is_taken_than_the_file_has(tmp_path: Path) -> None:
         convert(tmp_path / "packed.tar")
 
 
+@pytest.mark.parametrize("odd", ["sparse", "meta"])
+def test_averages_without_numbers_of_their_own_are_refused(tmp_path: Path, odd: str) -> None:
+    content = torch.load(AUTHORS, weights_only=True)
+    averages = content["p_ema_state_dict"]["shadow_params"]
+    averages[0] = averages[0].to_sparse() if odd == "sparse" else averages[0].to("meta")
+    torch.save(content, tmp_path / "changed.tar")
+    with pytest.raises(CheckpointError, match=r"numbers of its own.* in .*changed\.tar"):
+        convert(tmp_path / "changed.tar")
+
+
 def test_sizes_from_tensors_are_not_believed(tmp_path: Path) -> None:
     """An embedding of 200,000 rows would need a layer of 200,000² values."""
     live = torch.load(AUTHORS, weights_only=True)["p_state_dict"]

@@ -39,7 +39,7 @@ AUTHORS = Path(__file__).parent / "fixtures" / "authors-uncond.pth.tar"
 MEGABYTES = 200  # the memory that all tries together may add; a single blow-up takes gigabytes
 SECONDS = 3  # of computing, the longest try; on a slow machine
 TEXTS = st.text("abc/.\\\n\0é\u202e", max_size=8)  # of all letters, a table would be built
-QUICK = {"model": 250, "checkpoint": 25, "picture": 50}
+QUICK = {"model": 250, "checkpoint": 25, "picture": 150}
 SLOW = {"model": 8_500, "checkpoint": 500, "picture": 1_000}  # 10,000 in all
 
 HOSTILE: list[Any] = [

@@ -41,6 +41,8 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     metavar="NAME|FOLDER|USER/MODEL",
     help="Bundled model, folder, or repository of the Hugging Face Hub. [fashion-mnist]",
 )
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]")
+@click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits.")
 @click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
 @click.option(
     "--label",
@@ -101,6 +103,8 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.version_option(__version__, prog_name="cdrl-sample")
 def main(
     model: str | None,
+    revision: str | None,
+    variant: str | None,
     num_images: int,
     labels: tuple[str, ...],
     guidance_scale: float,
@@ -139,7 +143,7 @@ def main(
 
         from cdrl_infer.pipeline import CDRLPipeline
 
-        pipe = CDRLPipeline.from_pretrained(model)
+        pipe = CDRLPipeline.from_pretrained(model, revision=revision, variant=variant)
         pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         cycle = _labels(labels, pipe.model.labels, free=known is not None or compose is not None)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
