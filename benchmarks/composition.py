@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import click
 import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
+from kept import pixels
 from quality import Steps, check_same_kind, model_digest, parse_steps, steps_name
-from report import table, write_json
+from report import check_target, table, write_json
 from torch import Tensor
 from tqdm import tqdm
 
@@ -125,8 +126,7 @@ class Examiner:
             if not seeds:
                 continue
             output = draw(expression, seeds)
-            pixels = (torch.as_tensor(output.images) * 255).round().to(torch.uint8)
-            labels = predict(self.judge, pixels)
+            labels = predict(self.judge, torch.from_numpy(pixels(output)))
             true += int(holds(expression, labels).sum())
             alternatives = alternatives_of(expression)
             if alternatives:
@@ -213,8 +213,7 @@ def per_cent(share: float, n: int) -> str:
 )
 def main(out: Path, **options: Any) -> None:
     """Share of samples of which an expression of concepts is true."""
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: expected a path in a folder that exists")
+    check_target("--out", out)
     text, results = evaluate(**options)
     click.echo(text)
     write_json(out, results)

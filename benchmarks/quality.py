@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
 from frechet import CONVENTION, Extractor, frechet_distance, load_extractor
+from kept import pixels
 from numpy.typing import NDArray
-from report import grown, plus_minus, save_array, spread, table, write_json
+from report import check_target, grown, plus_minus, save_array, spread, table, write_json
 from torch import Tensor
 from tqdm import tqdm
 
@@ -104,7 +105,7 @@ class SamplePools:
                 output_type="pt",
                 progress=False,
             )
-            return (torch.as_tensor(output.images) * 255).round().to(torch.uint8).numpy()
+            return pixels(output)
 
         name = "-".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
         file = self.cache / f"samples-{self.digest}-K{name}-repeat{repeat}.npy"
@@ -271,8 +272,7 @@ def check_same_kind(pipe: CDRLPipeline, data: ImageSet) -> None:
 )
 def main(out: Path, **options: Any) -> None:
     """Accuracy of the asked class and Fréchet distance, for several numbers of Langevin steps."""
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: expected a path in a folder that exists")
+    check_target("--out", out)
     text, results = evaluate(**options)
     click.echo(text)
     write_json(out, results)

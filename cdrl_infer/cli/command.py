@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from cdrl_infer.errors import CDRLError, InputError, NetworkError, NumericalError
+
+T = TypeVar("T")
 
 
 class OneLineErrors(click.Command):
@@ -44,12 +47,7 @@ def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
     Raises:
         InputError: anything else.
     """
-    try:
-        return tuple(float(k) for k in text.split(",")) if "," in text else float(text)
-    except ValueError:
-        raise InputError(
-            f"{option} must be a number or numbers with commas between, got {text!r}"
-        ) from None
+    return _one_or_several(float, text, f"{option} must be a number or numbers")
 
 
 def parse_steps(text: str) -> int | tuple[int, ...]:
@@ -58,9 +56,11 @@ def parse_steps(text: str) -> int | tuple[int, ...]:
     Raises:
         InputError: anything else.
     """
+    return _one_or_several(int, text, "--langevin-steps must be an integer or integers")
+
+
+def _one_or_several(kind: Callable[[str], T], text: str, expected: str) -> T | tuple[T, ...]:
     try:
-        return tuple(int(k) for k in text.split(",")) if "," in text else int(text)
+        return tuple(kind(k) for k in text.split(",")) if "," in text else kind(text)
     except ValueError:
-        raise InputError(
-            f"--langevin-steps must be an integer or integers with commas between, got {text!r}"
-        ) from None
+        raise InputError(f"{expected} with commas between, got {text!r}") from None
