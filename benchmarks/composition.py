@@ -112,6 +112,7 @@ class Examiner:
     judge: SmallCNN
     samples: int
     batch_size: int
+    restarts: int
 
     def shares(
         self, question: Question, draw: Callable[[Expression, range], CDRLPipelineOutput]
@@ -143,6 +144,7 @@ class Examiner:
                 expression,
                 seeds=seeds,
                 langevin_steps=steps,
+                restarts=self.restarts,
                 batch_size=self.batch_size,
                 output_type="pt",
                 progress=False,
@@ -163,6 +165,7 @@ class Examiner:
                 class_labels=[labels] * len(seeds),
                 seeds=seeds,
                 langevin_steps=steps,
+                restarts=self.restarts,
                 batch_size=self.batch_size,
                 output_type="pt",
                 progress=False,
@@ -200,6 +203,7 @@ def per_cent(share: float, n: int) -> str:
 @click.option("--data", required=True, help="coloured: and Fashion-MNIST (.npz or torchvision:…).")
 @click.option("--samples", type=click.IntRange(1), default=300, help="Of each kind of expression.")
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
+@click.option("--restarts", type=click.IntRange(0), default=0, help="Of each level.")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--device", default="cpu")
 @click.option(
@@ -224,6 +228,7 @@ def evaluate(
     data: str,
     samples: int,
     langevin_steps: str,
+    restarts: int,
     batch_size: int,
     device: str,
     cache: Path,
@@ -241,7 +246,7 @@ def evaluate(
     cache.mkdir(parents=True, exist_ok=True)
     judge, real = load_or_train(cache, renders, test, recipe, progress=True)
 
-    examiner = Examiner(pipe, judge, samples, batch_size)
+    examiner = Examiner(pipe, judge, samples, batch_size, restarts)
     found: dict[str, dict[str, Any]] = {}
     asked = questions(pipe.concept)
     for question in tqdm(asked, desc="expressions", unit="kind"):
@@ -271,7 +276,7 @@ def evaluate(
     digest = model_digest(folder)
     text = "\n".join(
         [
-            f"Model {pipe.name} ({digest}), {steps_name(steps)}; cdrl {__version__}, "
+            f"Model {pipe.name} ({digest}), {steps_name(steps)}, R = {restarts}; cdrl {__version__}, "
             f"torch {torch.__version__}.",
             "",
             f"Share of {samples} samples of which the expression is true, in per cent ± binomial "
@@ -283,7 +288,12 @@ def evaluate(
         ]
     )
     return text, {
-        "model": {"name": pipe.name, "digest": digest, "steps": steps_name(steps)},
+        "model": {
+            "name": pipe.name,
+            "digest": digest,
+            "steps": steps_name(steps),
+            "restarts": restarts,
+        },
         "versions": {"cdrl": __version__, "torch": torch.__version__},
         "samples": samples,
         "judge": real,

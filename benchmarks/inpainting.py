@@ -149,6 +149,7 @@ class Painter:
     cache: Path
     prefix: str  # of the files: model and data
     batch_size: int
+    restarts: int = 0
     progress: bool = False
 
     def fills(self, kind: str, holes: Holes, steps: Steps, given: bool) -> Bytes:
@@ -166,6 +167,7 @@ class Painter:
                     int(k) * SEED_STRIDE + j for k in range(start, stop) for j in range(samples)
                 ],
                 langevin_steps=steps,
+                restarts=self.restarts,
                 batch_size=self.batch_size,
                 output_type="pt",
                 progress=False,
@@ -174,6 +176,7 @@ class Painter:
 
         name = steps_name(steps).replace("K = ", "K").replace(",", "-")
         condition = "given" if given else "none"
+        name += f"-R{self.restarts}" if self.restarts else ""
         file = self.cache / f"{self.prefix}-{kind}-{name}-labels-{condition}-samples{samples}.npy"
         title = f"{kind}, {steps_name(steps)}, labels {condition}" if self.progress else None
         row = np.dtype((np.uint8, (samples, *images.shape[1:])))
@@ -239,6 +242,7 @@ def save_picture(target: Path, rows: Sequence[Sequence[Bytes]]) -> None:
     default=("0", "model"),
     help="K of all levels or of each; model: its default. 0 is the initializer alone.",
 )
+@click.option("--restarts", type=click.IntRange(0), default=0, help="Of each level.")
 @click.option(
     "--labels",
     type=click.Choice(["given", "none", "both"]),
@@ -276,6 +280,7 @@ def evaluate(
     images: int,
     samples: int,
     steps_texts: Sequence[str],
+    restarts: int,
     labels: str,
     batch_size: int,
     device: str,
@@ -301,7 +306,7 @@ def evaluate(
     digest = model_digest(folder)
     prefix = f"inpainted-{digest}-{test.fingerprint()[:8]}"
     examiner = Examiner(judge, some)
-    painter = Painter(pipe, some, samples, cache, prefix, batch_size, progress=True)
+    painter = Painter(pipe, some, samples, cache, prefix, batch_size, restarts, progress=True)
     originals = examiner.originals
     average = train.images.double().mean(0).round().to(torch.uint8).numpy()
     shown = picture_rows(some.labels[:, 0].numpy())
@@ -335,8 +340,8 @@ def evaluate(
     box = f"{height // 2} x {width // 2}"
     text = "\n".join(
         [
-            f"Model {pipe.name} ({digest}), by default {steps_name(default)}; cdrl {__version__}, "
-            f"torch {torch.__version__}.",
+            f"Model {pipe.name} ({digest}), by default {steps_name(default)}, here R = {restarts}; "
+            f"cdrl {__version__}, torch {torch.__version__}.",
             "",
             f"The first {images} test images, {samples} samples of each; ± standard error over images. "
             "RMS error in the hole, over its pixels and channels, in grey levels of 0 … 255, mean over "
@@ -365,6 +370,7 @@ def evaluate(
         "data": {"train": train.fingerprint(), "test": test.fingerprint()},
         "images": images,
         "samples": samples,
+        "restarts": restarts,
         "judge": real,
         "known_pixels_kept": bool(kept_exactly),
         "samples_differ": bool(all_differ),

@@ -59,6 +59,7 @@ class SamplingInfo:
     Attributes:
         sampler: the transition kernel.
         langevin_steps: K of each level.
+        restarts: R of each level.
         step_scale: what multiplied the schedule's step variance, each level.
         step_sizes: the s that came of it, in units of y: the noise of one Langevin step.
         acceptance: (N, T) the mean acceptance probability of each image's steps, on the CPU; 1 for
@@ -68,6 +69,7 @@ class SamplingInfo:
 
     sampler: Sampler
     langevin_steps: tuple[int, ...]
+    restarts: int
     step_scale: tuple[float, ...]
     step_sizes: tuple[float, ...]
     acceptance: Tensor
@@ -105,6 +107,7 @@ class SamplingOptions(TypedDict, total=False):
     sampler: Sampler
     step_scale: float | Sequence[float] | None
     leapfrog_steps: int
+    restarts: int
     batch_size: int
     output_type: OutputType
     callback_on_level_end: Callable[[LevelEnd, int], None] | None
@@ -254,6 +257,7 @@ class CDRLPipeline:
         sampler: Sampler = "langevin",
         step_scale: float | Sequence[float] | None = None,
         leapfrog_steps: int = LEAPFROG_STEPS,
+        restarts: int = 0,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         callback_on_level_end: Callable[[LevelEnd, int], None] | None = None,
@@ -282,6 +286,8 @@ class CDRLPipeline:
             step_scale: multiplies the schedule's step variance, one for all levels or one per level;
                 by default the model's.
             leapfrog_steps: of each step of "hmc".
+            restarts: times each level is noised again and redone, at as many times the cost: nearer to
+                the energy where images are inpainted or concepts composed; see docs/control.md.
             batch_size: images drawn at once; memory beyond what is returned grows with it, not
                 with N.
             output_type: see `CDRLPipelineOutput`.
@@ -307,6 +313,7 @@ class CDRLPipeline:
             sampler=sampler,
             step_scale=step_scale,
             leapfrog_steps=leapfrog_steps,
+            restarts=restarts,
             batch_size=batch_size,
             output_type=output_type,
             callback_on_level_end=callback_on_level_end,
@@ -476,6 +483,7 @@ class CDRLPipeline:
         sampler: Sampler = "langevin",
         step_scale: float | Sequence[float] | None = None,
         leapfrog_steps: int = LEAPFROG_STEPS,
+        restarts: int = 0,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         callback_on_level_end: Callable[[LevelEnd, int], None] | None = None,
@@ -497,7 +505,8 @@ class CDRLPipeline:
                 "use output_type='np' or 'pt'"
             )
         batch_size = positive("batch_size", batch_size)
-        chain = self._chain(langevin_steps, self._kernel(sampler, step_scale, leapfrog_steps))
+        kernel = self._kernel(sampler, step_scale, leapfrog_steps)
+        chain = self._chain(langevin_steps, kernel, integer("restarts", restarts))
         seeds, generator = as_list(seeds), as_list(generator)
         count = count_images(num_images, **given, seeds=seeds, generator=generator)
         asked = conditioning(count)
@@ -547,6 +556,7 @@ class CDRLPipeline:
             info=SamplingInfo(
                 sampler=sampler,
                 langevin_steps=tuple(chain.steps_at(int(level.t)) for level in levels),
+                restarts=chain.restarts,
                 step_scale=tuple(
                     float(s2 / level.step_variance)
                     for s2, level in zip(variances, levels, strict=True)
@@ -572,7 +582,7 @@ class CDRLPipeline:
         return MALA(scale) if sampler == "mala" else Langevin(scale)
 
     def _chain(
-        self, langevin_steps: int | Sequence[int] | None, kernel: Kernel[Any]
+        self, langevin_steps: int | Sequence[int] | None, kernel: Kernel[Any], restarts: int = 0
     ) -> CooperativeSampler:
         defaults = self.model.sampler
         steps = as_list(defaults.langevin_steps if langevin_steps is None else langevin_steps)
@@ -580,7 +590,9 @@ class CDRLPipeline:
             steps = [integer("langevin_steps", k) for k in steps]
         else:
             steps = integer("langevin_steps", steps)
-        return CooperativeSampler(self.model.schedule, steps, kernel, defaults.score_scale)
+        return CooperativeSampler(
+            self.model.schedule, steps, kernel, defaults.score_scale, restarts
+        )
 
     def _labelled(self, class_labels: Any, guidance_scale: float, count: int) -> Labelled:
         scale = number("guidance_scale", guidance_scale)

@@ -58,22 +58,32 @@ class CooperativeSampler:
             y ~ q(y | x_t)                       proposal
             K_t times: y <- kernel(y | x_t)      refinement
             x_{t-1} = y / m_t
+            R times: x_t ~ q(x_t | x_{t-1}), and the three lines above again
         x̂ = (x_0 + κ σ̄_0² ∇log p(x_0)) / α_0     Tweedie
+
+    The paper has no restarts, R = 0. Drawing y given x_t and x_t given x_{t-1} in turn is a Gibbs sampler
+    of the pair: with more turns x_{t-1} forgets how x_t was found and follows its own level's energy.
+    That mends what the way down gets wrong where the levels do not fit each other: pinned pixels
+    (Lugmayr et al. 2022, RePaint), composed energies (Du et al. 2023), and errors made earlier
+    (Xu et al. 2023, Restart sampling).
 
     Args:
         schedule: the levels.
         langevin_steps: K, one int for all levels or T ints for t = T … 1, the order in which they run.
         kernel: the transition kernel; Langevin's is the paper's.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.convert` for where another is needed.
+        restarts: R; each costs what the way down costs without.
 
     Raises:
-        InputError: a negative number of steps, or steps or step scales that are not one per level.
+        InputError: a negative number of steps or restarts, or steps or step scales that are not one
+            per level.
     """
 
     schedule: NoiseSchedule
     langevin_steps: int | Sequence[int] = 15
     kernel: Kernel[Any] = field(default_factory=Langevin)
     score_scale: float = 1.0
+    restarts: int = 0
 
     def __post_init__(self) -> None:
         steps, levels = self.langevin_steps, self.schedule.num_levels
@@ -83,6 +93,8 @@ class CooperativeSampler:
                 f"langevin_steps must be one integer of at least 0, or {levels}, one per level, "
                 f"got {steps}"
             )
+        if self.restarts < 0:
+            raise InputError(f"restarts must be at least 0, got {self.restarts}")
         self.kernel.check_levels(levels)
 
     def steps_at(self, t: int) -> int:
@@ -106,7 +118,8 @@ class CooperativeSampler:
         Args:
             energy: the prior energy at each level, labels bound.
             proposal: where each level's chain starts, labels bound.
-            random: the noise; x_T first, then per level the proposal's and K times the kernel's.
+            random: the noise; x_T first, then per level the proposal's and K times the kernel's, and
+                for each restart x_t's and the same again.
             shape: (C, H, W) of one image (or any shape, for energies on other spaces).
             on_level_end: called after each level.
             pinned: pixels that are known, for inpainting: held in every x_t.
@@ -117,18 +130,37 @@ class CooperativeSampler:
         acceptance = []
         for t in range(self.schedule.num_levels, 0, -1):
             level = self.schedule.level(t, x.device)
-            start = proposal.sample(x, level, random)
-            conditional: Energy = RecoveryEnergy(energy, x)
-            if pinned is not None:
-                conditional = PinnedEnergy(conditional, pinned)
-            end = self.kernel.run(start, conditional, level, random, self.steps_at(t))
-            proposed, x = start / level.scale, end.y / level.scale
-            if pinned is not None:
-                proposed, x = pinned.hold(proposed, t - 1), pinned.hold(x, t - 1)
-            acceptance.append(end.acceptance)
+            turn = partial(self._descend, energy, proposal, random, level, pinned)
+            ends = [turn(x)]
+            for _ in range(self.restarts):
+                x = level.noised(ends[-1].refined, random.normal(shape))
+                ends.append(turn(x if pinned is None else pinned.hold(x, t)))
+            x = ends[-1].refined
+            acceptance.append(torch.stack([end.acceptance for end in ends]).mean(0))
             if on_level_end is not None:
-                on_level_end(LevelEnd(t, proposed, x, end.acceptance))
+                on_level_end(ends[-1]._replace(acceptance=acceptance[-1]))
         return SamplerOutput(*self.denoise(energy, x, level), torch.stack(acceptance, 1))
+
+    def _descend(
+        self,
+        energy: Energy,
+        proposal: Proposal,
+        random: RandomSource,
+        level: Level,
+        pinned: PinnedPixels | None,
+        x: Tensor,
+    ) -> LevelEnd:
+        """From x_t to x_{t-1}, once: propose and refine."""
+        t = int(level.t)
+        start = proposal.sample(x, level, random)
+        conditional: Energy = RecoveryEnergy(energy, x)
+        if pinned is not None:
+            conditional = PinnedEnergy(conditional, pinned)
+        end = self.kernel.run(start, conditional, level, random, self.steps_at(t))
+        proposed, x = start / level.scale, end.y / level.scale
+        if pinned is not None:
+            proposed, x = pinned.hold(proposed, t - 1), pinned.hold(x, t - 1)
+        return LevelEnd(t, proposed, x, end.acceptance)
 
     def denoise(self, energy: Energy, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Tweedie's formula at level 0: the posterior mean of the clean image given x_0.

@@ -39,6 +39,11 @@ class Level:
     step_variance: Tensor  # s_t², the variance of the noise in one Langevin step
     proposal_variance: Tensor  # τ_t² = β̃_t m_t²
 
+    def noised(self, x: Tensor, noise: Tensor) -> Tensor:
+        """The forward transition: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``, (B, ...) each."""
+        kept = self.expand((1 - self.noise_variance).sqrt(), x)
+        return kept * x + self.expand(self.noise_variance.sqrt(), x) * noise
+
     def expand(self, value: Tensor, like: Tensor) -> Tensor:
         """``value`` of shape () or (B,) reshaped to broadcast against ``like`` (B, ...)."""
         return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value

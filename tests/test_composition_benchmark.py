@@ -81,6 +81,7 @@ def test_a_run_on_a_tiny_model(pipe: CDRLPipeline, tmp_path: Path) -> None:
         data=f"coloured:{tmp_path / 'clothes.npz'}",
         samples=3,
         langevin_steps="1",
+        restarts=1,
         batch_size=8,
         device="cpu",
         cache=tmp_path,

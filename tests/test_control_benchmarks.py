@@ -160,6 +160,7 @@ def test_inpainting_is_measured_interrupted_and_shown(
         "images": 6,
         "samples": 2,
         "steps_texts": ("0", "model"),
+        "restarts": 1,
         "labels": "both",
         "batch_size": 4,
         "device": "cpu",
@@ -188,7 +189,7 @@ def test_inpainting_is_measured_interrupted_and_shown(
         upscaled, padding = SIDE * 8, 2
         assert picture.width == padding + (2 + 2 + 1) * (upscaled + padding)
         assert picture.height == padding + CLASSES * (upscaled + padding)
-    file = next((tmp_path / "cache").glob("*-box-K2-labels-given-*.npy"))
+    file = next((tmp_path / "cache").glob("*-box-K2-R1-labels-given-*.npy"))
     np.save(file, np.load(file)[:2])
     assert inpainting.evaluate(**options) == (text, results)
     json.dumps(results, allow_nan=False)

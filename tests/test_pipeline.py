@@ -447,6 +447,8 @@ class TestSamplers:
                 {"sampler": "hmc", "leapfrog_steps": 2.5},
                 "leapfrog_steps must be an integer, got 2.5",
             ),
+            ({"restarts": -1}, "restarts must be at least 0, got -1"),
+            ({"restarts": None}, "restarts must be an integer, got None"),
         ],
     )
     def test_bad_samplers_are_told_before_any_work(

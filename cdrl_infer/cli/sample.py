@@ -88,6 +88,13 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     help="Multiplies the step variance, for all levels or for each; adapt: a warm-up finds it "
     "(for mala and hmc). [the model's]",
 )
+@click.option(
+    "--restarts",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Times each level is noised again and redone; helps --compose and --inpaint.",
+)
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]")
 @click.option(
@@ -116,6 +123,7 @@ def main(
     langevin_steps: str | None,
     sampler: Sampler,
     step_scale: str | None,
+    restarts: int,
     batch_size: int,
     device: str | None,
     out: str | None,
@@ -154,6 +162,7 @@ def main(
             "langevin_steps": steps,
             "sampler": sampler,
             "step_scale": _step_scale(step_scale, pipe, sampler, steps, cycle, guidance_scale),
+            "restarts": restarts,
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
         }
@@ -178,6 +187,7 @@ def main(
             "sampler": info.sampler,
             "langevin_steps": json.dumps(info.langevin_steps),
             "step_scale": json.dumps(info.step_scale),
+            "restarts": json.dumps(info.restarts),
             "guidance_scale": json.dumps(guidance_scale),
         }
         if info.expression is not None:

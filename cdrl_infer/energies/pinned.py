@@ -33,8 +33,7 @@ class PinnedPixels:
         x = first.alpha * image + first.sigma_bar * random.normal(image.shape[1:])
         path = [x]
         for t in range(1, schedule.num_levels + 1):
-            variance = schedule.level(t, image.device).noise_variance
-            x = (1 - variance).sqrt() * x + variance.sqrt() * random.normal(image.shape[1:])
+            x = schedule.level(t, image.device).noised(x, random.normal(image.shape[1:]))
             path.append(x)
         return cls(hole, torch.stack(path))
 
