@@ -113,6 +113,7 @@ class Examiner:
     samples: int
     batch_size: int
     restarts: int
+    guidance_scale: float
 
     def shares(
         self, question: Question, draw: Callable[[Expression, range], CDRLPipelineOutput]
@@ -145,6 +146,7 @@ class Examiner:
                 seeds=seeds,
                 langevin_steps=steps,
                 restarts=self.restarts,
+                guidance_scale=self.guidance_scale,
                 batch_size=self.batch_size,
                 output_type="pt",
                 progress=False,
@@ -166,6 +168,7 @@ class Examiner:
                 seeds=seeds,
                 langevin_steps=steps,
                 restarts=self.restarts,
+                guidance_scale=self.guidance_scale,
                 batch_size=self.batch_size,
                 output_type="pt",
                 progress=False,
@@ -204,6 +207,7 @@ def per_cent(share: float, n: int) -> str:
 @click.option("--samples", type=click.IntRange(1), default=300, help="Of each kind of expression.")
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
 @click.option("--restarts", type=click.IntRange(0), default=0, help="Of each level.")
+@click.option("--guidance-scale", type=click.FloatRange(0, min_open=True), default=1.0)
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--device", default="cpu")
 @click.option(
@@ -229,6 +233,7 @@ def evaluate(
     samples: int,
     langevin_steps: str,
     restarts: int,
+    guidance_scale: float,
     batch_size: int,
     device: str,
     cache: Path,
@@ -246,7 +251,7 @@ def evaluate(
     cache.mkdir(parents=True, exist_ok=True)
     judge, real = load_or_train(cache, renders, test, recipe, progress=True)
 
-    examiner = Examiner(pipe, judge, samples, batch_size, restarts)
+    examiner = Examiner(pipe, judge, samples, batch_size, restarts, guidance_scale)
     found: dict[str, dict[str, Any]] = {}
     asked = questions(pipe.concept)
     for question in tqdm(asked, desc="expressions", unit="kind"):
@@ -276,8 +281,8 @@ def evaluate(
     digest = model_digest(folder)
     text = "\n".join(
         [
-            f"Model {pipe.name} ({digest}), {steps_name(steps)}, R = {restarts}; cdrl {__version__}, "
-            f"torch {torch.__version__}.",
+            f"Model {pipe.name} ({digest}), {steps_name(steps)}, R = {restarts}, guidance scale "
+            f"{guidance_scale:g}; cdrl {__version__}, torch {torch.__version__}.",
             "",
             f"Share of {samples} samples of which the expression is true, in per cent ± binomial "
             f"standard error, judged by a classifier trained on {len(renders)} real renders of all "
@@ -293,6 +298,7 @@ def evaluate(
             "digest": digest,
             "steps": steps_name(steps),
             "restarts": restarts,
+            "guidance_scale": guidance_scale,
         },
         "versions": {"cdrl": __version__, "torch": torch.__version__},
         "samples": samples,

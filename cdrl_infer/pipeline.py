@@ -339,7 +339,11 @@ class CDRLPipeline:
         return find_concept(name, {a.name: a.values for a in self.model.labels})
 
     def compose(
-        self, expression: str | Expression, **options: Unpack[SamplingOptions]
+        self,
+        expression: str | Expression,
+        *,
+        guidance_scale: float = 1.0,
+        **options: Unpack[SamplingOptions],
     ) -> CDRLPipelineOutput:
         """Draw images of several concepts at once, such as ``"red & (dress | coat) & ~dark"``.
 
@@ -349,6 +353,8 @@ class CDRLPipeline:
         Args:
             expression: a text (``&``, ``|``, ``~``, brackets, ``^`` and a weight), or expressions of
                 `concept` joined by the same operators (``**`` and a weight).
+            guidance_scale: a weight of the whole, as ``(expression)^g``: more is nearer to what is said
+                and less diverse.
             options: as for a call of the pipeline.
 
         Raises:
@@ -356,7 +362,7 @@ class CDRLPipeline:
                 cancels out; with the character where it is.
             NumericalError: sampling left the finite numbers.
         """
-        asked = self._composed(expression)
+        asked = self._composed(expression, guidance_scale)
         return self._draw(lambda count: asked, {}, None, **options)
 
     def inpaint(
@@ -383,7 +389,7 @@ class CDRLPipeline:
                 bool or 0 and 1 (1 = paint), or a list of N.
             class_labels: as for a call of the pipeline.
             guidance_scale: as for a call of the pipeline.
-            expression: in place of labels, concepts as in `compose`.
+            expression: in place of labels, concepts as in `compose`, with the same guidance_scale.
             resize: fit pictures of another size to the model's, whatever their shape: images by
                 Lanczos filtering, masks by the nearest pixel. Without it they are refused.
             options: as for a call of the pipeline.
@@ -394,11 +400,9 @@ class CDRLPipeline:
         """
         known = read_images(image, self.model.image.shape, resize=resize)
         hole = read_holes(mask, self.model.image.shape, resize=resize)
-        if expression is not None and (class_labels is not None or guidance_scale != 1):
-            raise InputError(
-                "expected class_labels and guidance_scale or an expression, got both; leave one out"
-            )
-        composed = None if expression is None else self._composed(expression)
+        if expression is not None and class_labels is not None:
+            raise InputError("expected class_labels or an expression, got both; leave one out")
+        composed = None if expression is None else self._composed(expression, guidance_scale)
         class_labels = as_list(class_labels)
         given = {
             "class_labels": class_labels,
@@ -605,17 +609,22 @@ class CDRLPipeline:
             )
         return Guided(labels, scale)
 
-    def _composed(self, expression: str | Expression) -> Composed:
+    def _composed(self, expression: str | Expression, guidance_scale: float) -> Composed:
+        scale = number("guidance_scale", guidance_scale)
+        if scale <= 0:
+            raise InputError(
+                f"guidance_scale of an expression must be positive, got {scale:g}; write ~ for NOT"
+            )
         if isinstance(expression, str):
-            return Composed(parse(expression, self.concept))
-        if not isinstance(expression, Expression):
+            expression = parse(expression, self.concept)
+        elif not isinstance(expression, Expression):
             raise InputError(
                 f"expected a text or an expression of pipe.concept(...), got {expression!r}"
             )
         for concept in expression.concepts:
             if self.concept(concept.name) != concept:
                 raise InputError(f"the concept {concept.name!r} is of another model")
-        return Composed(expression)
+        return Composed(expression if scale == 1 else expression**scale)
 
     def _label_indices(self, asked: Any, count: int) -> Tensor | None:
         """(N, A) integers, 0 = not given; None for an unconditional model."""

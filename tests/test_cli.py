@@ -101,9 +101,9 @@ def test_guidance_composition_and_kernels_are_the_pipelines(
             {"guidance_scale": "2.5"},
         ),
         (
-            ["--compose", "shirt & ~bag^0.5"],
-            pipe.compose("Shirt & ~Bag^0.5", seeds=[3, 4]),
-            {"expression": "Shirt & ~Bag^0.5"},
+            ["--compose", "shirt & ~bag^0.5", "--guidance-scale", "2", "--restarts", "1"],
+            pipe.compose("Shirt & ~Bag^0.5", guidance_scale=2, restarts=1, seeds=[3, 4]),
+            {"expression": "(Shirt & ~Bag^0.5)^2", "restarts": "1"},
         ),
         (
             ["--label", "Bag", "--sampler", "mala", "--step-scale", "0.5,1,2"],

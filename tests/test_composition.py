@@ -478,6 +478,17 @@ def test_bad_expressions_are_told_before_any_work(
     assert "\n" not in str(caught.value)
 
 
+def test_guidance_is_the_weight_of_the_whole_expression(animals: CDRLPipeline) -> None:
+    call: dict[str, Any] = {"seeds": [1, 2], "output_type": "pt"}
+    out = animals.compose("cat | dog", guidance_scale=2, **call)
+    assert out.info.expression == "(cat | dog)^2"
+    assert torch.equal(values(out), values(animals.compose("(cat | dog)^2", **call)))
+    assert not torch.equal(values(out), values(animals.compose("cat | dog", **call)))
+    for scale in (0, -1):
+        with pytest.raises(InputError, match="guidance_scale of an expression must be positive"):
+            animals.compose("cat", guidance_scale=scale)
+
+
 def test_an_unconditional_model_knows_no_concepts() -> None:
     pipe = CDRLPipeline(make_model(), "plain")
     for ask in (lambda: pipe.compose("dog"), lambda: pipe.concept("dog")):

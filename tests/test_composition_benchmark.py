@@ -82,6 +82,7 @@ def test_a_run_on_a_tiny_model(pipe: CDRLPipeline, tmp_path: Path) -> None:
         samples=3,
         langevin_steps="1",
         restarts=1,
+        guidance_scale=2.0,
         batch_size=8,
         device="cpu",
         cache=tmp_path,

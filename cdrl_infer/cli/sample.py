@@ -58,7 +58,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     default=1.0,
     show_default=True,
     metavar="G",
-    help="More than 1: nearer to the label, less diverse (the paper's w is G - 1).",
+    help="More than 1: nearer to what is asked, less diverse (the paper's w is G - 1).",
 )
 @click.option(
     "--compose",
@@ -134,8 +134,8 @@ def main(
         raise InputError("nothing to write: give --out or --trajectory a file name")
     if (inpaint is None) != (mask is None):
         raise InputError("--inpaint and --mask go together: give both, or neither")
-    if compose is not None and (labels or guidance_scale != 1):
-        raise InputError("--compose goes without --label and --guidance-scale: leave them out")
+    if compose is not None and labels:
+        raise InputError("--compose goes without --label: leave one out")
     known = None
     if inpaint is not None and mask is not None:
         from cdrl_infer.images import decode_image
@@ -176,7 +176,7 @@ def main(
                 **options,
             )
         elif compose is not None:
-            output = pipe.compose(compose, **options)
+            output = pipe.compose(compose, guidance_scale=guidance_scale, **options)
         else:
             output = pipe(class_labels=class_labels, guidance_scale=guidance_scale, **options)
         columns = len(cycle) if cycle and 1 < len(cycle) <= 16 else None
@@ -188,10 +188,11 @@ def main(
             "langevin_steps": json.dumps(info.langevin_steps),
             "step_scale": json.dumps(info.step_scale),
             "restarts": json.dumps(info.restarts),
-            "guidance_scale": json.dumps(guidance_scale),
         }
         if info.expression is not None:
-            common["expression"] = info.expression
+            common["expression"] = info.expression  # with the guidance scale as its weight
+        else:
+            common["guidance_scale"] = json.dumps(guidance_scale)
         if sampler != "langevin":
             rates = ", ".join(f"{rate:.2f}" for rate in info.acceptance.mean(0).tolist())
             click.echo(f"acceptance by level, noisiest first: {rates}", err=True)
