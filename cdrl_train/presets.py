@@ -74,7 +74,7 @@ def coloured_fashion_mnist() -> TrainConfig:
         },
         data=dataclasses.replace(base.data, label_dropout=0.5),
         warm_start=dataclasses.replace(base.warm_start, steps=13_000),
-        cooperative=dataclasses.replace(base.cooperative, steps=2_500, final_rate=0.1),
+        cooperative=dataclasses.replace(base.cooperative, steps=5_000, final_rate=0.1),
     )
 
 

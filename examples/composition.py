@@ -24,14 +24,17 @@ EXPRESSIONS = (
 @click.command()
 @click.option("--model", default="coloured-fashion-mnist", help="Bundled model or folder.")
 @click.option("--expression", "expressions", multiple=True, default=EXPRESSIONS, help="Repeatable.")
+@click.option("--guidance-scale", default=3.0, show_default=True, help="Of each expression.")
 @click.option("--columns", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(model: str, expressions: tuple[str, ...], columns: int, out: Path) -> None:
+def main(
+    model: str, expressions: tuple[str, ...], guidance_scale: float, columns: int, out: Path
+) -> None:
     """Draw the rows; then one of them again, with Python's operators."""
     pipe = CDRLPipeline.from_pretrained(model)
     rows = []
     for expression in expressions:
-        drawn = pipe.compose(expression, num_images=columns, seeds=0)
+        drawn = pipe.compose(expression, guidance_scale=guidance_scale, num_images=columns, seeds=0)
         images = list(drawn.images)
         row = make_grid(images, columns, upscale=viewing_scale(images[0]))
         rows.append(captioned(row, expression))
