@@ -52,11 +52,7 @@ class Noise:
         if not isinstance(seeds, list):
             base = integer("seeds", seeds)
             seeds = [base + k for k in range(count)]
-        seeds = [integer("seeds", seed) for seed in seeds]
-        for seed in seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise InputError(f"a seed must be an integer in 0 … 2**32 - 1, got {seed}")
-        return cls(seeds, [])
+        return cls([check_seed(seed) for seed in seeds], [])
 
     def source(self, part: slice, device: torch.device, draw_on: torch.device) -> PerImageRandom:
         """The streams of some of the images."""
@@ -113,6 +109,14 @@ def positive(name: str, value: Any) -> int:
     if whole < 1:
         raise InputError(f"{name} must be at least 1, got {whole}")
     return whole
+
+
+def check_seed(value: Any) -> int:
+    """The value as a seed, 0 … `MAX_SEED`."""
+    seed = integer("seeds", value)
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"a seed must be an integer in 0 … 2**32 - 1, got {seed}")
+    return seed
 
 
 def number(name: str, value: Any) -> float:

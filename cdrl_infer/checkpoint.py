@@ -8,6 +8,7 @@
     ebm/model.safetensors        its weights, loaded as float32; model.fp16.safetensors: a variant
     initializer/                 likewise
     README.md, samples.png       the model card and its picture (optional)
+    statistics.safetensors       what in-distribution images score (optional)
 
 Nothing in a folder is trusted: it can name no code and no file, and no more is allocated than the
 weights on the disk have.
@@ -22,10 +23,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -34,11 +34,11 @@ from cdrl_infer.files import replaced_folder
 from cdrl_infer.networks.config import check_keys, from_config
 from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
 from cdrl_infer.untrusted import (
     MAX_PICTURE,
     MAX_TEXT,
-    check_header,
-    inside,
+    StoredTensors,
     read_bytes,
     read_json,
     read_text,
@@ -48,7 +48,8 @@ from cdrl_infer.version import __version__
 FORMAT_VERSION = 2
 NOT_THESE = "are these the weights of the network in config.json?"
 CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
-FILES = (CONFIG, INDEX, CARD, PICTURE, "ebm", "initializer")
+OPTIONAL = (CARD, PICTURE, STATISTICS)
+FILES = (CONFIG, INDEX, *OPTIONAL, "ebm", "initializer")
 BUNDLED = Path(__file__).parent / "models"
 VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED_TYPES = ("F16", "BF16", "F32")
@@ -166,6 +167,7 @@ class CDRLModel:
         training: anything JSON can hold about how the model was made.
         model_card: the text of README.md.
         samples: a PNG, samples.png, for the card to show.
+        statistics: what in-distribution images score; None: not calibrated.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -180,9 +182,12 @@ class CDRLModel:
     training: dict[str, Any] = field(default_factory=dict)
     model_card: str | None = None
     samples: bytes | None = None
+    statistics: ReferenceStatistics | None = None
 
     def __post_init__(self) -> None:
         self.sampler.check_levels(self.schedule.num_levels)
+        if self.statistics is not None:
+            self.statistics.check_levels(self.schedule.num_levels)
         names = [attribute.name for attribute in self.labels]
         if len(set(names)) < len(names):
             raise ConfigError(f"attributes must have distinct names, got {listing(names)}")
@@ -213,14 +218,14 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
 
 
 def model_files(variant: str | None = None) -> list[str]:
-    """The names of all files that `load_model` looks for; `README.md` and `samples.png` may be absent.
+    """The names of all files that `load_model` looks for; those of `OPTIONAL` may be absent.
 
     Raises:
         ConfigError: an unknown variant.
     """
     weights = _weights_file(variant)
     networks = [f"{role}/{name}" for role in NETWORKS for name in (CONFIG, weights)]
-    return [CONFIG, INDEX, *networks, CARD, PICTURE]
+    return [CONFIG, INDEX, *networks, *OPTIONAL]
 
 
 def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) -> CDRLModel:
@@ -274,6 +279,7 @@ def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) ->
             training=config.get("training", {}),
             model_card=read_text(folder, CARD),
             samples=_read_picture(folder),
+            statistics=read_statistics(folder, schedule.num_levels),
         )
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
@@ -333,6 +339,8 @@ def save_model(
         files[CARD] = model.model_card.encode()
     if model.samples is not None:
         files[PICTURE] = model.samples
+    if model.statistics is not None:
+        files[STATISTICS] = model.statistics.to_bytes()
     _check_readable(files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -493,10 +501,10 @@ def _load_network(
     """The network of one sub-folder, built without memory first, then given the stored tensors."""
     config = read_json(folder, f"{role}/{CONFIG}")
     where = str(folder / role / CONFIG)
-    with _StoredWeights(folder, f"{role}/{weights}") as stored:
+    with StoredTensors(folder, f"{role}/{weights}", "the network's weights") as stored:
         network = skeleton(lambda: from_config(cls, config, where), num_stored=len(stored.names))
         check_sizes(role, network, image, labels)
-        tensors = stored.read(network.state_dict())
+        tensors = _read_weights(stored, network)
     # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     _check_finite(tensors, str(folder / role / weights))
@@ -504,60 +512,9 @@ def _load_network(
     return network.eval()
 
 
-class _StoredWeights:
-    """An open file of weights; errors in it are `CheckpointError`s."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = inside(folder, name)
-        if not self.path.is_file():
-            there = sorted(path.name for path in self.path.parent.glob("*.safetensors"))
-            raise CheckpointError(
-                f"{self.path}: expected the network's weights, found no such file"
-                f"{f'; there are {listing(there)}' if there else ''}"
-            )
-        check_header(self.path)
-
-    def __enter__(self) -> _StoredWeights:
-        try:
-            self.file = cast(Any, safe_open(self.path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(error) from None
-        self.names = set(self.file.keys())
-        if not all(name.isprintable() and len(name) <= 200 for name in self.names):
-            raise self._damaged(ValueError("tensors whose names are no names"))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.file.__exit__(*exception)
-
-    def _damaged(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path}: not a whole safetensors file ({str(error)!a:.300}); copy or "
-            "download it again"
-        )
-
-    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as stored, once names, shapes and types in the header are those expected."""
-        for problem, odd in (
-            ("lacks", sorted(expected.keys() - self.names)),
-            ("has the unexpected", sorted(self.names - expected.keys())),
-        ):
-            if odd:
-                raise CheckpointError(
-                    f"{self.path}: {problem} tensors {listing(odd, 3)}; {NOT_THESE}"
-                )
-        for name, tensor in expected.items():
-            header = self.file.get_slice(name)
-            shape, kind = tuple(header.get_shape()), header.get_dtype()
-            if shape != tuple(tensor.shape) or kind not in STORED_TYPES:
-                raise CheckpointError(
-                    f"{self.path}: expected {name} of shape {tuple(tensor.shape)} in F16, BF16 or "
-                    f"F32, found {shape} in {kind}; {NOT_THESE}"
-                )
-        try:
-            return {name: self.file.get_tensor(name) for name in expected}
-        except SafetensorError as error:
-            raise self._damaged(error) from None
+def _read_weights(stored: StoredTensors, network: nn.Module) -> dict[str, Tensor]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return stored.read(shapes, STORED_TYPES, NOT_THESE)
 
 
 def _other_variants(folder: Path, role: str, network: nn.Module, weights: str) -> dict[str, bytes]:
@@ -569,8 +526,8 @@ def _other_variants(folder: Path, role: str, network: nn.Module, weights: str) -
         if path.name == weights:
             continue
         try:
-            with _StoredWeights(folder, name) as stored:
-                tensors = stored.read(state)
+            with StoredTensors(folder, name, "the network's weights") as stored:
+                tensors = _read_weights(stored, network)
         except CheckpointError:
             tensors = {}
         if not tensors or any(

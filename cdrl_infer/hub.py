@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from cdrl_infer.checkpoint import CARD, PICTURE, VARIANTS, find_model, model_files
+from cdrl_infer.checkpoint import CARD, OPTIONAL, VARIANTS, find_model, model_files
 from cdrl_infer.errors import (
     CDRLError,
     CheckpointError,
@@ -25,6 +25,7 @@ from cdrl_infer.errors import (
     listing,
 )
 from cdrl_infer.files import replaced_file
+from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.untrusted import inside
 from cdrl_infer.version import __version__
 
@@ -204,7 +205,8 @@ def push(
 ) -> Pushed:
     """Upload a model folder in one commit; the repository is made if there is none.
 
-    A failed upload leaves the files of the repository as they were. Other files in it stay.
+    A failed upload leaves the files of the repository as they were. Other files in it stay, but not
+    the reference statistics of another model's scores.
 
     Args:
         folder: as `cdrl_infer.checkpoint.save_model` writes it; its files alone are sent.
@@ -229,7 +231,7 @@ def push(
     try:
         make_repository(repo_id, private=private, token=token)
         with _explained(where, token, writing=True):
-            from huggingface_hub import CommitOperationAdd
+            from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
             api = _api(token)
             with _branch(api, repo_id, revision) as there:
@@ -238,9 +240,15 @@ def push(
                     names.remove(CARD)
                 for stale in sorted(filter(WEIGHTS.fullmatch, there - set(names))):
                     _log.warning("%s stays in %s: this upload does not replace it", stale, repo_id)
+                old = sorted({STATISTICS} & there - set(names))
+                for name in old:
+                    _log.warning("%s is removed from %s: it is of other weights", name, repo_id)
                 made = api.create_commit(
                     repo_id,
-                    [CommitOperationAdd(name, folder / name) for name in names],
+                    [
+                        *(CommitOperationAdd(name, folder / name) for name in names),
+                        *map(CommitOperationDelete, old),
+                    ],
                     commit_message=commit_message or "Upload a CDRL model",
                     revision=revision,
                     create_pr=create_pr,
@@ -448,7 +456,7 @@ def _is_weights(name: str) -> bool:
 
 def _is_needed(name: str) -> bool:
     """Whether a model cannot be loaded without this file of `model_files`."""
-    return name not in (CARD, PICTURE)
+    return name not in OPTIONAL
 
 
 def _checked_subfolder(subfolder: str | None) -> str:

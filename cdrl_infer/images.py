@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from cdrl_infer.errors import InputError, NumericalError
 
 MODES = {1: "L", 3: "RGB"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # others run programs to be read
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of such files
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -51,6 +53,39 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in array]
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The pictures in a folder and its sub-folders, by their suffixes, in order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+class Header(NamedTuple):
+    """What a picture says of itself before it is decoded."""
+
+    mode: str  # as Pillow names it: "L", "RGB", "RGBA" …
+    size: tuple[int, int]  # width, height
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+    except Exception as error:  # a damaged picture can raise anything at all
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Mode and size of the picture in a file; its pixels are not read.
+
+    Raises:
+        InputError: see `decode_image`.
+    """
+    with _opened(path) as image:
+        return Header(image.mode, image.size)
+
+
 def decode_image(path: str | os.PathLike[str]) -> Image.Image:
     """The picture in a file as it is stored; nothing large is decoded before it is refused.
 
@@ -58,14 +93,9 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
         InputError: not a picture in one of `FORMATS`, or more pixels than Pillow's limit against
             decompression bombs.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                image.load()
-                return image
-    except Exception as error:  # a damaged picture can raise anything at all
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    with _opened(path) as image:
+        image.load()
+        return image
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -90,6 +120,27 @@ def to_numpy(unit: Tensor) -> np.ndarray:
     return array
 
 
+def check_picture(header: Header, shape: tuple[int, int, int], *, resize: bool = False) -> None:
+    """Refuse a picture that `read_images` would refuse, by what its header says.
+
+    Raises:
+        InputError: a mode that cannot be converted without loss, or (without ``resize``) another
+            size.
+    """
+    channels, height, width = shape
+    mode = MODES.get(channels)
+    if mode is None:
+        raise InputError(
+            f"pictures have 1 or 3 channels, the images expected here {channels}; give an array"
+        )
+    if header.mode not in ("1", "L", "P", "RGB") or (mode == "L" and header.mode in ("P", "RGB")):
+        raise InputError(
+            f"expected a picture of mode {mode} for {channels} channels, got {header.mode}; "
+            f"convert it first: image.convert({mode!r})"
+        )
+    _check_size(header.size, (width, height), resize)
+
+
 def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
     """Images of a caller's as (N, C, H, W) float32 in [0, 1]; a single one has N = 1.
 
@@ -108,14 +159,9 @@ def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False
         return torch.cat([read_images(one, shape, resize=resize) for one in given])
     channels, height, width = shape
     if isinstance(given, Image.Image):
-        mode = MODES.get(channels)
-        if given.mode not in ("1", "L", "P", "RGB") or (mode == "L" and given.mode in ("P", "RGB")):
-            raise InputError(
-                f"expected a picture of mode {mode} for {channels} channels, got {given.mode}; "
-                f"convert it first: image.convert({mode!r})"
-            )
-        picture = _fitted(given.convert(mode), (width, height), resize, Image.Resampling.LANCZOS)
-        given = np.array(picture)
+        check_picture(Header(given.mode, given.size), shape, resize=resize)
+        picture = given.convert(MODES[channels])
+        given = np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
     if isinstance(given, np.ndarray):
         if given.ndim == 2:
             given = given[..., None]
@@ -142,6 +188,41 @@ def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False
     return values
 
 
+def each_image(
+    given: Any, shape: tuple[int, int, int], *, resize: bool = False
+) -> Iterator[Tensor]:
+    """Images of a caller's one by one, (C, H, W) float32 in [0, 1]; no more is read than is taken.
+
+    Args:
+        given: as for `read_images`, or anything else that can be gone through, such as a generator or
+            a data set.
+        shape: as there.
+        resize: as there.
+
+    Raises:
+        InputError: see `read_images`, with the image's number.
+    """
+    for k, image in enumerate(_flat(given)):
+        try:
+            yield read_images(image, shape, resize=resize)[0]
+        except InputError as error:
+            raise InputError(f"image {k}: {error}") from None
+
+
+def _flat(given: Any) -> Iterator[Any]:
+    if isinstance(given, (np.ndarray, Tensor)):
+        yield from given if given.ndim == 4 else [given]
+    elif isinstance(given, (Image.Image, str, bytes, Mapping)) or not _can_be_gone_through(given):
+        yield given
+    else:
+        for item in given:
+            yield from _flat(item)
+
+
+def _can_be_gone_through(given: Any) -> bool:
+    return hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+
+
 def read_holes(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
     """Masks of a caller's as (N, 1, H, W) bool, True = to be painted; a single one has N = 1.
 
@@ -160,7 +241,8 @@ def read_holes(given: Any, shape: tuple[int, int, int], *, resize: bool = False)
         return torch.cat([read_holes(one, shape, resize=resize) for one in given])
     height, width = shape[1:]
     if isinstance(given, Image.Image):
-        picture = _fitted(given.convert("L"), (width, height), resize, Image.Resampling.NEAREST)
+        _check_size(given.size, (width, height), resize)
+        picture = given.convert("L").resize((width, height), Image.Resampling.NEAREST)
         given = np.asarray(picture) >= 128
     if isinstance(given, np.ndarray):
         given = _tensor(given)
@@ -190,17 +272,12 @@ def _tensor(array: np.ndarray) -> Tensor:
         raise InputError(f"expected an array of numbers, got one of {array.dtype}") from None
 
 
-def _fitted(
-    picture: Image.Image, size: tuple[int, int], resize: bool, resampling: Image.Resampling
-) -> Image.Image:
-    if picture.size == size:
-        return picture
-    if not resize:
+def _check_size(size: tuple[int, int], expected: tuple[int, int], resize: bool) -> None:
+    if size != expected and not resize:
         raise InputError(
-            f"expected a picture of {size[0]} x {size[1]} pixels (width x height), got "
-            f"{picture.width} x {picture.height}; resize=True (--resize) fits it"
+            f"expected a picture of {expected[0]} x {expected[1]} pixels (width x height), got "
+            f"{size[0]} x {size[1]}; resize=True (--resize) fits it"
         )
-    return picture.resize(size, resampling)
 
 
 def make_grid(

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, get_args
 
@@ -23,6 +24,7 @@ from cdrl_infer.arguments import (
     Noise,
     as_list,
     check_choice,
+    check_seed,
     count_images,
     integer,
     label_index,
@@ -35,11 +37,22 @@ from cdrl_infer.conditioning import Composed, Conditioning, Guided, Labelled
 from cdrl_infer.device import usable_device
 from cdrl_infer.energies.pinned import PinnedPixels
 from cdrl_infer.errors import InputError, NumericalError, listing
-from cdrl_infer.images import MODES, read_holes, read_images, to_numpy, to_pil, to_unit
+from cdrl_infer.images import (
+    MODES,
+    each_image,
+    read_holes,
+    read_images,
+    to_numpy,
+    to_pil,
+    to_unit,
+)
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
+from cdrl_infer.scoring.features import NoisedImages, draw_noise
+from cdrl_infer.scoring.maps import heat_map
+from cdrl_infer.scoring.scores import SCORES, FittedScore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +63,7 @@ Sampler = Literal["langevin", "mala", "hmc"]
 ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Any]
 
 LEAPFROG_STEPS = 5
+CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,30 @@ class CDRLPipelineOutput:
     seeds: list[int] | None
     labels: list[str | None] | list[tuple[str | None, ...]] | None
     info: SamplingInfo
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """How odd images are, in the order they were given; all on the CPU.
+
+    Attributes:
+        scores: (N,) float64, higher = more anomalous.
+        score: its name.
+        seed: of the noise.
+        p_values: (N,) float64, the share of in-distribution images that score higher; None where the
+            model was not calibrated, or not for this seed and level.
+        anomalous: (N,) bool, whether the score is above the threshold; None where none was asked.
+        threshold: that threshold; None likewise.
+        maps: (N, H, W) float32, at least 0: where the images are odd; None where not asked.
+    """
+
+    scores: Tensor
+    score: str
+    seed: int
+    p_values: Tensor | None = None
+    anomalous: Tensor | None = None
+    threshold: float | None = None
+    maps: Tensor | None = None
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -416,6 +454,111 @@ class CDRLPipeline:
             **options,
         )
 
+    def score(
+        self,
+        images: ImageInput | Iterable[Any],
+        score: str = "combined",
+        *,
+        level: int | None = None,
+        seed: int | None = None,
+        threshold_fpr: float | None = None,
+        return_map: bool = False,
+        resize: bool = False,
+        batch_size: int = 64,
+        progress: bool | None = None,
+    ) -> ScoreOutput:
+        """How odd images are for this model: one number each, higher = more anomalous.
+
+        ::
+
+            out = pipe.score(images, threshold_fpr=0.05)
+            out.p_values   # the share of in-distribution images that score higher
+            out.anomalous  # so few that 5 % false alarms are to be expected
+
+        An image's score depends on the image and the seed; on the others of its batch by no more than
+        rounding. What the scores mean, and how well they do, is in docs/scoring.md.
+
+        Args:
+            images: as for `inpaint`; or a generator, or anything else that gives such images one by
+                one: they are read and scored batch by batch, and memory does not grow with them.
+            score: a name in `cdrl_infer.scoring.scores.SCORES`.
+            level: t = 1 (least noise, the default) … T, for "energy" and "score-norm".
+            seed: of the noise, the same for all images; by default the one that the model was
+                calibrated with, else 0.
+            threshold_fpr: also say which images are anomalous, if this share of in-distribution
+                images may be called so.
+            return_map: also say where they are odd; costs more.
+            resize: fit pictures of another size to the model's. Without it they are refused.
+            batch_size: images scored at once.
+            progress: a bar on stderr; by default only if that is a terminal.
+
+        Raises:
+            InputError: an argument that cannot be right, images of another size or type, or NaN in
+                them, no images at all, or a calibrated score or threshold of a model that was not
+                calibrated.
+            NumericalError: a score that is not finite.
+        """
+        check_choice("score", score, tuple(SCORES))
+        rule, statistics = SCORES[score], self.model.statistics
+        num_levels, shape = self.model.schedule.num_levels, self.model.image.shape
+        if isinstance(rule, FittedScore) and statistics is None:
+            free = [name for name, r in SCORES.items() if not isinstance(r, FittedScore)]
+            raise InputError(
+                f"the score {score!r} compares with in-distribution images and {self.name!r} was not "
+                f"calibrated; {CALIBRATE}, or choose {listing(free)}"
+            )
+        t = 1 if level is None else integer("level", level)
+        if t != 1 and not rule.levelled:
+            raise InputError(
+                f"the score {score!r} is not of one level, got level={t}; leave it out"
+            )
+        if not 1 <= t <= num_levels:
+            raise InputError(f"level must lie in 1 … {num_levels}, got {t}")
+        calibrated_seed = 0 if statistics is None else statistics.seed
+        seed = calibrated_seed if seed is None else check_seed(seed)
+        reference = statistics if t == 1 and seed == calibrated_seed else None
+        threshold = None
+        if threshold_fpr is not None:
+            fpr = number("threshold_fpr", threshold_fpr)
+            if reference is None:
+                raise InputError(
+                    f"threshold_fpr needs the scores of in-distribution images at level {t} with seed "
+                    f"{seed}, which {self.name!r} lacks; "
+                    + (CALIBRATE if statistics is None else "leave level and seed out")
+                )
+            threshold = reference.threshold(score, fpr)
+        batch_size = positive("batch_size", batch_size)
+        total = None
+        if isinstance(images, (Image.Image, np.ndarray, Tensor, list, tuple)):
+            total = sum(1 for _ in each_image(images, shape, resize=resize))  # refused before work
+
+        noise = draw_noise(self.model.schedule, shape, seed)
+        fit = None if statistics is None else statistics.fit
+        scores: list[Tensor] = []
+        maps: list[Tensor] = []
+        stream = each_image(images, shape, resize=resize)
+        with tqdm(total=total, unit="image", disable=not _show(progress)) as bar:
+            while part := list(islice(stream, batch_size)):
+                batch = torch.stack(part)
+                found = rule(NoisedImages.of(self.model, batch, noise), t, fit)
+                _check_scores(found, sum(map(len, scores)), score)
+                scores.append(found)
+                if return_map:
+                    maps.append(heat_map(self.model, batch, seed))
+                bar.update(len(batch))
+        if not scores:
+            raise InputError("expected at least one image, got none")
+        values = torch.cat(scores)
+        return ScoreOutput(
+            scores=values,
+            score=score,
+            seed=seed,
+            p_values=None if reference is None else reference.p_values(score, values),
+            anomalous=None if threshold is None else values > threshold,
+            threshold=threshold,
+            maps=torch.cat(maps) if return_map else None,
+        )
+
     def adapt_step_scale(
         self,
         sampler: Sampler = "mala",
@@ -705,6 +848,15 @@ def _check_finite(images: Tensor, first: int, where: str) -> None:
         raise NumericalError(
             f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "
             "expected finite values: fewer langevin_steps or a smaller step_scale may help"
+        )
+
+
+def _check_scores(scores: Tensor, first: int, name: str) -> None:
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise NumericalError(
+            f"the score {name!r} of images {listing(first + k for k in bad)} is not finite; check the "
+            "model"
         )
 
 

@@ -91,3 +91,11 @@ class IdentityProposal:
     def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
         """x_t itself."""
         return x_t
+
+
+def posterior_mean(x: Tensor, x_t: Tensor, level: Level) -> Tensor:
+    """``m_t E[x_{t-1} | x_t, x]`` of the forward process (Ho et al. 2020, eq. 7)."""
+    from_x_t = level.alpha_in / level.alpha * level.sigma_bar**2 / level.sigma_bar_in**2
+    from_x = level.alpha * level.noise_variance / level.sigma_bar_in**2
+    mean = level.expand(from_x_t, x) * x_t + level.expand(from_x, x) * x
+    return level.expand(level.scale, x) * mean

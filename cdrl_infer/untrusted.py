@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from cdrl_infer.errors import CheckpointError, ConfigError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cdrl_infer.errors import CheckpointError, ConfigError, listing
 
 MAX_TEXT = 2**20  # bytes of a config or a card; the largest we know has 60,000
 MAX_HEADER = 2**20  # bytes of a safetensors header; the paper's largest network needs 30,000
@@ -134,3 +138,75 @@ def check_header(path: Path) -> None:
             f"{path}: not a whole safetensors file (a header of {length:,} bytes in {size:,}); copy "
             "or download it again"
         )
+
+
+class StoredTensors:
+    """An open safetensors file of a folder; errors in it are `CheckpointError`s.
+
+    Args:
+        folder: the model's.
+        name: of the file in it.
+        what: it holds, for the message where it is missing.
+    """
+
+    def __init__(self, folder: Path, name: str, what: str) -> None:
+        self.path = inside(folder, name)
+        if not self.path.is_file():
+            there = sorted(path.name for path in self.path.parent.glob("*.safetensors"))
+            raise CheckpointError(
+                f"{self.path}: expected {what}, found no such file"
+                f"{f'; there are {listing(there)}' if there else ''}"
+            )
+        check_header(self.path)
+
+    def __enter__(self) -> StoredTensors:
+        try:
+            self.file = cast(Any, safe_open(self.path, framework="pt", device="cpu"))
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(error) from None
+        self.names = set(self.file.keys())
+        if not all(name.isprintable() and len(name) <= 200 for name in self.names):
+            raise self._damaged(ValueError("tensors whose names are no names"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.file.__exit__(*exception)
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: not a whole safetensors file ({str(error)!a:.300}); copy or "
+            "download it again"
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """What the header says beside the tensors."""
+        return self.file.metadata() or {}
+
+    def read(
+        self, shapes: Mapping[str, tuple[int, ...]], kinds: Collection[str], hint: str
+    ) -> dict[str, Tensor]:
+        """The tensors as stored, once names, shapes and types in the header are those expected.
+
+        Args:
+            shapes: by name.
+            kinds: that are allowed, as safetensors calls them.
+            hint: what ends the message where they are others.
+        """
+        for problem, odd in (
+            ("lacks", sorted(shapes.keys() - self.names)),
+            ("has the unexpected", sorted(self.names - shapes.keys())),
+        ):
+            if odd:
+                raise CheckpointError(f"{self.path}: {problem} tensors {listing(odd, 3)}; {hint}")
+        for name, shape in shapes.items():
+            header = self.file.get_slice(name)
+            found, kind = tuple(header.get_shape()), header.get_dtype()
+            if found != shape or kind not in kinds:
+                raise CheckpointError(
+                    f"{self.path}: expected {name} of shape {shape} in {listing(kinds)}, found "
+                    f"{found} in {kind}; {hint}"
+                )
+        try:
+            return {name: self.file.get_tensor(name) for name in shapes}
+        except SafetensorError as error:
+            raise self._damaged(error) from None

@@ -69,7 +69,7 @@ def main(
     named_preset(config.name)  # the card tells how the run differs from it
     from cdrl_infer.checkpoint import save_model
     from cdrl_infer.device import usable_device
-    from cdrl_train.data import BatchStream, load_images
+    from cdrl_train.data import BatchStream, data_name, load_images
     from cdrl_train.export import STORED_TYPES, add_card, record_data, to_model
     from cdrl_train.preview import save_samples
     from cdrl_train.trainer import Trainer
@@ -86,7 +86,7 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         with replaced_file(out / "config.json") as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        record_data(untrained, out, data=_data_name(source))
+        record_data(untrained, out, data=data_name(source))
     except OSError as error:
         raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
     if resumed:
@@ -102,7 +102,7 @@ def main(
 
     def exported() -> CDRLModel:
         model = to_model(trainer)
-        add_card(model, config, out, data=_data_name(source))
+        add_card(model, config, out, data=data_name(source))
         return model
 
     trainer.fit(on_log=_print, on_sample=preview)
@@ -133,17 +133,6 @@ def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
         return TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"nothing to resume in {out}: {stored.name} cannot be read") from error
-
-
-def _data_name(source: str) -> str:
-    """The data set without where it lies on this machine."""
-    from cdrl_train.data import COLOURED
-
-    if source.startswith(COLOURED):
-        return COLOURED + _data_name(source.removeprefix(COLOURED))
-    if source.startswith("torchvision:"):
-        return ":".join(source.split(":")[:2])
-    return Path(source).resolve().name
 
 
 def _tell(text: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError, listing
-from cdrl_infer.images import MODES, open_image
+from cdrl_infer.images import MODES, SUFFIXES, image_files, open_image
 from cdrl_train.coloured import HELD_OUT, render
 from cdrl_train.config import DataConfig
 from cdrl_train.image_set import ImageSet
@@ -31,7 +31,6 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 COLOURED = "coloured:"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
 def load_images(source: str, split: str = "train") -> ImageSet:
@@ -72,6 +71,15 @@ def load_images(source: str, split: str = "train") -> ImageSet:
             f"pixel, got {channels} channels of {height} x {width}"
         )
     return data
+
+
+def data_name(source: str) -> str:
+    """The data set without where it lies on this machine."""
+    if source.startswith(COLOURED):
+        return COLOURED + data_name(source.removeprefix(COLOURED))
+    if source.startswith("torchvision:"):
+        return ":".join(source.split(":")[:2])
+    return Path(source).resolve().name
 
 
 def _npz(path: Path, split: str) -> ImageSet:
@@ -131,9 +139,9 @@ def _torchvision(source: str, split: str) -> ImageSet:
 
 
 def _folder(root: Path) -> ImageSet:
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(root)
     if not files:
-        raise InputError(f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise InputError(f"no images in {root}; looked for {', '.join(SUFFIXES)}")
     parents = [p.relative_to(root).parts[:-1] for p in files]
     labelled = all(parents)
     classes = tuple(sorted({parent[0] for parent in parents})) if labelled else ()

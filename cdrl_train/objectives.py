@@ -14,7 +14,7 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.proposals import InitializerProposal, posterior_mean
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -46,14 +46,6 @@ def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSourc
         x_t = level.expand(keep, x) * previous
         x_t = x_t + level.expand(add, x) * random.normal(x.shape[1:])
     return NoisedPair(x, x_t, level.expand(level.scale, x) * previous, noise)
-
-
-def posterior_mean(x: Tensor, x_t: Tensor, level: Level) -> Tensor:
-    """``m_t E[x_{t-1} | x_t, x]`` of the forward process (Ho et al. 2020, eq. 7)."""
-    from_x_t = level.alpha_in / level.alpha * level.sigma_bar**2 / level.sigma_bar_in**2
-    from_x = level.alpha * level.noise_variance / level.sigma_bar_in**2
-    mean = level.expand(from_x_t, x) * x_t + level.expand(from_x, x) * x
-    return level.expand(level.scale, x) * mean
 
 
 class Loss(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.scoring.reference import ReferenceStatistics
+from cdrl_infer.scoring.scores import SCORES
 
 CLASSES = ("Shirt", "Sneaker", "Bag")
 
@@ -47,6 +50,14 @@ def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -
         sampler=SamplerDefaults(langevin_steps=2),
         training={"images": 1},
     )
+
+
+def make_statistics(values: Sequence[float], num_levels: int = 3) -> ReferenceStatistics:
+    """Statistics made by hand: standard normal features, and the same scores of every name."""
+    scores = {name: torch.tensor(values, dtype=torch.float64) for name in SCORES}
+    mean = torch.zeros(3 * num_levels, dtype=torch.float64)
+    covariance = torch.eye(len(mean), dtype=torch.float64)
+    return ReferenceStatistics(mean, covariance, scores, 0, "by hand", 2 * len(values))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cdrl_infer.checkpoint import (
     NETWORKS,
+    OPTIONAL,
     Attribute,
     CDRLModel,
     ImageShape,
@@ -293,7 +294,7 @@ def _integers(tensors: dict[str, torch.Tensor]) -> None:
         (_missing, "lacks tensors unet.stem.bias"),
         (_unexpected, "has the unexpected tensors unet.stem.gain"),
         (_transposed, r"unet.embed1.weight of shape \(16, 64\).*found \(64, 16\)"),
-        (_integers, "unet.stem.bias of shape .* in F16, BF16 or F32, found .* in I32"),
+        (_integers, "unet.stem.bias of shape .* in F16, BF16, F32, found .* in I32"),
     ],
 )
 def test_wrong_tensors(copied: Path, change: Callable[[Any], None], message: str) -> None:
@@ -422,7 +423,7 @@ def test_each_thing_is_said_once(folder: Path) -> None:
     }
     assert "class" not in json.loads((folder / EBM).read_text())
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert files == set(model_files()) - {"README.md", "samples.png"}
+    assert files == set(model_files()) - set(OPTIONAL)
     assert WEIGHTS not in model_files("fp16") and "ebm/model.fp16.safetensors" in model_files(
         "fp16"
     )

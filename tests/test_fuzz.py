@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLASSES
+from conftest import CLASSES, make_statistics
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -163,6 +163,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
             schedule=NoiseSchedule(num_levels=2),
             image=ImageShape(1, 4, 4),
             labels=(Attribute("class", CLASSES),),
+            statistics=make_statistics([0.5, 1.0, 2.0], num_levels=2),
         )
         model.model_card = render(model, "tiny", facts={}, text="")
         folder = tmp_path_factory.mktemp("fuzz") / "model"

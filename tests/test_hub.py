@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, make_model
+from conftest import CLASSES, make_model, make_statistics
 from hub_server import HubServer, Repository, Request
 from test_train_cli import TINY
 
 from cdrl_infer import hub
-from cdrl_infer.checkpoint import CDRLModel, model_files, save_model
+from cdrl_infer.checkpoint import STATISTICS, CDRLModel, model_files, save_model
 from cdrl_infer.cli.hub import main
 from cdrl_infer.errors import CheckpointError, InputError
 from cdrl_infer.pipeline import CDRLPipeline
@@ -568,6 +568,26 @@ def test_a_variant_is_added_and_fetched_in_place_of_the_plain_weights(
         "model.fp16.safetensors"
     }
     assert user.pixels("user/varied") == images
+
+
+def test_statistics_go_with_their_weights(
+    user: Client, server: HubServer, model: CDRLModel, folder: Path, tmp_path: Path
+) -> None:
+    model.statistics = make_statistics([1.0, 2.0, 3.0])
+    save_model(model, tmp_path / "model")
+    push(user, tmp_path / "model", "user/calibrated")
+    repo = server.repositories["user/calibrated"]
+    loaded = """
+found = CDRLPipeline.from_pretrained("user/calibrated").model.statistics
+result = found and found.scores["energy"].tolist()
+"""
+    assert STATISTICS in repo.head() and user.run(loaded) == [1.0, 2.0, 3.0]
+    push(user, folder, "user/calibrated")  # a model that was not calibrated
+    assert f"{STATISTICS} is removed from user/calibrated: it is of other weights" in user.stderr
+    assert STATISTICS not in repo.head() and "ebm/config.json" in repo.head()
+    assert user.run(loaded) is None
+    push(user, folder, "user/calibrated")
+    assert STATISTICS not in user.stderr
 
 
 def test_the_card_of_the_repository_is_kept_unless_asked(

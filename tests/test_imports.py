@@ -24,10 +24,13 @@ LAYERS = [
     ["energies"],
     ["kernels", "proposals"],
     ["sampler"],
-    ["images", "checkpoint"],
-    ["hub", "card"],
+    ["images"],
+    ["scoring"],
+    ["checkpoint"],
+    ["hub", "card", "plots"],
     ["convert", "arguments", "conditioning"],
     ["pipeline"],
+    ["detector"],
     ["cli"],
 ]
 LAYER = {name: k for k, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,68 @@
+"""Where an image is odd: the energy gradient, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdrl_infer.errors import NumericalError
+from cdrl_infer.scoring.features import NoisedImages, ScoredModel, draw_noise
+
+PAIRS = 2  # of opposite noises, at each level
+BLUR = 1.5  # pixels, standard deviation
+
+
+def heat_map(model: ScoredModel, images: Tensor, seed: int) -> Tensor:
+    """``Σ_t Σ_channels (mean_k m_t σ̄_{t-1} ∇_y E(y_tk))²`` of each pixel, over t > T/2, blurred a little.
+
+    ``y_tk = m_t (α_{t-1} u + σ̄_{t-1} ε_tk)``, so the mean is ``σ̄_{t-1}/α_{t-1}`` times the gradient in
+    the image u of the energy averaged over noise: how strongly the model wants each pixel changed, in
+    units of the noise. Each ε comes with -ε (antithetic variates): the noise itself, which is the most
+    of what a gradient at y finds, cancels with all else that is linear in ε, and two pairs will do.
+    Only the noisier half of the levels: there the model restores what is as large as an object, at
+    the others hardly more than texture and rounding. docs/scoring.md has the choices, measured.
+
+    The same seed gives the same map; the other images of the batch change it by no more than rounding.
+
+    Args:
+        model: a `cdrl_infer.checkpoint.CDRLModel`.
+        images: (B, C, H, W) in [0, 1].
+        seed: of the noise.
+
+    Returns:
+        (B, H, W) float32 on the CPU, at least 0: 0 where the model would change nothing.
+
+    Raises:
+        NumericalError: a map that is not finite.
+    """
+    schedule, shape = model.schedule, images.shape[1:]
+    noises = draw_noise(schedule, (PAIRS, *shape), seed)
+    noised = [
+        NoisedImages.of(model, images, sign * noises[:, k])
+        for k in range(PAIRS)
+        for sign in (1, -1)
+    ]
+    total = torch.zeros(len(images), *shape[1:], dtype=torch.float64)
+    for t in range(schedule.num_levels // 2 + 1, schedule.num_levels + 1):
+        pull = torch.stack([each.denoised(t).predicted for each in noised]).mean(0)
+        total += pull.square().sum(1)
+    if not bool(total.isfinite().all()):
+        raise NumericalError("a heat map is not finite; check the model")
+    return blur(total, BLUR).float()
+
+
+def blur(maps: Tensor, deviation: float) -> Tensor:
+    """(B, H, W) averaged over neighbours by a Gaussian, cut off after 3 standard deviations.
+
+    At the edges over those that there are, so that a constant stays what it is.
+    """
+    reach = int(3 * deviation + 0.5)
+    offsets = torch.arange(-reach, reach + 1, dtype=maps.dtype)
+    weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
+
+    def summed(values: Tensor) -> Tensor:
+        down = F.conv2d(values[:, None], weights.reshape(1, 1, -1, 1), padding=(reach, 0))
+        return F.conv2d(down, weights.reshape(1, 1, 1, -1), padding=(0, reach))[:, 0]
+
+    return summed(maps) / summed(torch.ones_like(maps[:1]))
