@@ -1,23 +1,44 @@
-"""What the commands of this project share: how they end, and how they read K."""
+"""What the commands of this project share: how they end, open a model and files, and read K."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cdrl_infer.errors import CDRLError, InputError, NetworkError, NumericalError
+from cdrl_infer.files import added_files, replaced_file
+
+if TYPE_CHECKING:
+    from cdrl_infer.pipeline import CDRLPipeline
 
 T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+MODEL_OPTIONS = (
+    click.option(
+        "--model",
+        metavar="NAME|FOLDER|USER/MODEL",
+        help="Bundled model, folder, or repository of the Hugging Face Hub. [fashion-mnist]",
+    ),
+    click.option(
+        "--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]"
+    ),
+    click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits."),
+    click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"),
+    click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time."),
+)
 
 
 class OneLineErrors(click.Command):
     """A command that tells every error in one line on stderr.
 
-    It exits with 0 when done, 2 on bad input, 3 where a computation left the finite numbers, 4 where
-    the Hub could not be reached or broke off, and 130 when interrupted.
+    It exits with 0 when done (or what the command returns), 2 on bad input, 3 where a computation
+    left the finite numbers, 4 where the Hub could not be reached or broke off, and 130 when
+    interrupted.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,6 +60,60 @@ class OneLineErrors(click.Command):
             sys.exit(130)
         click.echo(f"{self.name}: error: {' '.join(message.split())}", err=True)
         sys.exit(code)
+
+
+def uses_a_model(command: Command) -> Command:
+    """Give a command the options of all that put images through a model; see `open_model`."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_model(
+    model: str | None, revision: str | None, variant: str | None, device: str | None
+) -> CDRLPipeline:
+    """The model that the options of `uses_a_model` ask for."""
+    import torch
+
+    from cdrl_infer.pipeline import CDRLPipeline
+
+    pipe = CDRLPipeline.from_pretrained(model, revision=revision, variant=variant)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = False) -> Path:
+    """A file or folder to write, that takes the place of ``target`` once the stack is closed.
+
+    To be opened before any work, so that a path that cannot be written to costs none.
+
+    Args:
+        stack: closes it.
+        target: of the user's.
+        suffixes: that a file may have; none for a folder only.
+        folder: whether it may be a folder, which then gets more files; what is there stays.
+
+    Raises:
+        InputError: ``target`` is empty, has another suffix or cannot be written to.
+    """
+    kind = f"{' or '.join(suffixes)} file" if suffixes else "folder"
+    if not target:
+        raise InputError(f"expected the name of a {kind}, got ''")
+    path = Path(target)
+    as_folder = folder and (
+        not suffixes or path.is_dir() or target.endswith("/") or not path.suffix
+    )
+    if not as_folder and path.suffix.lower() not in suffixes:
+        other = " or a folder (end it with /)" if folder else ""
+        raise InputError(f"expected a {kind}{other}, got {target!r}")
+    if path.exists() and path.is_dir() != as_folder:
+        raise InputError(f"cannot write to {target!r}: expected a {kind}, found another kind")
+    try:
+        return stack.enter_context(added_files(path) if as_folder else replaced_file(path))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
+            "exists and may be written to"
+        ) from None
 
 
 def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors, parse_numbers, parse_steps
+from cdrl_infer.cli.command import (
+    OneLineErrors,
+    open_model,
+    open_target,
+    parse_numbers,
+    parse_steps,
+    uses_a_model,
+)
 from cdrl_infer.errors import InputError
-from cdrl_infer.files import added_files, replaced_file
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
@@ -36,13 +42,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.command(
     "cdrl-sample", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option(
-    "--model",
-    metavar="NAME|FOLDER|USER/MODEL",
-    help="Bundled model, folder, or repository of the Hugging Face Hub. [fashion-mnist]",
-)
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]")
-@click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits.")
+@uses_a_model
 @click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
 @click.option(
     "--label",
@@ -95,8 +95,6 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     show_default=True,
     help="Times each level is noised again and redone; helps --compose and --inpaint.",
 )
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time.")
-@click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]")
 @click.option(
     "--out",
     metavar="FILE.png|FOLDER",
@@ -143,16 +141,9 @@ def main(
         known = decode_image(inpaint), decode_image(mask)
     steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:
-        # Opened before any work, so that a path that cannot be written to costs no sampling.
-        picture = _open(stack, out) if out is not None else None
-        film = _open(stack, trajectory, ".gif") if trajectory is not None else None
-
-        import torch
-
-        from cdrl_infer.pipeline import CDRLPipeline
-
-        pipe = CDRLPipeline.from_pretrained(model, revision=revision, variant=variant)
-        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        picture = open_target(stack, out, ".png", folder=True) if out is not None else None
+        film = open_target(stack, trajectory, ".gif") if trajectory is not None else None
+        pipe = open_model(model, revision, variant, device)
         cycle = _labels(labels, pipe.model.labels, free=known is not None or compose is not None)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
         recorder = _Recorder() if film else None
@@ -200,30 +191,6 @@ def main(
             _write_pictures(picture, output, columns, common)
         if film and recorder:
             _write_film(film, pipe, output, recorder, columns)
-
-
-def _open(stack: ExitStack, target: str, suffix: str = ".png") -> Path:
-    """A file (or, for PNGs, a folder) that takes the place of ``target`` once the stack is closed.
-
-    Raises:
-        InputError: ``target`` is empty, has another suffix or cannot be written to.
-    """
-    if not target:
-        raise InputError(f"expected the name of a {suffix} file, got ''")
-    path, png = Path(target), suffix == ".png"
-    folder = png and (path.is_dir() or target.endswith("/") or not path.suffix)
-    if not folder and path.suffix.lower() != suffix:
-        other = " or a folder (end it with /)" if png else ""
-        raise InputError(f"expected a {suffix} file{other}, got {target!r}")
-    if path.exists() and path.is_dir() != folder:
-        raise InputError(f"cannot write to {target!r}: expected {suffix} files, found another kind")
-    try:
-        return stack.enter_context(added_files(path) if folder else replaced_file(path))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
-            "exists and may be written to"
-        ) from None
 
 
 def _step_scale(
