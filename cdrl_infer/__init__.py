@@ -13,9 +13,11 @@ from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
     from cdrl_infer.checkpoint import CDRLModel, load_model, save_model
-    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+    from cdrl_infer.detector import CDRLDetector as CDRLDetector
+    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput, ScoreOutput
     from cdrl_infer.sampler import CooperativeSampler, LevelEnd
     from cdrl_infer.schedule import NoiseSchedule
+    from cdrl_infer.scoring.reference import ReferenceStatistics
 
 __all__ = [
     "CDRLError",
@@ -29,18 +31,23 @@ __all__ = [
     "LevelEnd",
     "NoiseSchedule",
     "NumericalError",
+    "ReferenceStatistics",
+    "ScoreOutput",
     "__version__",
     "load_model",
     "save_model",
 ]
 
 _HOMES = {
+    "CDRLDetector": "detector",  # needs scikit-learn, so that `import *` must not ask for it
     "CDRLModel": "checkpoint",
     "CDRLPipeline": "pipeline",
     "CDRLPipelineOutput": "pipeline",
     "CooperativeSampler": "sampler",
     "LevelEnd": "sampler",
     "NoiseSchedule": "schedule",
+    "ReferenceStatistics": "scoring.reference",
+    "ScoreOutput": "pipeline",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
 }

@@ -32,7 +32,7 @@ def run(example: Path, *arguments: str, cwd: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_runs_and_draws(example: Path, tmp_path: Path) -> None:
-    small = {"analytic_chain": ["--points", "2000"]}
+    small = {"analytic_chain": ["--points", "2000"], "anomaly": ["--images", "2"]}
     assert f"examples/{example.name} --out" in example.read_text(encoding="utf-8")
     run(example, "--out", "out.png", *small.get(example.stem, ["--columns", "2"]), cwd=tmp_path)
     with Image.open(tmp_path / "out.png") as picture:
