@@ -103,6 +103,17 @@ def predict(network: SmallCNN, images: Tensor) -> Tensor:
     return torch.stack([part.argmax(1) for part in logits.split(network.num_classes, 1)], dim=1)
 
 
+@torch.no_grad()
+def last_features(network: SmallCNN, images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, D) what the last layer makes its logits of."""
+    rows = []
+    for x in map(standardised, images.split(500)):
+        for layer in list(network)[:-1]:
+            x = layer(x)
+        rows.append(x)
+    return torch.cat(rows)
+
+
 def load_or_train(
     cache: Path, train: ImageSet, test: ImageSet, recipe: Recipe, progress: bool = False
 ) -> tuple[SmallCNN, float]:

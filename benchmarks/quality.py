@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import click
 import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
-from frechet import CONVENTION, Extractor, frechet_distance, load_extractor
+from frechet import CONVENTION, frechet_distance, load_extractor
 from kept import pixels
 from numpy.typing import NDArray
 from report import check_target, grown, plus_minus, save_array, spread, table, write_json
@@ -27,6 +27,7 @@ from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.version import __version__
 from cdrl_train.data import load_images
 from cdrl_train.image_set import ImageSet
@@ -48,9 +49,11 @@ def parse_steps(text: str, default: Steps) -> Steps:
 
 
 def model_digest(folder: Path) -> str:
-    """Of the configuration and the weights; the card does not count."""
+    """Of the configuration and the weights; the card and the statistics do not count."""
     sha = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        if file.name == STATISTICS:
+            continue
         sha.update(file.relative_to(folder).as_posix().encode())
         sha.update(file.read_bytes())
     return sha.hexdigest()[:12]
@@ -122,18 +125,29 @@ class SamplePools:
             )
 
 
+class Extracts(Protocol):
+    """Images (N, C, H, W) uint8 -> a row of numbers for each, such as `Extractor`."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that the numbers depend on but the images; names what is cached."""
+        ...
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """(N, ...)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Features:
     """Features of image sets, kept on disk in parts, each under the digest of its images."""
 
-    extractor: Extractor
+    extractor: Extracts
     cache: Path
     progress: bool = False
 
-    def __call__(
-        self, images: NDArray[np.uint8], name: str, part: int = 500
-    ) -> NDArray[np.float32]:
-        """(N, C, H, W) uint8 -> (N, 1280)."""
+    def __call__(self, images: NDArray[np.uint8], name: str, part: int = 500) -> NDArray[Any]:
+        """(N, C, H, W) uint8 -> (N, ...)."""
         rows = []
         title = f"features, {name}"
         with tqdm(total=len(images), desc=title, unit="image", disable=not self.progress) as bar:
@@ -233,6 +247,11 @@ def check_same_kind(pipe: CDRLPipeline, data: ImageSet) -> None:
             f"expected a model of the labels of the data, {[a.values for a in data.attributes]}, "
             f"got {[a.values for a in attributes]}"
         )
+    check_same_shape(pipe, data)
+
+
+def check_same_shape(pipe: CDRLPipeline, data: ImageSet) -> None:
+    """InputError unless the model has images as the data's."""
     if data.images.shape[1:] != pipe.model.image.shape:
         raise InputError(
             f"expected a model of images {tuple(data.images.shape[1:])} as in the data, "

@@ -1,0 +1,176 @@
+"""What a score has to be compared with: detectors that know no energy; higher = more anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from classifier import SmallCNN, last_features
+from numpy.typing import NDArray
+from ood_metrics import Floats
+from ood_sets import Bytes
+from torch import Tensor
+
+PYTORCH_OOD = "pytorch-ood "  # what its detectors' names begin with
+RIDGE = 1e-4  # of the pixels' mean variance, added to the variance of every direction
+EXPLAINED = 0.95  # of the variance, by the principal components that are kept
+
+Kind = Literal["score", "unsupervised", "labels"]
+
+
+class Detector(NamedTuple):
+    """A way to score images (N, C, H, W) -> (N,).
+
+    Attributes:
+        kind: a score of the model, a baseline that sees images alone, or one that sees labels too.
+    """
+
+    name: str
+    kind: Kind
+    score: Callable[[Bytes], Floats]
+
+
+@dataclass(frozen=True)
+class PixelGaussian:
+    """A Gaussian fitted to the pixels in [0, 1], by its principal axes.
+
+    Attributes:
+        mean: (D,).
+        axes: (D, D), a column each.
+        variances: (D,) along them, falling.
+    """
+
+    mean: Floats
+    axes: Floats
+    variances: Floats
+
+    @classmethod
+    def fit(cls, images: Tensor) -> PixelGaussian:
+        """To images (N, C, H, W) uint8."""
+        parts = [part.flatten(1) for part in images.split(5000)]
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(images)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in parts:
+            centred = part.double() - mean
+            covariance += centred.T @ centred / len(images)
+        variances, axes = torch.linalg.eigh(covariance / 255**2)
+        variances = variances.clamp(min=0).flip(0)
+        return cls((mean / 255).numpy(), axes.flip(1).numpy(), variances.numpy())
+
+    @property
+    def components(self) -> int:
+        """How many axes hold `EXPLAINED` of the variance."""
+        shares = self.variances.cumsum() / self.variances.sum()
+        return int((shares < EXPLAINED).sum()) + 1
+
+    def distance(self, images: Bytes) -> Floats:
+        """Squared Mahalanobis distance to the mean: minus twice the log-density, but for a constant."""
+        ridge = RIDGE * self.variances.mean()
+        squares: Floats = (self._coordinates(images) ** 2 / (self.variances + ridge)).sum(1)
+        return squares
+
+    def residual(self, images: Bytes) -> Floats:
+        """Squared error of the reconstruction from the first `components`: what lies along the others."""
+        squares: Floats = (self._coordinates(images)[:, self.components :] ** 2).sum(1)
+        return squares
+
+    def _coordinates(self, images: Bytes) -> Floats:
+        coordinates: Floats = (images.reshape(len(images), -1) / 255 - self.mean) @ self.axes
+        return coordinates
+
+
+@dataclass(frozen=True)
+class ClassifierOutputs:
+    """Images -> what the judge's last layer sees and says, side by side; to be kept in a cache."""
+
+    network: SmallCNN
+    digest: str
+
+    def __call__(self, images: Bytes) -> NDArray[np.float32]:
+        """(N, C, H, W) -> (N, D + K)."""
+        features = last_features(self.network, torch.from_numpy(images))
+        return torch.cat([features, self.network[-1](features)], dim=1).numpy()
+
+    def split(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """(N, D + K) -> features (N, D), logits (N, K)."""
+        features, logits = torch.from_numpy(rows).tensor_split([-sum(self.network.num_classes)], 1)
+        return features, logits
+
+
+def softmax_score(logits: Tensor, num_classes: tuple[int, ...]) -> Floats:
+    """``-log max_k p(k)``, summed over attributes: the order of the maximum softmax probability
+    (Hendrycks & Gimpel 2017) without its ties near 1.
+    """
+    parts = logits.double().split(num_classes, dim=1)
+    return -sum(part.log_softmax(1).amax(1) for part in parts).numpy()  # type: ignore[union-attr]
+
+
+def energy_score(logits: Tensor, num_classes: tuple[int, ...]) -> Floats:
+    """``-log Σ_k exp(logit_k)``, summed over attributes (Liu et al. 2020, T = 1)."""
+    parts = logits.double().split(num_classes, dim=1)
+    return -sum(part.logsumexp(1) for part in parts).numpy()  # type: ignore[union-attr]
+
+
+def classifier_detectors(
+    outputs: ClassifierOutputs, keep: Callable[[Bytes], NDArray[Any]]
+) -> list[Detector]:
+    """Softmax and energy.
+
+    Args:
+        outputs: the judge's.
+        keep: the same from a cache.
+    """
+    classes = outputs.network.num_classes
+    return [
+        Detector(name, "labels", lambda x, f=formula: f(outputs.split(keep(x))[1], classes))
+        for name, formula in (
+            ("classifier softmax", softmax_score),
+            ("classifier energy", energy_score),
+        )
+    ]
+
+
+def pytorch_ood_detectors(
+    outputs: ClassifierOutputs,
+    keep: Callable[[Bytes], NDArray[Any]],
+    images: Tensor,
+    labels: Tensor,
+) -> list[Detector]:
+    """pytorch-ood's, with the settings it has by default, on the judge's features and logits, fitted
+    to the training images; none where it cannot be imported.
+
+    Args:
+        outputs: the judge's.
+        keep: the same from a cache.
+        images: (N, C, H, W) uint8, to fit to.
+        labels: (N,) of these.
+    """
+    try:
+        from pytorch_ood.detector import KLMatching, Mahalanobis, MaxLogit, ViM
+    except (ImportError, RuntimeError):  # the latter where torchvision is of another torch
+        return []
+    last = outputs.network[-1]
+    features, logits = outputs.split(outputs(images.numpy()))
+    on_features = {
+        "Mahalanobis": Mahalanobis(None),
+        "ViM": ViM(None, features.shape[1] // 2, last.weight, last.bias),
+    }
+    on_logits = {"MaxLogit": MaxLogit(None), "KLMatching": KLMatching(None)}
+    for detector in on_features.values():
+        detector.fit_features(features, labels)
+    on_logits["KLMatching"].fit_logits(logits, labels)
+
+    def by_features(x: Bytes, detector: Any) -> Floats:
+        return detector.predict_features(outputs.split(keep(x))[0]).double().numpy()
+
+    def by_logits(x: Bytes, detector: Any) -> Floats:
+        return detector.predict_logits(outputs.split(keep(x))[1]).double().numpy()
+
+    return [
+        Detector(PYTORCH_OOD + name, "labels", lambda x, d=detector, s=score: s(x, d))
+        for group, score in ((on_features, by_features), (on_logits, by_logits))
+        for name, detector in group.items()
+    ]

@@ -1,0 +1,112 @@
+"""How well scores tell two sets apart, with bootstrap intervals; higher = more anomalous."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdrl_infer.errors import InputError, NumericalError
+
+ACCEPTED = 0.95  # of the images that are of the data, for FPR95
+CONFIDENCE = 0.95
+METRICS = ("AUROC", "AUPR", "FPR95")
+CONVENTION = (
+    "AUROC: the chance that an outside image scores higher than one of the data, ties half (0.5 = "
+    "knows nothing). AUPR: average precision, outside images are the positives. FPR95: the share of "
+    "outside images that pass where 95 % of those of the data do (Liu et al. 2020)"
+)
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A figure and what 95 % of its resamplings lie between."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def sklearn_metrics() -> Any:
+    """scikit-learn's; InputError where it is not installed."""
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise InputError(
+            f"{error}: the benchmark needs more packages: pip install 'cdrl[benchmark]'"
+        ) from None
+    return metrics
+
+
+def separation(inside: Floats, outside: Floats) -> Floats:
+    """(3,) the `METRICS` of scores (N,) of the data and (M,) of others.
+
+    Raises:
+        NumericalError: a score is not finite.
+    """
+    metrics = sklearn_metrics()
+    if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
+        raise NumericalError("expected finite scores, got NaN or infinity")
+    positive = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
+    scores = np.r_[inside, outside]
+    threshold = np.sort(inside)[math.ceil(ACCEPTED * len(inside)) - 1]
+    return np.array(
+        [
+            metrics.roc_auc_score(positive, scores),
+            metrics.average_precision_score(positive, scores),
+            (outside <= threshold).mean(),
+        ]
+    )
+
+
+def resamplings(count: int, repeats: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(R, N) how often each of N images is drawn, in R bootstrap samples of N."""
+    return rng.multinomial(count, np.full(count, 1 / count), repeats)
+
+
+def resampled_separation(
+    inside: Floats, outside: Floats, inside_draws: NDArray[Any], outside_draws: NDArray[Any]
+) -> Floats:
+    """(R, 3): `separation` of each of R resamplings, (R, N) and (R, M)."""
+    scores, place = np.unique(np.r_[inside, outside], return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(scores)))
+    # By distinct score, ascending: how many of the resampled images have it.
+    ours, others = (
+        np.add.reduceat(draws[:, order], starts, axis=1, dtype=np.float64)
+        for draws in (
+            np.concatenate([inside_draws, np.zeros_like(outside_draws)], axis=1),
+            np.concatenate([np.zeros_like(inside_draws), outside_draws], axis=1),
+        )
+    )
+    n, m = len(inside), len(outside)
+    ours_up_to, others_up_to = ours.cumsum(1), others.cumsum(1)
+    auroc = (others * (ours_up_to - ours / 2)).sum(1) / (n * m)
+    flagged = m - others_up_to + others
+    precision = flagged / np.maximum(flagged + n - ours_up_to + ours, 1)
+    aupr = (others * precision).sum(1) / m
+    threshold = (ours_up_to >= math.ceil(ACCEPTED * n)).argmax(1)
+    fpr = np.take_along_axis(others_up_to, threshold[:, None], axis=1)[:, 0] / m
+    return np.stack([auroc, aupr, fpr], axis=1)
+
+
+def interval(value: float, draws: Floats) -> Interval:
+    """The percentile interval of a figure's resamplings (R,)."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
+
+
+def pixel_auroc(maps: NDArray[Any], masks: NDArray[np.bool_]) -> Floats:
+    """(N,) how well each image's map (N, H, W) tells the pixels of its mask from its others."""
+    return np.array(
+        [
+            separation(map_[~mask].astype(float), map_[mask].astype(float))[0]
+            for map_, mask in zip(maps, masks, strict=True)
+        ]
+    )

@@ -1,0 +1,157 @@
+"""Figures of detectors on sets of images, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ood_baselines import Detector
+from ood_metrics import (
+    METRICS,
+    Floats,
+    Interval,
+    interval,
+    resampled_separation,
+    resamplings,
+    separation,
+)
+from ood_sets import Bytes, OutSet, generator
+from report import table
+
+WANTED = 0.95  # AUROC of the default score on these, where they are given
+WANTED_ON = ("mnist", "notmnist")
+SEES = {"score": "images (the model)", "unsupervised": "images", "labels": "images and labels"}
+
+
+class Row(NamedTuple):
+    """What one detector achieves."""
+
+    detector: Detector
+    figures: list[list[Interval]]  # of each set, each metric
+    draws: Floats  # (sets, R) AUROC of the resamplings
+
+    def mean(self, sets: Sequence[OutSet], additional: bool = False) -> Interval:
+        """Mean AUROC over the sets named beforehand, or over all."""
+        chosen = [k for k, s in enumerate(sets) if s.named or additional]
+        value = np.mean([self.figures[k][0].value for k in chosen])
+        return interval(float(value), self.draws[chosen].mean(0))
+
+    def less(self, other: Row, sets: Sequence[OutSet]) -> Interval:
+        """By how much this mean is greater than another's, over the same sets and resamplings."""
+        chosen = [k for k, s in enumerate(sets) if s.named]
+        difference = self.mean(sets).value - other.mean(sets).value
+        return interval(difference, (self.draws - other.draws)[chosen].mean(0))
+
+    def worst(self) -> int:
+        """The set of the least AUROC."""
+        return int(np.argmin([each[0].value for each in self.figures]))
+
+
+def measure(
+    detectors: Sequence[Detector], inside: Bytes, sets: Sequence[OutSet], repeats: int, seed: int
+) -> Iterator[Row]:
+    """Each detector on each set; all on the same resamplings of the images, so that they compare."""
+    ours = resamplings(len(inside), repeats, generator(seed, "inside"))
+    theirs = [
+        resamplings(len(s.images), repeats, generator(seed, f"resampled {s.name}")) for s in sets
+    ]
+    for detector in detectors:
+        low, figures, draws = detector.score(inside), [], []
+        for other, weights in zip(sets, theirs, strict=True):
+            high = detector.score(other.images)
+            resampled = resampled_separation(low, high, ours, weights)
+            values = separation(low, high)
+            figures.append([interval(values[k], resampled[:, k]) for k in range(len(METRICS))])
+            draws.append(resampled[:, 0])
+        yield Row(detector, figures, np.stack(draws))
+
+
+def set_names(sets: Sequence[OutSet]) -> list[str]:
+    """Additional sets have a plus."""
+    return [s.name if s.named else f"{s.name} +" for s in sets]
+
+
+def overview_table(rows: Sequence[Row], sets: Sequence[OutSet]) -> str:
+    """AUROC of every detector on every set."""
+    body = []
+    for row in rows:
+        cells = [f"{each[0].value:.3f}" for each in row.figures]
+        means = [f"{row.mean(sets, additional).value:.3f}" for additional in (False, True)]
+        body.append([row.detector.name, *cells, *means])
+    return table(["AUROC", *set_names(sets), "mean", "mean with +"], body)
+
+
+def summary_table(rows: Sequence[Row], sets: Sequence[OutSet], default: Row) -> str:
+    """Means with intervals, the worst set, and the default score's lead."""
+    body = []
+    for row in rows:
+        worst = row.worst()
+        lead = "" if row is default else default.less(row, sets)
+        body.append(
+            [
+                row.detector.name,
+                SEES[row.detector.kind],
+                row.mean(sets),
+                row.mean(sets, additional=True),
+                f"{row.figures[worst][0].value:.3f} ({sets[worst].name})",
+                lead,
+            ]
+        )
+    means = ["mean AUROC", "mean with +", "worst set"]
+    return table(["detector", "has seen", *means, f"{default.detector.name} less it"], body)
+
+
+def details_table(row: Row, best: Row, sets: Sequence[OutSet], count: int) -> str:
+    """All metrics of one detector, and the AUROC of another beside it."""
+    body = [
+        [name, len(s.images), *ours, f"{len(s.images) / (len(s.images) + count):.3f}", theirs[0]]
+        for name, s, ours, theirs in zip(
+            set_names(sets), sets, row.figures, best.figures, strict=True
+        )
+    ]
+    chance = "chance of AUPR"
+    return table([row.detector.name, "n", *METRICS, chance, f"AUROC, {best.detector.name}"], body)
+
+
+def metric_table(metric: int, rows: Sequence[Row], sets: Sequence[OutSet]) -> str:
+    """One metric of every detector on every set, with intervals; a line per set."""
+    body = [
+        [name, *(row.figures[k][metric] for row in rows)] for k, name in enumerate(set_names(sets))
+    ]
+    return table([METRICS[metric], *(row.detector.name for row in rows)], body)
+
+
+def aims(default: Row, best: Row, sets: Sequence[OutSet]) -> list[tuple[str, bool]]:
+    """What the default score is meant to reach, and whether it does."""
+    found = []
+    for k, other in enumerate(sets):
+        if other.name in WANTED_ON:
+            value = default.figures[k][0].value
+            found.append(
+                (f"AUROC at least {WANTED} on {other.name}: {value:.3f}", bool(value >= WANTED))
+            )
+    worst = default.worst()
+    least = default.figures[worst][0].value
+    found.append(
+        (f"never below 0.5: at worst {least:.3f} ({sets[worst].name})", bool(least >= 0.5))
+    )
+    lead = default.less(best, sets)
+    text = f"mean not below that of {best.detector.name}, the best unsupervised baseline: {lead}"
+    return [*found, (text, bool(lead.value >= 0))]
+
+
+def row_as_json(row: Row, sets: Sequence[OutSet]) -> dict[str, Any]:
+    """Every figure with its interval."""
+    return {
+        "name": row.detector.name,
+        "kind": row.detector.kind,
+        "mean_auroc": row.mean(sets)._asdict(),
+        "mean_auroc_with_additional": row.mean(sets, additional=True)._asdict(),
+        "sets": {
+            s.name: {
+                metric: found._asdict() for metric, found in zip(METRICS, figures, strict=True)
+            }
+            for s, figures in zip(sets, row.figures, strict=True)
+        },
+    }

@@ -1,0 +1,175 @@
+"""Images that are not of the data: other sets, noise, and test images that something was done to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cdrl_infer.errors import InputError
+from cdrl_train.data import load_images
+
+Bytes = NDArray[np.uint8]  # (N, C, H, W)
+
+BLUR = 5  # pixels
+NOISE = 20  # grey levels, standard deviation
+PATCH = 8  # pixels each way, at most half of the image's
+VISIBLE = 32  # grey levels, mean absolute difference of a patch to what it hides
+TRIES = 20  # places drawn for a patch until one shows it
+
+
+class OutSet(NamedTuple):
+    """Images that a score should call anomalous."""
+
+    name: str
+    images: Bytes
+    named: bool  # is it one of those that were named beforehand, or an additional one?
+
+
+def uniform_noise(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Each pixel of any of the 256 values."""
+    return rng.integers(0, 256, base.shape, dtype=np.uint8)
+
+
+def constant(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """All pixels alike: at most 256 images, no grey level (of a channel) twice."""
+    count, channels = min(len(base), 256), base.shape[1]
+    levels = [rng.permutation(256)[:count] for _ in range(channels)]
+    colours = np.stack(levels, axis=1).astype(np.uint8)
+    return np.broadcast_to(colours[..., None, None], (count, *base.shape[1:])).copy()
+
+
+def blurred(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Each pixel the mean of `BLUR` side by side; the edge's pixels go on outside."""
+    half = BLUR // 2
+    wide = np.pad(base.astype(float), ((0, 0), (0, 0), (0, 0), (half, half)), mode="edge")
+    return _bytes(np.lib.stride_tricks.sliding_window_view(wide, BLUR, axis=3).mean(-1))
+
+
+def shuffled(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """The pixels of all images in one and the same random order."""
+    order = rng.permutation(base.shape[2] * base.shape[3])
+    return base.reshape(*base.shape[:2], -1)[..., order].reshape(base.shape)
+
+
+def blended(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """The mean of two images, the paper's interpolation; each image occurs twice."""
+    return _bytes((base.astype(float) + np.roll(base, 1, axis=0)) / 2)
+
+
+def inverted(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Black becomes white."""
+    return 255 - base
+
+
+def flipped(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """The first row comes last."""
+    return base[:, :, ::-1].copy()
+
+
+def faded(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Values halved."""
+    return _bytes(base / 2)
+
+
+def noisy(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Gaussian noise added, cut at black and white."""
+    return _bytes(base + rng.normal(0, NOISE, base.shape))
+
+
+def striped(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """Upright sine waves of a period between 3 and 30 pixels, from black to white."""
+    period, phase = rng.uniform(3, 30, (len(base), 1)), rng.uniform(0, 1, (len(base), 1))
+    waves = np.sin(2 * np.pi * (np.arange(base.shape[3]) / period + phase))
+    return np.broadcast_to(_bytes(127.5 + 127.5 * waves)[:, None, None], base.shape).copy()
+
+
+def pasted(base: Bytes, rng: np.random.Generator) -> tuple[Bytes, NDArray[np.bool_]]:
+    """A piece of the middle of the next image, at a random place where it shows, `VISIBLE`.
+
+    Returns:
+        The images, and (N, H, W), True where the piece lies.
+    """
+    height, width = base.shape[2:]
+    side = min(PATCH, height // 2, width // 2)
+    top, left = (height - side) // 2, (width - side) // 2
+    pieces = np.roll(base, -1, axis=0)[:, :, top : top + side, left : left + side]
+    images, masks = base.copy(), np.zeros((len(base), height, width), bool)
+    for image, mask, piece in zip(images, masks, pieces, strict=True):
+        corners = rng.integers((0, 0), (height - side + 1, width - side + 1), (TRIES, 2))
+        places = [np.s_[:, row : row + side, column : column + side] for row, column in corners]
+        shows = [np.abs(image[place].astype(float) - piece).mean() for place in places]
+        enough = [k for k, difference in enumerate(shows) if difference >= VISIBLE]
+        place = places[enough[0] if enough else int(np.argmax(shows))]
+        image[place] = piece
+        mask[place[1:]] = True
+    return images, masks
+
+
+def patched(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """`pasted` without the places."""
+    return pasted(base, rng)[0]
+
+
+# Name -> (what makes it, was it named beforehand?)
+MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
+    "uniform": (uniform_noise, True),
+    "constant": (constant, True),
+    "blurred": (blurred, True),
+    "shuffled": (shuffled, True),
+    "blended": (blended, True),
+    "inverted": (inverted, False),
+    "flipped": (flipped, False),
+    "faded": (faded, False),
+    "noisy": (noisy, False),
+    "striped": (striped, False),
+    "patched": (patched, False),
+}
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Each set has its own, so that none depends on which others are made."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def make_sets(base: Bytes, seed: int) -> list[OutSet]:
+    """Every set of `MADE`, from test images (N, C, H, W), at least two."""
+    return [
+        OutSet(name, make(base, generator(seed, name)), named)
+        for name, (make, named) in MADE.items()
+    ]
+
+
+def read_sets(
+    sources: Sequence[str], shape: tuple[int, int, int], count: int, seed: int
+) -> list[OutSet]:
+    """Sets of others: ``NAME=SOURCE`` each, ``count`` images of the test split drawn at random.
+
+    Raises:
+        InputError: no such pair, no such data, images of another shape, or a name that is taken.
+    """
+    found: list[OutSet] = []
+    for text in sources:
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise InputError(f"--outside must be NAME=DATA, as mnist=mnist.npz, got {text!r}")
+        if name in MADE or name in (other.name for other in found):
+            raise InputError(f"--outside: there are two sets of the name {name!r}; choose another")
+        images = load_images(source, "test").images
+        if tuple(images.shape[1:]) != shape:
+            raise InputError(
+                f"--outside {text}: expected images {shape} (C, H, W) as the model has, "
+                f"got {tuple(images.shape[1:])}"
+            )
+        some = generator(seed, name).permutation(len(images))[:count]
+        found.append(OutSet(name, images[torch.from_numpy(np.sort(some))].numpy(), True))
+    return found
+
+
+def _bytes(values: NDArray[Any]) -> Bytes:
+    """Rounded to the nearest, cut at 0 and 255."""
+    result: Bytes = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return result
