@@ -206,7 +206,7 @@ def per_cent(share: float, n: int) -> str:
 @click.option("--data", required=True, help="coloured: and Fashion-MNIST (.npz or torchvision:…).")
 @click.option("--samples", type=click.IntRange(1), default=300, help="Of each kind of expression.")
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
-@click.option("--restarts", type=click.IntRange(0), default=0, help="Of each level.")
+@click.option("--restarts", type=click.IntRange(0), default=1, help="Of each level.")
 @click.option("--guidance-scale", type=click.FloatRange(0, min_open=True), default=1.0)
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--device", default="cpu")

@@ -63,6 +63,7 @@ Sampler = Literal["langevin", "mala", "hmc"]
 ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Any]
 
 LEAPFROG_STEPS = 5
+COMPOSED_RESTARTS = 1
 CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
 
 
@@ -393,7 +394,8 @@ class CDRLPipeline:
                 `concept` joined by the same operators (``**`` and a weight).
             guidance_scale: a weight of the whole, as ``(expression)^g``: more is nearer to what is said
                 and less diverse.
-            options: as for a call of the pipeline.
+            options: as for a call of the pipeline; but restarts is 1 by default, for the composed energy
+                is none that the way down was made for (docs/control.md has it measured).
 
         Raises:
             InputError: also where the expression cannot be read, names an unknown concept, or
@@ -401,7 +403,8 @@ class CDRLPipeline:
             NumericalError: sampling left the finite numbers.
         """
         asked = self._composed(expression, guidance_scale)
-        return self._draw(lambda count: asked, {}, None, **options)
+        chosen: SamplingOptions = {"restarts": COMPOSED_RESTARTS, **options}
+        return self._draw(lambda count: asked, {}, None, **chosen)
 
     def inpaint(
         self,

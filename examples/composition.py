@@ -24,7 +24,7 @@ EXPRESSIONS = (
 @click.command()
 @click.option("--model", default="coloured-fashion-mnist", help="Bundled model or folder.")
 @click.option("--expression", "expressions", multiple=True, default=EXPRESSIONS, help="Repeatable.")
-@click.option("--guidance-scale", default=3.0, show_default=True, help="Of each expression.")
+@click.option("--guidance-scale", default=2.0, show_default=True, help="Of each expression.")
 @click.option("--columns", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(

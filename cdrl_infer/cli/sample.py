@@ -91,9 +91,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.option(
     "--restarts",
     type=int,
-    default=0,
-    show_default=True,
-    help="Times each level is noised again and redone; helps --compose and --inpaint.",
+    help="Times each level is noised again and redone. [1 with --compose alone, else 0]",
 )
 @click.option(
     "--out",
@@ -121,7 +119,7 @@ def main(
     langevin_steps: str | None,
     sampler: Sampler,
     step_scale: str | None,
-    restarts: int,
+    restarts: int | None,
     batch_size: int,
     device: str | None,
     out: str | None,
@@ -153,10 +151,11 @@ def main(
             "langevin_steps": steps,
             "sampler": sampler,
             "step_scale": _step_scale(step_scale, pipe, sampler, steps, cycle, guidance_scale),
-            "restarts": restarts,
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
         }
+        if restarts is not None:
+            options["restarts"] = restarts
         if known is not None:
             output = pipe.inpaint(
                 *known,
