@@ -75,13 +75,14 @@ def main(
     folder = Path(model)
     pipe = CDRLPipeline(load_model(folder, variant=variant), name=folder.resolve().name).to(device)
     images = choose(load_images(source, split).images, wanted, seed)
+    named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
     target = folder / STATISTICS
     try:
         with replaced_file(target) as new:
             statistics = calibrate(
                 pipe,
                 images,
-                data=data_name(source),
+                data=named,
                 seed=seed,
                 batch_size=batch_size,
             )

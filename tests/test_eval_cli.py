@@ -44,14 +44,14 @@ def test_calibrate(model: Path, data: Path) -> None:
     before = names(model)
     result = run("--model", model, "--data", data, "--calibrate", "-n", 50, "--seed", 5)
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{model / STATISTICS}: 50 images of clothes.npz, seed 5\n"
+    assert result.stdout == f"{model / STATISTICS}: 50 images of clothes.npz, train, seed 5\n"
     assert names(model) == before | {STATISTICS}
     pipe = CDRLPipeline.from_pretrained(model)
     found = pipe.model.statistics
     images = torch.from_numpy(np.load(data)["train_images"])[:, None]
-    expected = calibrate(pipe, choose(images, 50, 5), data="clothes.npz", seed=5)
+    expected = calibrate(pipe, choose(images, 50, 5), data="clothes.npz, train", seed=5)
     assert found is not None
-    assert (found.data, found.count, found.seed) == ("clothes.npz", 50, 5)
+    assert (found.data, found.count, found.seed) == ("clothes.npz, train", 50, 5)
     for name, tensor in expected.tensors().items():
         torch.testing.assert_close(found.tensors()[name], tensor, rtol=1e-4, atol=1e-4)
     out = pipe.score(images, threshold_fpr=0.2)
@@ -59,7 +59,7 @@ def test_calibrate(model: Path, data: Path) -> None:
 
     result = run("--model", model, "--data", data, "--calibrate", "--split", "test")
     assert result.exit_code == 0, result.output
-    assert f"{STATISTICS}: 40 images of clothes.npz, seed 0" in result.stdout.replace("\n", "")
+    assert f"{STATISTICS}: 40 images of clothes.npz, test, seed 0" in result.stdout.replace("\n", "")
     again = load_model(model).statistics
     assert again is not None and again.count == 40
 
