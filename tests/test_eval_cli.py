@@ -59,7 +59,9 @@ def test_calibrate(model: Path, data: Path) -> None:
 
     result = run("--model", model, "--data", data, "--calibrate", "--split", "test")
     assert result.exit_code == 0, result.output
-    assert f"{STATISTICS}: 40 images of clothes.npz, test, seed 0" in result.stdout.replace("\n", "")
+    assert f"{STATISTICS}: 40 images of clothes.npz, test, seed 0" in result.stdout.replace(
+        "\n", ""
+    )
     again = load_model(model).statistics
     assert again is not None and again.count == 40
 
