@@ -16,6 +16,7 @@ import click
 import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
 from kept import pixels
+from options import draws, writes
 from quality import Steps, check_same_kind, model_digest, parse_steps, steps_name
 from report import check_target, table, write_json
 from torch import Tensor
@@ -208,17 +209,8 @@ def per_cent(share: float, n: int) -> str:
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
 @click.option("--restarts", type=click.IntRange(0), default=1, help="Of each level.")
 @click.option("--guidance-scale", type=click.FloatRange(0, min_open=True), default=1.0)
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Of the judge.",
-)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("composition.json")
-)
+@draws("Of the judge.")
+@writes("composition.json")
 def main(out: Path, **options: Any) -> None:
     """Share of samples of which an expression of concepts is true."""
     check_target("--out", out)

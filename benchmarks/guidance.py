@@ -19,6 +19,7 @@ from frechet import CONVENTION, load_extractor
 from kept import kept, pixels
 from neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from numpy.typing import NDArray
+from options import draws, writes
 from quality import (
     SEED_STRIDE,
     TRAINING,
@@ -178,13 +179,9 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
 )
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
 @click.option("--seeds", type=click.IntRange(1), default=3, help="Repeats.")
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu", help="Of sampling and features.")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Samples, features and the classifier; an interrupted run goes on from there.",
+@draws(
+    "Samples, features and the classifier; an interrupted run goes on from there.",
+    "Of sampling and features.",
 )
 @click.option(
     "--picture",
@@ -194,9 +191,7 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
 @click.option(
     "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the curves, PNG."
 )
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("guidance.json")
-)
+@writes("guidance.json")
 def main(out: Path, picture: Path | None, figure: Path | None, **options: Any) -> None:
     """Accuracy, Fréchet distance, precision and recall, for several guidance scales."""
     for option, file in (("--out", out), ("--picture", picture), ("--figure", figure)):

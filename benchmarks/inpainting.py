@@ -16,6 +16,7 @@ import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
 from kept import kept, pixels
 from numpy.typing import NDArray
+from options import draws, writes
 from quality import Steps, check_same_kind, judge_warning, model_digest, parse_steps, steps_name
 from report import check_target, mean_error, table, with_error, write_json
 
@@ -249,22 +250,13 @@ def save_picture(target: Path, rows: Sequence[Sequence[Bytes]]) -> None:
     default="none",
     help="Whether the model is told the true labels, or nothing but the pixels.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu", help="Of sampling.")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Samples and the classifier; an interrupted run goes on from there.",
-)
+@draws("Samples and the classifier; an interrupted run goes on from there.", "Of sampling.")
 @click.option(
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also draw some images with the samples of the last K, PNG.",
 )
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("inpainting.json")
-)
+@writes("inpainting.json")
 def main(out: Path, picture: Path | None, **options: Any) -> None:
     """Error in the hole and agreement of a classifier with the true label, for two kinds of hole."""
     check_target("--out", out)

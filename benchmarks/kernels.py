@@ -22,6 +22,7 @@ from composition import per_cent
 from frechet import CONVENTION, load_extractor
 from kept import kept, pixels
 from numpy.typing import NDArray
+from options import draws, writes
 from quality import (
     TRAINING,
     Comparison,
@@ -286,17 +287,11 @@ def parse_budgets(text: str) -> list[int]:
     help="Of each step of HMC; 2 makes use of every odd number of gradients to the last.",
 )
 @click.option("--n", type=click.IntRange(2), default=500, help="Samples and test images.")
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu", help="Of sampling and features.")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Samples, step scales, features and the classifier; an interrupted run goes on from there.",
+@draws(
+    "Samples, step scales, features and the classifier; an interrupted run goes on from there.",
+    "Of sampling and features.",
 )
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("kernels.json")
-)
+@writes("kernels.json")
 def main(out: Path, **options: Any) -> None:
     """Quality, energy and time of three kernels at equal numbers of gradients."""
     check_target("--out", out)

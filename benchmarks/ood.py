@@ -54,6 +54,7 @@ from ood_report import (
     summary_table,
 )
 from ood_sets import Bytes, generator, make_sets, pasted, read_sets
+from options import draws, writes
 from quality import Extracts, Features, check_same_shape, model_digest
 from report import check_target, table, write_json
 from torch import Tensor
@@ -187,15 +188,8 @@ def autoencoder_label(trained: Trained, values: int, model: float | None) -> str
     help="How long to train it. [as long as the model, by its config]",
 )
 @click.option("--map-images", type=click.IntRange(2), default=500, help="Of the patched ones.")
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu", help="Of the model.")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Scores, autoencoder, classifier; an interrupted run goes on from there.",
-)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("ood.json"))
+@draws("Scores, autoencoder, classifier; an interrupted run goes on from there.")
+@writes("ood.json")
 @click.option(
     "--markdown",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -19,6 +19,7 @@ from classifier import Recipe, load_or_train, share_recognised
 from frechet import CONVENTION, frechet_distance, load_extractor
 from kept import pixels
 from numpy.typing import NDArray
+from options import draws, writes
 from report import check_target, grown, plus_minus, save_array, spread, table, write_json
 from torch import Tensor
 from tqdm import tqdm
@@ -278,17 +279,11 @@ def check_same_shape(pipe: CDRLPipeline, data: ImageSet) -> None:
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, help="Repeats.")
 @click.option("--accuracy-samples", type=click.IntRange(1), default=2000)
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--device", default="cpu", help="Of sampling and features.")
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Samples, features and the classifier; an interrupted run goes on from there.",
+@draws(
+    "Samples, features and the classifier; an interrupted run goes on from there.",
+    "Of sampling and features.",
 )
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("quality.json")
-)
+@writes("quality.json")
 def main(out: Path, **options: Any) -> None:
     """Accuracy of the asked class and Fréchet distance, for several numbers of Langevin steps."""
     check_target("--out", out)

@@ -1,0 +1,43 @@
+"""Options of the command line that the benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def draws(kept: str, on: str = "Of the model.") -> Decorator:
+    """``--batch-size``, ``--device`` and ``--cache``.
+
+    Args:
+        kept: what the cache holds.
+        on: what runs on the device.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--cache",
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path("runs/benchmarks"),
+                help=kept,
+            ),
+            click.option("--device", default="cpu", help=on),
+            click.option("--batch-size", type=click.IntRange(1), default=64),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def writes(default: str) -> Decorator:
+    """``--out``, the results as JSON."""
+    return click.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path(default)
+    )
