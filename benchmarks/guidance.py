@@ -19,7 +19,7 @@ from frechet import CONVENTION, load_extractor
 from kept import kept, pixels
 from neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from numpy.typing import NDArray
-from options import draws, writes
+from options import DATA, EXTRACTOR, MODEL, draws, writes
 from quality import (
     SEED_STRIDE,
     TRAINING,
@@ -160,13 +160,9 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
 
 
 @click.command("guidance.py", cls=command.OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
-@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
-@click.option(
-    "--extractor-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
-)
+@MODEL
+@DATA
+@EXTRACTOR
 @click.option(
     "--guidance-scale",
     "scales",

@@ -16,7 +16,7 @@ import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
 from kept import kept, pixels
 from numpy.typing import NDArray
-from options import draws, writes
+from options import DATA, MODEL, draws, writes
 from quality import Steps, check_same_kind, judge_warning, model_digest, parse_steps, steps_name
 from report import check_target, mean_error, table, with_error, write_json
 
@@ -229,8 +229,8 @@ def save_picture(target: Path, rows: Sequence[Sequence[Bytes]]) -> None:
 
 
 @click.command("inpainting.py", cls=command.OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
-@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
+@MODEL
+@DATA
 @click.option(
     "--images", type=click.IntRange(2), default=1000, help="The first of the test images."
 )

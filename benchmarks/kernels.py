@@ -22,7 +22,7 @@ from composition import per_cent
 from frechet import CONVENTION, load_extractor
 from kept import kept, pixels
 from numpy.typing import NDArray
-from options import draws, writes
+from options import DATA, EXTRACTOR, MODEL, draws, writes
 from quality import (
     TRAINING,
     Comparison,
@@ -272,13 +272,9 @@ def parse_budgets(text: str) -> list[int]:
 
 
 @click.command("kernels.py", cls=command.OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
-@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
-@click.option(
-    "--extractor-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
-)
+@MODEL
+@DATA
+@EXTRACTOR
 @click.option("--gradients", default="5,15,45", metavar="N,…", help="Allowed at each level.")
 @click.option(
     "--leapfrog-steps",

@@ -54,7 +54,7 @@ from ood_report import (
     summary_table,
 )
 from ood_sets import Bytes, generator, make_sets, pasted, read_sets
-from options import draws, writes
+from options import DATA, MODEL, draws, writes
 from quality import Extracts, Features, check_same_shape, model_digest
 from report import check_target, table, write_json
 from torch import Tensor
@@ -160,8 +160,8 @@ def autoencoder_label(trained: Trained, values: int, model: float | None) -> str
 
 
 @click.command("ood.py", cls=command.OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
-@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
+@MODEL
+@DATA
 @click.option(
     "--outside",
     "sources",

@@ -10,6 +10,18 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+MODEL = click.option(
+    "--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]"
+)
+DATA = click.option(
+    "--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST."
+)
+EXTRACTOR = click.option(
+    "--extractor-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
+)
+
 
 def draws(kept: str, on: str = "Of the model.") -> Decorator:
     """``--batch-size``, ``--device`` and ``--cache``.

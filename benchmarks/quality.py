@@ -19,7 +19,7 @@ from classifier import Recipe, load_or_train, share_recognised
 from frechet import CONVENTION, frechet_distance, load_extractor
 from kept import pixels
 from numpy.typing import NDArray
-from options import draws, writes
+from options import DATA, EXTRACTOR, MODEL, draws, writes
 from report import check_target, grown, plus_minus, save_array, spread, table, write_json
 from torch import Tensor
 from tqdm import tqdm
@@ -261,13 +261,9 @@ def check_same_shape(pipe: CDRLPipeline, data: ImageSet) -> None:
 
 
 @click.command("quality.py", cls=command.OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
-@click.option("--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST.")
-@click.option(
-    "--extractor-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
-)
+@MODEL
+@DATA
+@EXTRACTOR
 @click.option("--n", "sizes", type=click.IntRange(2), multiple=True, default=(500, 5000))
 @click.option(
     "--langevin-steps",

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import torch
+from options import MODEL
 from report import table, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,7 +105,7 @@ def summary(values: Sequence[float], digits: int = 2) -> list[str]:
 
 
 @click.command("sampling.py", cls=OneLineErrors, context_settings={"show_default": True})
-@click.option("--model", metavar="NAME|FOLDER", help="Bundled model or folder. [fashion-mnist]")
+@MODEL
 @click.option("--images", type=click.IntRange(1), default=64, help="Drawn at a time.")
 @click.option("--repeats", type=click.IntRange(1), default=5)
 @click.option(

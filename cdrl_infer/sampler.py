@@ -130,15 +130,17 @@ class CooperativeSampler:
         acceptance = []
         for t in range(self.schedule.num_levels, 0, -1):
             level = self.schedule.level(t, x.device)
-            turn = partial(self._descend, energy, proposal, random, level, pinned)
-            ends = [turn(x)]
-            for _ in range(self.restarts):
-                x = level.noised(ends[-1].refined, random.normal(shape))
-                ends.append(turn(x if pinned is None else pinned.hold(x, t)))
-            x = ends[-1].refined
-            acceptance.append(torch.stack([end.acceptance for end in ends]).mean(0))
+            turns = []
+            for turn in range(1 + self.restarts):
+                if turn > 0:
+                    x = level.noised(x, random.normal(shape))
+                    x = x if pinned is None else pinned.hold(x, t)
+                end = self._descend(energy, proposal, random, level, pinned, x)
+                x = end.refined
+                turns.append(end.acceptance)
+            acceptance.append(torch.stack(turns).mean(0))
             if on_level_end is not None:
-                on_level_end(ends[-1]._replace(acceptance=acceptance[-1]))
+                on_level_end(end._replace(acceptance=acceptance[-1]))
         return SamplerOutput(*self.denoise(energy, x, level), torch.stack(acceptance, 1))
 
     def _descend(

@@ -39,6 +39,14 @@ class Level:
     step_variance: Tensor  # s_t², the variance of the noise in one Langevin step
     proposal_variance: Tensor  # τ_t² = β̃_t m_t²
 
+    def diffused(self, x: Tensor, noise: Tensor) -> Tensor:
+        """From clean images: ``x_{t-1} = α_{t-1} x + σ̄_{t-1} ε``, (B, ...) each."""
+        return self.expand(self.alpha, x) * x + self.expand(self.sigma_bar, x) * noise
+
+    def diffused_in(self, x: Tensor, noise: Tensor) -> Tensor:
+        """From clean images: ``x_t = α_t x + σ̄_t ε``, (B, ...) each."""
+        return self.expand(self.alpha_in, x) * x + self.expand(self.sigma_bar_in, x) * noise
+
     def noised(self, x: Tensor, noise: Tensor) -> Tensor:
         """The forward transition: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``, (B, ...) each."""
         kept = self.expand((1 - self.noise_variance).sqrt(), x)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.cli.command import BATCH_SIZE, VARIANT, OneLineErrors
 from cdrl_infer.errors import CheckpointError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
@@ -38,8 +38,8 @@ from cdrl_infer.version import __version__
 )
 @click.option("-n", "--n", "count", type=int, metavar="N", help="Images. [5000, or all if fewer]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of images and noise.")
-@click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits.")
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time.")
+@VARIANT
+@BATCH_SIZE
 @click.option("--device", default="cpu", show_default=True, metavar="NAME")
 @click.version_option(__version__, prog_name="cdrl-eval")
 def main(

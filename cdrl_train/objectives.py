@@ -38,13 +38,11 @@ def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSourc
     ``"markov"``: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε'``, the forward process itself.
     """
     noise = random.normal(x.shape[1:])
-    previous = level.expand(level.alpha, x) * x + level.expand(level.sigma_bar, x) * noise
+    previous = level.diffused(x, noise)
     if coupling == "shared":
-        x_t = level.expand(level.alpha_in, x) * x + level.expand(level.sigma_bar_in, x) * noise
+        x_t = level.diffused_in(x, noise)
     else:
-        keep, add = (1 - level.noise_variance).sqrt(), level.noise_variance.sqrt()
-        x_t = level.expand(keep, x) * previous
-        x_t = x_t + level.expand(add, x) * random.normal(x.shape[1:])
+        x_t = level.noised(previous, random.normal(x.shape[1:]))
     return NoisedPair(x, x_t, level.expand(level.scale, x) * previous, noise)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
+VARIANT = click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits.")
+BATCH_SIZE = click.option(
+    "--batch-size", type=int, default=64, show_default=True, help="Images at a time."
+)
 MODEL_OPTIONS = (
     click.option(
         "--model",
@@ -27,9 +31,9 @@ MODEL_OPTIONS = (
     click.option(
         "--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]"
     ),
-    click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits."),
+    VARIANT,
     click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"),
-    click.option("--batch-size", type=int, default=64, show_default=True, help="Images at a time."),
+    BATCH_SIZE,
 )
 
 

@@ -29,8 +29,7 @@ class PinnedPixels:
         cls, image: Tensor, hole: Tensor, schedule: NoiseSchedule, random: RandomSource
     ) -> PinnedPixels:
         """Noise ``image`` (B, C, H, W) level by level: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``."""
-        first = schedule.level(1, image.device)
-        x = first.alpha * image + first.sigma_bar * random.normal(image.shape[1:])
+        x = schedule.level(1, image.device).diffused(image, random.normal(image.shape[1:]))
         path = [x]
         for t in range(1, schedule.num_levels + 1):
             x = schedule.level(t, image.device).noised(x, random.normal(image.shape[1:]))

@@ -142,7 +142,7 @@ class NoisedImages:
     def initializer_error(self, t: int) -> Tensor:
         """``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²`` with ``x_t = α_t u + σ̄_t ε_t``, (B,)."""
         level = self.schedule.level(t, self.u.device)
-        x_t = level.alpha_in * self.u + level.sigma_bar_in * self.noise[t - 1]
+        x_t = level.diffused_in(self.u, self.noise[t - 1])
         error = self.proposal.mean(x_t, level) - posterior_mean(self.u, x_t, level)
         return _squares(_exact(error)) / float(level.noise_variance)
 
@@ -177,7 +177,7 @@ class NoisedImages:
 
     def _point(self, t: int) -> Tensor:
         level = self.schedule.level(t, self.u.device)
-        return level.scale * (level.alpha * self.u + level.sigma_bar * self.noise[t - 1])
+        return level.scale * level.diffused(self.u, self.noise[t - 1])
 
     def _measured(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
         if t not in self._errors:
