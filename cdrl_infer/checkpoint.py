@@ -60,9 +60,12 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 NETWORKS: dict[str, dict[str, str]] = {
     "ebm": {
         "EnergyUNet": "cdrl_infer.networks.energy_unet:EnergyUNet",
+        "MLPEnergy": "cdrl_infer.networks.mlp:MLPEnergy",
         "ResidualEBM": "cdrl_infer.networks.residual_ebm:ResidualEBM",
     },
     "initializer": {
+        "IdentityInitializer": "cdrl_infer.networks.identity:IdentityInitializer",
+        "MLPInitializer": "cdrl_infer.networks.mlp:MLPInitializer",
         "PatchInitializer": "cdrl_infer.networks.initializer:PatchInitializer",
         "UNetInitializer": "cdrl_infer.networks.unet:UNetInitializer",
     },
@@ -408,6 +411,10 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
             f"{role}: image height and width must be multiples of {multiple}, "
             f"got {image.height} and {image.width}"
         )
+    found = image.height * image.width
+    expected = network.config.get("num_pixels", found)
+    if expected != found:
+        raise ConfigError(f"{role}: num_pixels is {expected}, but images have {found} pixels")
     stored = list(network.config["num_classes"])
     named = [len(attribute.values) for attribute in labels]
     if stored != named:
@@ -525,12 +532,13 @@ def _other_variants(folder: Path, role: str, network: nn.Module, weights: str) -
         name = f"{role}/{path.name}"
         if path.name == weights:
             continue
+        tensors: dict[str, Tensor] | None = None
         try:
             with StoredTensors(folder, name, "the network's weights") as stored:
                 tensors = _read_weights(stored, network)
         except CheckpointError:
-            tensors = {}
-        if not tensors or any(
+            pass
+        if tensors is None or any(
             not torch.equal(tensor, state[key].detach().to("cpu", tensor.dtype))
             for key, tensor in tensors.items()
         ):

@@ -86,8 +86,14 @@ class ConvertedModel:
 
 def imagenet_classes() -> list[str]:
     """The 1,000 names, in the order of the authors' labels; where they are from is in the file."""
+    return list(imagenet_names().values())
+
+
+def imagenet_names() -> dict[str, str]:
+    """The same by WordNet id."""
     lines = IMAGENET.read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2] for line in lines if not line.startswith("#")]
+    split = [line.partition(" ") for line in lines if not line.startswith("#")]
+    return {wordnet: name for wordnet, _, name in split}
 
 
 def convert(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?")  # as `_sibling` names them
 
 
 @contextmanager
@@ -80,6 +83,16 @@ def added_files(folder: Path) -> Iterator[Path]:
         _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed was writing here; nobody may be writing at the moment."""
+    for path in folder.glob(".*.tmp*"):
+        if UNFINISHED.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _sibling(target: Path) -> Path:

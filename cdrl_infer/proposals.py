@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -32,7 +33,7 @@ class InitializerNetwork(Protocol):
 
 
 class InitializerProposal:
-    """``q(y | x_t) = N(g(x_t), τ_t² I)``, CDRL section 3.2.
+    """``q(y | x_t) = N(g(x_t), τ_t² I)``, CDRL section 3.2; x_t itself for an `IdentityInitializer`.
 
     Args:
         network: gives ``g``.
@@ -52,9 +53,10 @@ class InitializerProposal:
         with torch.no_grad():
             return self.around(self.mean(x_t, level), level, random)
 
-    @staticmethod
-    def around(mean: Tensor, level: Level, random: RandomSource) -> Tensor:
+    def around(self, mean: Tensor, level: Level, random: RandomSource) -> Tensor:
         """``mean + τ_t ε``: one draw per image given its mean, (B, ...)."""
+        if isinstance(self.network, IdentityInitializer):
+            return mean
         tau = level.expand(level.proposal_variance.sqrt(), mean)
         return mean + tau * random.normal(mean.shape[1:])
 

@@ -52,18 +52,30 @@ class PerImageRandom:
 
 
 class BatchRandom:
-    """One generator for a whole batch: what training uses."""
+    """One generator for a whole batch: what training uses.
 
-    def __init__(self, batch_size: int, generator: torch.Generator) -> None:
+    Args:
+        batch_size: of the whole batch.
+        generator: whose device the numbers are on.
+        rows: the part of the batch that is handed out. The numbers of all of it are drawn, so that an
+            image has the same noise however the batch is split over processes.
+    """
+
+    def __init__(
+        self, batch_size: int, generator: torch.Generator, rows: slice = slice(None)
+    ) -> None:
         self.batch_size = batch_size
         self.generator = generator
+        self.rows = rows
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """(B, *shape) standard normals on the generator's device."""
+        """(B, *shape) standard normals, B the number of rows handed out."""
         return torch.randn(
             self.batch_size, *shape, generator=self.generator, device=self.generator.device
-        )
+        )[self.rows]
 
     def uniform(self) -> Tensor:
-        """(B,) numbers in [0, 1) on the generator's device."""
-        return torch.rand(self.batch_size, generator=self.generator, device=self.generator.device)
+        """(B,) numbers in [0, 1), likewise."""
+        return torch.rand(self.batch_size, generator=self.generator, device=self.generator.device)[
+            self.rows
+        ]

@@ -135,7 +135,7 @@ class CooperativeSampler:
                 if turn > 0:
                     x = level.noised(x, random.normal(shape))
                     x = x if pinned is None else pinned.hold(x, t)
-                end = self._descend(energy, proposal, random, level, pinned, x)
+                end = self._descend(energy, proposal, random, t, level, pinned, x)
                 x = end.refined
                 turns.append(end.acceptance)
             acceptance.append(torch.stack(turns).mean(0))
@@ -148,12 +148,12 @@ class CooperativeSampler:
         energy: Energy,
         proposal: Proposal,
         random: RandomSource,
+        t: int,
         level: Level,
         pinned: PinnedPixels | None,
         x: Tensor,
     ) -> LevelEnd:
         """From x_t to x_{t-1}, once: propose and refine."""
-        t = int(level.t)
         start = proposal.sample(x, level, random)
         conditional: Energy = RecoveryEnergy(energy, x)
         if pinned is not None:

@@ -40,6 +40,9 @@ from cdrl_infer.schedule import NoiseSchedule
 SMALL: dict[str, dict[str, Any]] = {
     "EnergyUNet": {"widths": (8, 12), "embedding_dim": 16, "num_classes": (3, 2)},
     "ResidualEBM": {"width": 8, "num_blocks": 1, "width_multipliers": (1, 2), "activation": "silu"},
+    "IdentityInitializer": {"in_channels": 3, "num_classes": (2,)},
+    "MLPEnergy": {"width": 8, "num_pixels": 3, "num_classes": (3, 2), "data_variance": 0.3},
+    "MLPInitializer": {"width": 8, "num_blocks": 1, "in_channels": 3},
     "PatchInitializer": {"widths": (8,), "embedding_dim": 16, "in_channels": 3},
     "UNetInitializer": {"widths": (8, 8), "num_blocks": 1, "groups": 4, "attention_levels": (1,)},
 }

@@ -265,7 +265,7 @@ def test_a_failed_write_keeps_the_old_picture(sample: Any, monkeypatch: pytest.M
     Path("a.png").write_text("old")
     monkeypatch.setattr(Image.Image, "save", full_disk)
     result = sample("--out", "a.png", "-n", "1")
-    assert result.exit_code == 2
+    assert result.exit_code == 5
     assert result.output.startswith("cdrl-sample: error: ")
     assert "No space left" in result.output
     assert os.listdir() == ["a.png"]

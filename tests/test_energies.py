@@ -23,6 +23,7 @@ from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
 from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import InputError
+from cdrl_infer.networks.mlp import MLPEnergy
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
 
@@ -66,6 +67,17 @@ COMPOSED = ComposedEnergy(
     labels=torch.tensor([[0] * 5, [1, 2, 3, 4, 0], [2, 2, 1, 0, 5]])[..., None],
     log_ratio=lambda r: torch.logsumexp(r, 0) - 0.3 * r[1],
 )
+
+
+def mlp() -> MLPEnergy:
+    """Random weights, also where the network starts at zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MLPEnergy(width=8, num_classes=(5,)).double()
+        torch.nn.init.normal_(network.mlp.head.weight)
+    return network
+
+
 PINNED = PinnedPixels(
     hole=torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]).bool(),
     path=torch.stack([points(seed=k) for k in range(7)]),
@@ -76,6 +88,7 @@ ENERGIES: dict[str, Energy] = {
     "skewed": SKEWED,
     "neural-nats": NeuralEnergy(StubEBM("nats")),
     "neural-step": NeuralEnergy(StubEBM("step"), labels=torch.arange(5)[:, None]),
+    "neural-mlp": NeuralEnergy(mlp(), labels=torch.arange(5)[:, None]),
     "recovery-mixture": RecoveryEnergy(FULL, points(seed=1)),
     "recovery-neural": RecoveryEnergy(NeuralEnergy(StubEBM("step")), points(seed=1)),
     "composed": COMPOSED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,14 +36,15 @@ MODEL_OPTIONS = (
     click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"),
     BATCH_SIZE,
 )
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class OneLineErrors(click.Command):
     """A command that tells every error in one line on stderr.
 
     It exits with 0 when done (or what the command returns), 2 on bad input, 3 where a computation
-    left the finite numbers, 4 where the Hub could not be reached or broke off, and 130 when
-    interrupted.
+    left the finite numbers, 4 where the Hub could not be reached or broke off, 5 where the disk is
+    full, and 130 when interrupted.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,12 +60,17 @@ class OneLineErrors(click.Command):
         except NetworkError as error:
             message, code = str(error), 4
         except (CDRLError, OSError) as error:
-            message = str(error)
+            message, code = str(error), 5 if _disk_is_full(error) else 2
         except (click.Abort, KeyboardInterrupt):
             click.echo(f"{self.name}: interrupted", err=True)
             sys.exit(130)
         click.echo(f"{self.name}: error: {' '.join(message.split())}", err=True)
         sys.exit(code)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    causes = (error, error.__cause__)
+    return any(isinstance(cause, OSError) and cause.errno in DISK_FULL for cause in causes)
 
 
 def uses_a_model(command: Command) -> Command:

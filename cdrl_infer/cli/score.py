@@ -103,8 +103,8 @@ def main(
     not at all.
 
     Exit codes: 0 done, 1 some files could not be read (they are named, the others' results are
-    written), 2 bad input, 3 scores that are not finite, 4 the Hub could not be reached, 130
-    interrupted.
+    written), 2 bad input, 3 scores that are not finite, 4 the Hub could not be reached, 5 the
+    disk is full, 130 interrupted.
     """
     if as_json and out is not None:
         raise InputError("--json is for stdout: with --out the suffix says it, .csv or .json")

@@ -62,5 +62,6 @@ def main() -> None:
     """Share models on the Hugging Face Hub, look at them, make them of checkpoints.
 
     Tokens are those of `hf auth login` or HF_TOKEN. Exit codes: 0 done, 2 bad input, 3 a computation
-    left the finite numbers, 4 the Hub could not be reached or broke off (try again), 130 interrupted.
+    left the finite numbers, 4 the Hub could not be reached or broke off (try again), 5 the disk is
+    full, 130 interrupted.
     """

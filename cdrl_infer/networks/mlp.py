@@ -1,0 +1,162 @@
+"""Networks for images of a few values, such as points of the plane: every value sees every other."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.config import Configurable
+from cdrl_infer.networks.layers import (
+    LabelEmbedding,
+    add_labels,
+    sinusoidal_embedding,
+    start_at_zero,
+)
+from cdrl_infer.schedule import Level
+
+FREQUENCIES = 16  # of the embedding of the noise level
+WAVES = 4  # sines (and as many cosines) of each value
+
+
+class MLP(nn.Module):
+    """Residual blocks ``h + B silu(A silu(h) + shift)`` between two linear layers, the last one zero.
+
+    Beside the values go in their ``sin(πkx)`` and ``cos(πkx)``, k = 1 … `WAVES`, without which edges are
+    learnt slowly (Tancik et al., NeurIPS 2020).
+
+    Args:
+        inputs: D, values that go in.
+        outputs: values that come out.
+        width: of h, and of the embedding of noise level and labels that gives the shifts.
+        num_blocks: at least 1.
+        num_classes: values of each attribute; () for an unconditional network.
+
+    Raises:
+        ConfigError: a size that is not positive.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, width: int, num_blocks: int, num_classes: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        if min(inputs, outputs, width, num_blocks, *num_classes) < 1:
+            raise ConfigError(
+                "MLP sizes must be positive, got "
+                f"inputs={inputs}, width={width}, num_blocks={num_blocks}, "
+                f"num_classes={tuple(num_classes)}"
+            )
+        self.embed_noise = nn.Linear(2 * FREQUENCIES, width)
+        self.embed_labels = LabelEmbedding(num_classes, width) if num_classes else None
+        self.shifts = nn.Linear(width, num_blocks * width)
+        self.stem = nn.Linear(inputs * (1 + 2 * WAVES), width)
+        self.enter = nn.ModuleList([nn.Linear(width, width) for _ in range(num_blocks)])
+        self.leave = nn.ModuleList([nn.Linear(width, width) for _ in range(num_blocks)])
+        self.head = nn.Linear(width, outputs)
+        start_at_zero(self.head)
+
+    def condition(self, logsnr: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """The shift of each block, (B or 1, width)."""
+        sines = sinusoidal_embedding(logsnr.reshape(-1), FREQUENCIES)
+        e = self.embed_noise(sines.to(self.embed_noise.weight.dtype))
+        e = F.silu(add_labels(e, self.embed_labels, labels))
+        return list(self.shifts(e).chunk(len(self.enter), dim=1))
+
+    def forward(self, x: Tensor, shifts: list[Tensor]) -> Tensor:
+        """(B, D) -> (B, outputs)."""
+        waves = [f(math.pi * k * x) for k in range(1, WAVES + 1) for f in (torch.sin, torch.cos)]
+        h = self.stem(torch.cat([x, *waves], dim=1))
+        for enter, leave, shift in zip(self.enter, self.leave, shifts, strict=True):
+            h = h + leave(F.silu(enter(F.silu(h)) + shift))
+        out: Tensor = self.head(F.silu(h))
+        return out
+
+
+class MLPEnergy(Configurable, nn.Module):
+    """``log p(y) = -½‖x‖²/(α²v + σ̄²) + c h(x)/σ̄`` in nats, ``x = y/m``, ``c = √(α²v/(α²v + σ̄²))``.
+
+    The first term is the density of noised Gaussian data of second moment ``v``; h is an `MLP` for what
+    the data have beyond it, scaled as in `EnergyUNet` so that its slope is of order one at every level.
+
+    Args:
+        in_channels: image channels.
+        num_pixels: height times width of an image.
+        width, num_blocks: see `MLP`.
+        num_classes: values of each attribute; () for an unconditional network.
+        data_variance: v, the mean square of the data's values (in [-1, 1]).
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    output_unit: Literal["nats"] = "nats"
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_pixels: int = 2,
+        width: int = 128,
+        num_blocks: int = 3,
+        num_classes: tuple[int, ...] = (),
+        data_variance: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not data_variance > 0:
+            raise ConfigError(f"data_variance must be positive, got {data_variance}")
+        self.mlp = MLP(in_channels * num_pixels, 1, width, num_blocks, num_classes)
+        self.data_variance = data_variance
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be divisible by this."""
+        return 1
+
+    def condition(
+        self, level: Level, labels: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """All that is constant in a level: the shifts of the blocks, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
+        signal = level.alpha**2 * self.data_variance
+        precision = 1 / (signal + level.sigma_bar**2)
+        weight = (signal * precision).sqrt() / level.sigma_bar
+        return self.mlp.condition(level.logsnr, labels), 1 / level.scale, precision, weight
+
+    def forward(self, y: Tensor, condition: tuple[list[Tensor], Tensor, Tensor, Tensor]) -> Tensor:
+        """(B, C, H, W) -> (B,) log-density in nats, up to a constant of the level and labels."""
+        shifts, inverse_scale, precision, weight = condition
+        x = y.flatten(1) * inverse_scale.reshape(-1, 1)
+        h: Tensor = self.mlp(x, shifts).to(x.dtype)[:, 0]
+        return weight * h - 0.5 * precision * torch.sum(x * x, dim=1)
+
+
+class MLPInitializer(Configurable, nn.Module):
+    """``g(x_t) = x_t + MLP(x_t, λ_t, labels)``; arguments are those of `MLPEnergy`."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_pixels: int = 2,
+        width: int = 64,
+        num_blocks: int = 2,
+        num_classes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        values = in_channels * num_pixels
+        self.mlp = MLP(values, values, width, num_blocks, num_classes)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be divisible by this."""
+        return 1
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> list[Tensor]:
+        """All that is constant in a level."""
+        return self.mlp.condition(level.logsnr_in, labels)
+
+    def forward(self, x: Tensor, condition: list[Tensor]) -> Tensor:
+        """x_t (B, C, H, W) -> the proposal's mean for y, the same shape."""
+        mean: Tensor = x + self.mlp(x.flatten(1), condition).to(x.dtype).reshape(x.shape)
+        return mean
