@@ -26,20 +26,30 @@ def _within(name: str, value: float, low: float, high: float = math.inf) -> None
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How images become network input in [-1, 1].
+    """The images, and how they become network input in [-1, 1].
 
     Args:
+        source: where they are, if the user does not say; see `cdrl_train.data.load_images`. "": has to
+            be said.
+        attributes: of the set's, those to condition on; null: all of them, []: none, an unconditional
+            model.
+        in_memory_mib: sets of up to this many MiB live as uint8 on the training device; larger ones
+            are mapped from a disk.
         dequantise: add uniform noise of one grey level before scaling.
         flip: mirror each image left-right with probability ½.
         label_dropout: probability that a label is hidden, each attribute for itself, so that the model
             is unconditional too, and knows each attribute without the others.
     """
 
+    source: str = ""
+    attributes: tuple[str, ...] | None = None
+    in_memory_mib: int = 2048
     dequantise: bool = True
     flip: bool = False
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        _within("in_memory_mib", self.in_memory_mib, 0)
         _within("label_dropout", self.label_dropout, 0, 1)
 
 
@@ -49,10 +59,11 @@ class PhaseConfig:
 
     Args:
         steps: optimiser steps; 0 skips the phase.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         coupling: how x_t and x_{t-1} share noise, see `cdrl_train.objectives.noised_pair`.
         ebm_rate, initializer_rate: peak learning rates.
         warm_up: steps over which the rates rise linearly.
+        initializer_start: the share of its peak at which the initializer's rate begins to rise.
         final_rate: the rates fall along a cosine to this share of the peak; 1 = constant.
     """
 
@@ -62,13 +73,15 @@ class PhaseConfig:
     ebm_rate: float
     initializer_rate: float
     warm_up: int = 0
+    initializer_start: float = 0.0
     final_rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "warm_up", "ebm_rate", "initializer_rate"):
             _within(name, getattr(self, name), 0)
         _within("batch_size", self.batch_size, 1)
-        _within("final_rate", self.final_rate, 0, 1)
+        for name in ("initializer_start", "final_rate"):
+            _within(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class TrainConfig:
     """Everything that defines a run but its data and its folder.
 
     Args:
-        name: of the preset.
+        name: of the preset, with its variations.
         ebm, initializer: ``{"class": ..., **constructor arguments}``; ``in_channels`` and
             ``num_classes`` are filled in from the data.
         schedule: the noise levels.
@@ -111,9 +124,17 @@ class TrainConfig:
         ema_decay: of both networks' averages, which are what is exported.
         clip: largest gradient norm, each network for itself.
         precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
+        accumulate: each process works on its share of a batch in this many parts, to save memory.
+        compile: run Langevin and the initializer through ``torch.compile``. Score matching is not:
+            a compiled network cannot be differentiated twice.
         stored_as: type of the exported weights; float16 halves the file.
-        max_energy_gap: stop as diverged when |E(y⁺) - E(y⁻)|, the mean of a level's images in a batch,
-            exceeds it (nats per pixel).
+        max_energy_gap: a step counts as diverged when |E(y⁺) - E(y⁻)|, the mean of a level's images in
+            a batch, reaches it (nats per pixel).
+        max_displacement: the same for how far Langevin moves a level's images (root mean square over
+            pixels; data is in [-1, 1]).
+        max_grad_norm: the same for the norm of either network's gradient, before clipping.
+        retries: how often a run that diverges goes back to its last checkpoint and on at half the
+            rates, before it stops.
         log_every, sample_every, checkpoint_every: in steps; checkpoint_minutes: at least this often.
         keep_checkpoints: how many are kept.
         seed: of everything random.
@@ -131,8 +152,13 @@ class TrainConfig:
     ema_decay: float = 0.999
     clip: float = 1.0
     precision: Precision = "float32"
+    accumulate: int = 1
+    compile: bool = False
     stored_as: Storage = "float32"
     max_energy_gap: float = 1e4
+    max_displacement: float = 10.0
+    max_grad_norm: float = 1e6
+    retries: int = 3
     log_every: int = 100
     sample_every: int = 2000
     checkpoint_every: int = 1000
@@ -143,9 +169,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
             _within(name, getattr(self, name), 1)
+        _within("accumulate", self.accumulate, 1)
         for name in ("clip", "checkpoint_minutes"):
             _within(name, getattr(self, name), 1e-6)
-        _within("max_energy_gap", self.max_energy_gap, 0)
+        for name in ("max_energy_gap", "max_displacement", "max_grad_norm", "retries"):
+            _within(name, getattr(self, name), 0)
         _within("ema_decay", self.ema_decay, 0, 1 - 1e-9)
         _within("seed", self.seed, 0, 2**32 - 1)
         self.sampler.check_levels(self.schedule.num_levels)

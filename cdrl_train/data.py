@@ -1,68 +1,78 @@
-"""Data sets: everything becomes uint8 images in memory, and batches of them."""
+"""Data sets: everything becomes uint8 images, and batches of them."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_infer.checkpoint import Attribute
+from cdrl_infer.checkpoint import Attribute, ImageShape
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import MODES, SUFFIXES, image_files, open_image
-from cdrl_train.coloured import HELD_OUT, render
+from cdrl_train.coloured import ATTRIBUTES, HELD_OUT, render
 from cdrl_train.config import DataConfig
-from cdrl_train.image_set import ImageSet
+from cdrl_train.image_set import IN_MEMORY, ImageSet, held
+from cdrl_train.published import CIFAR10_CLASSES, FASHION_MNIST_CLASSES, IMAGENET32, published
 
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 COLOURED = "coloured:"
+CLASSES = {"fashion": FASHION_MNIST_CLASSES, "cifar10": CIFAR10_CLASSES}  # by a file's name
+PART = 1024  # images at a time, where they are copied
 
 
-def load_images(source: str, split: str = "train") -> ImageSet:
+def load_images(
+    source: str,
+    split: str = "train",
+    *,
+    attributes: Sequence[str] | None = None,
+    in_memory: int = IN_MEMORY,
+) -> ImageSet:
     """Read a data set.
 
     Args:
-        source: a ``.npz`` file with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and
-            the same for ``test``; ``torchvision:FashionMNIST[:ROOT]``, downloaded to ROOT (default
-            ``data``) if need be; a folder of images of 8 bits per channel, one sub-folder per
-            class or none at all; or ``coloured:`` and one of these with Fashion-MNIST in it, see
-            `cdrl_train.coloured` (its held-out pairs occur in the test split alone).
+        source: one of
+
+            - ``FILE.npz`` with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and the same
+              for ``test``;
+            - a folder of images of 8 bits per channel, one sub-folder per class or none at all;
+            - ``torchvision:FashionMNIST``, ``MNIST``, ``CIFAR10`` or ``CelebA``, and ``:ROOT`` for
+              another place than ``data``; downloaded if need be and torchvision is there;
+            - ``imagenet32:FOLDER``, the ``.npz`` batches of the downsampled ImageNet;
+            - ``checkerboard``, points of the plane as images of two pixels, see `cdrl_train.toy`;
+            - ``coloured:`` and one of these with Fashion-MNIST in it, see `cdrl_train.coloured` (its
+              held-out pairs occur in the test split alone).
         split: "train" or "test"; ignored for a folder.
+        attributes: of the set's, those to label the images with; None: all, (): none of them.
+        in_memory: the most bytes of pixels to hold in memory; more are mapped from a disk.
 
     Raises:
         InputError: nothing there, or not what is expected.
     """
     path = Path(source)
     if source.startswith(COLOURED):
-        clothes = load_images(source.removeprefix(COLOURED), split)
+        clothes = load_images(source.removeprefix(COLOURED), split, in_memory=in_memory)
         return (
             render(clothes, seed=0, held_out=HELD_OUT) if split == "train" else render(clothes, 1)
-        )
-    if source.startswith("torchvision:"):
-        data = _torchvision(source, split)
+        ).with_attributes(attributes)
+    named = published(source)
+    if named is not None:
+        known, root = named
+        data = known.read(root, split, in_memory)
     elif path.is_dir():
-        data = _folder(path)
+        data = _folder(path, in_memory)
     elif path.suffix == ".npz" and path.is_file():
-        data = _npz(path, split)
+        data = _npz(path, split, in_memory)
     else:
         raise InputError(
-            f"no data at {source!r}: expected a .npz file, a folder of images or "
-            "torchvision:FashionMNIST[:ROOT] (which downloads it), or coloured: and one of these"
+            f"no data at {source!r}: expected a .npz file, a folder of images, imagenet32:FOLDER, "
+            "torchvision:FashionMNIST[:ROOT] (MNIST, CIFAR10, CelebA; which downloads it), or "
+            "coloured: and one of these"
         )
     channels, height, width = data.images.shape[1:]
     if channels not in MODES or not height or not width:
@@ -70,7 +80,7 @@ def load_images(source: str, split: str = "train") -> ImageSet:
             f"{source}: expected images of {' or '.join(map(str, MODES))} channels and at least one "
             f"pixel, got {channels} channels of {height} x {width}"
         )
-    return data
+    return data.with_attributes(attributes)
 
 
 def data_name(source: str) -> str:
@@ -79,10 +89,37 @@ def data_name(source: str) -> str:
         return COLOURED + data_name(source.removeprefix(COLOURED))
     if source.startswith("torchvision:"):
         return ":".join(source.split(":")[:2])
+    if source.startswith(IMAGENET32):
+        return IMAGENET32 + Path(source.removeprefix(IMAGENET32)).name
     return Path(source).resolve().name
 
 
-def _npz(path: Path, split: str) -> ImageSet:
+def expected(source: str, config: DataConfig) -> tuple[ImageShape, tuple[int, ...]]:
+    """The shape of one image and how many values each attribute has.
+
+    Of a published set they are known without its files; others are read.
+
+    Raises:
+        InputError: see `load_images`.
+    """
+    known = None if source.startswith(COLOURED) else published(source)
+    if known is not None:
+        image, num_classes = known[0].image, known[0].num_classes
+        # The attributes of a published set all have equally many values.
+        chosen = len(num_classes) if config.attributes is None else len(config.attributes)
+        return image, num_classes[:chosen]
+    if source.startswith(COLOURED) and published(source.removeprefix(COLOURED)) is not None:
+        plain, _ = expected(source.removeprefix(COLOURED), config)
+        blank = torch.zeros(0, 3, plain.height, plain.width, dtype=torch.uint8)
+        data = ImageSet(blank, torch.zeros(0, len(ATTRIBUTES)).long(), ATTRIBUTES)
+        data = data.with_attributes(config.attributes)
+    else:
+        in_memory = config.in_memory_mib * 2**20
+        data = load_images(source, attributes=config.attributes, in_memory=in_memory)
+    return ImageShape(*data.images.shape[1:]), data.num_classes
+
+
+def _npz(path: Path, split: str, in_memory: int) -> ImageSet:
     wanted = (f"{split}_images", f"{split}_labels")
     try:
         with open(path, "rb") as file:
@@ -99,8 +136,9 @@ def _npz(path: Path, split: str) -> ImageSet:
             f"{path}: expected '{split}_images' (N, H, W[, C]) uint8, "
             f"got {images.shape} {images.dtype}"
         )
-    pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
-    pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    images = (images if images.ndim == 4 else images[..., None]).transpose(0, 3, 1, 2)
+    slices = (images[k : k + PART] for k in range(0, len(images), PART))
+    pixels = held(images.shape, slices, sources=[path], split=split, in_memory=in_memory)
     if labels is None:
         return ImageSet(pixels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -115,51 +153,44 @@ def _npz(path: Path, split: str) -> ImageSet:
         )
     targets = torch.from_numpy(labels.astype(np.int64))
     count = int(targets.max()) + 1
-    fashion = "fashion" in path.stem.lower() and count == len(FASHION_MNIST_CLASSES)
-    classes = FASHION_MNIST_CLASSES if fashion else tuple(str(k) for k in range(count))
+    stem = path.stem.lower().replace("-", "").replace("_", "")
+    named = [names for word, names in CLASSES.items() if word in stem and len(names) == count]
+    classes = named[0] if named else tuple(str(k) for k in range(count))
     return ImageSet(pixels, *_classes(targets, classes))
 
 
-def _torchvision(source: str, split: str) -> ImageSet:
-    _, name, root = [*source.split(":", 2), "data"][:3]
-    if name != "FashionMNIST":
-        raise InputError(f"unknown torchvision data set {name!r}; known: FashionMNIST")
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError as error:
-        raise InputError(
-            "torchvision is needed for this data set: pip install 'cdrl[train]'"
-        ) from error
-    try:
-        data = FashionMNIST(root, train=split == "train", download=True)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"Fashion-MNIST could not be loaded into {root!r}: {error}") from error
-    labels, attributes = _classes(data.targets.long(), FASHION_MNIST_CLASSES)
-    return ImageSet(data.data[:, None], labels, attributes)
-
-
-def _folder(root: Path) -> ImageSet:
+def _folder(root: Path, in_memory: int) -> ImageSet:
     files = image_files(root)
     if not files:
         raise InputError(f"no images in {root}; looked for {', '.join(SUFFIXES)}")
     parents = [p.relative_to(root).parts[:-1] for p in files]
     labelled = all(parents)
     classes = tuple(sorted({parent[0] for parent in parents})) if labelled else ()
-    images: list[np.ndarray] = []
-    for file in files:
-        pixels = np.asarray(open_image(file))
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if images and pixels.shape != images[0].shape:
-            raise InputError(
-                f"all images must have one size: {files[0]} is {images[0].shape} (H, W, C), "
-                f"{file} is {pixels.shape}"
-            )
-        images.append(pixels)
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    first = _pixels(files[0])
+
+    def parts() -> Iterator[NDArray[np.uint8]]:
+        for file in files:
+            pixels = _pixels(file)
+            if pixels.shape != first.shape:
+                raise InputError(
+                    f"all images must have one size: {files[0]} is {first.shape} (C, H, W), "
+                    f"{file} is {pixels.shape}"
+                )
+            yield pixels[None]
+
+    channels, height, width = first.shape
+    shape = (len(files), channels, height, width)
+    images = held(shape, parts(), sources=files, split="all", in_memory=in_memory)
     index = {name: k for k, name in enumerate(classes)}
     if not labelled:
-        return ImageSet(stacked)
-    return ImageSet(stacked, *_classes(torch.tensor([index[p[0]] for p in parents]), classes))
+        return ImageSet(images)
+    return ImageSet(images, *_classes(torch.tensor([index[p[0]] for p in parents]), classes))
+
+
+def _pixels(file: Path) -> NDArray[np.uint8]:
+    """(C, H, W)."""
+    pixels = np.asarray(open_image(file))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _classes(targets: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[Attribute, ...]]:
@@ -187,7 +218,9 @@ class BatchStream:
         self.config = config
         self.seed = seed
         self.device = torch.device(device)
-        self.images = data.images.to(device)
+        # Large sets stay where they are mapped; of them a batch is sent at a time.
+        resident = data.images.nbytes <= config.in_memory_mib * 2**20
+        self.images = data.images.to(device) if resident else data.images
         self.labels = None if data.labels is None else data.labels.to(device)
         self.epoch = 0
         self.position = 0
@@ -208,6 +241,10 @@ class BatchStream:
 
     def next(self, batch_size: int, generator: torch.Generator) -> Batch:
         """The next ``batch_size`` images; dequantisation, flips and hidden labels from ``generator``."""
+        return self.load(self.take(batch_size), generator)
+
+    def take(self, batch_size: int) -> Tensor:
+        """Which images are next: indices (B,) on the CPU."""
         parts, missing = [], batch_size
         while missing:
             if self.position >= len(self.data):
@@ -217,16 +254,24 @@ class BatchStream:
             self.position += len(part)
             missing -= len(part)
             parts.append(part)
-        index = torch.cat(parts).to(self.device)
+        return torch.cat(parts)
+
+    def load(self, index: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> Batch:
+        """The images of these indices (B,), or of some rows of them.
+
+        The random numbers of all B are drawn, so that an image is the same however a batch is split.
+        """
+        chosen = index[rows]
 
         def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=self.device)
+            whole = torch.rand((len(index), *shape), generator=generator, device=self.device)
+            return whole[rows]
 
-        x = self.images[index].float()
-        x = (x + uniform(*x.shape)) / 128 - 1 if self.config.dequantise else x / 127.5 - 1
+        x = self.images[chosen.to(self.images.device)].to(self.device).float()
+        x = (x + uniform(*x.shape[1:])) / 128 - 1 if self.config.dequantise else x / 127.5 - 1
         if self.config.flip:
-            x = torch.where(uniform(batch_size, 1, 1, 1) < 0.5, x, x.flip(-1))
+            x = torch.where(uniform(1, 1, 1) < 0.5, x, x.flip(-1))
         if self.labels is None:
             return Batch(x, None)
-        labels = self.labels[index] + 1
-        return Batch(x, labels * (uniform(*labels.shape) >= self.config.label_dropout))
+        labels = self.labels[chosen.to(self.device)] + 1
+        return Batch(x, labels * (uniform(*labels.shape[1:]) >= self.config.label_dropout))

@@ -1,21 +1,33 @@
-"""Images and their labels in memory."""
+"""Images and their labels, in memory or mapped from a disk."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_infer.checkpoint import Attribute
+from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.files import replaced_file
+
+IN_MEMORY = 2**31  # bytes; larger sets are mapped unless the caller says otherwise
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and labels in memory.
+    """Images and labels.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, on the CPU; where `held` has mapped them, read from the disk as they
+            are needed.
         labels: (N, A) int64 indices from 0, one column per attribute; None without attributes.
         attributes: what the columns mean.
     """
@@ -32,6 +44,27 @@ class ImageSet:
         """How many values each attribute has."""
         return tuple(len(attribute.values) for attribute in self.attributes)
 
+    def with_attributes(self, names: Sequence[str] | None) -> ImageSet:
+        """The same images with these attributes alone, in this order; None: all of them.
+
+        Raises:
+            InputError: no such attribute.
+        """
+        if names is None:
+            return self
+        known = [attribute.name for attribute in self.attributes]
+        for name in names:
+            if name not in known:
+                raise InputError(
+                    f"the data have no attribute {name!r}, expected of {listing(known) or 'none'}"
+                    f"{did_you_mean(name, known)}"
+                )
+        if self.labels is None or not names:
+            return ImageSet(self.images)
+        columns = [known.index(name) for name in names]
+        chosen = tuple(self.attributes[k] for k in columns)
+        return ImageSet(self.images, self.labels[:, columns], chosen)
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell this set from another: of pixels, labels and names."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.attributes)).encode())
@@ -39,3 +72,58 @@ class ImageSet:
             if tensor is not None:
                 sha.update(tensor.cpu().contiguous().numpy().data)
         return sha.hexdigest()[:16]
+
+
+def held(
+    shape: tuple[int, int, int, int],
+    parts: Iterable[NDArray[np.uint8]],
+    *,
+    sources: Sequence[Path],
+    split: str,
+    in_memory: int,
+) -> Tensor:
+    """Images (N, C, H, W) uint8: in memory, or mapped from a copy on the disk if they are large.
+
+    The copy lies beside the first source and is made once; it is known again by the names, sizes and
+    times of the sources.
+
+    Args:
+        shape: of the whole.
+        parts: (n, C, H, W) each, read one after the other.
+        sources: the files that the parts come from.
+        split: "train" or "test".
+        in_memory: the most bytes to hold in memory.
+
+    Raises:
+        InputError: the copy cannot be written.
+    """
+    size = math.prod(shape)
+    if size <= in_memory:
+        images, at = np.empty(shape, dtype=np.uint8), 0
+        for part in parts:
+            images[at : at + len(part)] = part
+            at += len(part)
+        return torch.from_numpy(images)
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    key = hashlib.sha256(repr((shape, split, facts)).encode()).hexdigest()[:16]
+    copy = sources[0].parent / f"cdrl-{split}-{key}.npy"
+    if not copy.is_file():
+        try:
+            _write(copy, shape, parts)
+        except OSError as error:
+            raise InputError(
+                f"the images take {size / 2**20:,.0f} MiB, more than data.in_memory_mib, and a copy to "
+                f"map them from cannot be written to {copy.parent} ({error.strerror}); make room "
+                "there, or raise data.in_memory_mib"
+            ) from error
+    # Copy on write: torch wants memory that it could write to, the file stays as it is.
+    return torch.from_numpy(np.load(copy, mmap_mode="c", allow_pickle=False))
+
+
+def _write(file: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]]) -> None:
+    """As ``.npy``, part by part, so that a full disk is an error and not a crash."""
+    header: dict[str, Any] = {"shape": shape, "fortran_order": False, "descr": "|u1"}
+    with replaced_file(file) as beside, open(beside, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts:
+            stream.write(np.ascontiguousarray(part).data)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from cdrl_infer.checkpoint import network_class
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.config import from_config
+from cdrl_train.config import TrainConfig
+from cdrl_train.spectral import layers_to_norm
 
 
 def build_network(
@@ -32,3 +35,12 @@ def build_network(
             raise ConfigError(f"{role}: {name} comes from the data; leave it out")
         arguments[name] = value
     return from_config(kind, arguments, role)
+
+
+def check_networks(config: TrainConfig) -> None:
+    """Raise `ConfigError` for options that no data could make networks of; nothing is allocated."""
+    for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
+        with torch.device("meta"):
+            network = build_network(role, options, 1, ())
+        if role == "ebm" and config.spectral_norm:
+            layers_to_norm(network)

@@ -1,0 +1,211 @@
+"""What training costs, by the code's own counter: the tables of docs/scaling.md.
+
+``python benchmarks/scaling.py``; needs no data, no GPU and no memory to speak of; some minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from report import check_target, table, write_json
+
+from cdrl_infer.checkpoint import ImageShape
+from cdrl_infer.cli.command import OneLineErrors
+from cdrl_train.config import TrainConfig
+from cdrl_train.cost import SAMPLE_BATCH, Cost, Work, count
+from cdrl_train.data import expected
+from cdrl_train.presets import PRESETS, preset
+
+HOUR = 3600.0
+PEAKS = {
+    "A100, TF32": 156e12,
+    "A100, bfloat16": 312e12,
+    "H100, bfloat16": 989e12,
+}  # vendor's, dense
+UTILISATIONS = (0.1, 0.25, 0.4)
+PAPERS = ("cifar10", "cifar10-large", "cifar10-cond", "imagenet32-cond", "celeba64", "drl")
+LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 25 GB/s": 25e9, "Ethernet, 1.25 GB/s": 1.25e9}
+PROCESSES = (1, 8, 32, 64, 128, 256)
+BASE = "cifar10"
+
+
+def of_preset(name: str) -> Cost:
+    """Of a preset with the data it is meant for."""
+    config = preset(name)
+    return count(config, *expected(config.data.source, config.data))
+
+
+def step_seconds(
+    work: Work, exchanged: int, processes: int, *, rate: float, bandwidth: float
+) -> tuple[float, float]:
+    """Of one step on several processes: computing, and the exchange that is not hidden behind it.
+
+    ``t(P) = F / (P R) + 2 (P - 1)/P · G / W``: F operations shared, at R a second each; G bytes of
+    gradients in a ring all-reduce over links of W bytes a second.
+
+    Args:
+        work: of the whole batch.
+        exchanged: G.
+        processes: P.
+        rate: R.
+        bandwidth: W.
+    """
+    share = (processes - 1) / processes
+    return work.flops / (processes * rate), 2 * share * exchanged / bandwidth
+
+
+def preset_rows(costs: dict[str, Cost]) -> list[list[str]]:
+    """A row for each phase of each preset."""
+    rows = []
+    for name, cost in costs.items():
+        config = preset(name)
+        for phase, work in (("warm_start", cost.warm_start), ("cooperative", cost.cooperative)):
+            if work is None:
+                continue
+            batch = getattr(config, phase).batch_size
+            rows.append(
+                [
+                    f"{name}, {phase.replace('_', ' ')}",
+                    f"{cost.ebm / 1e6:.2f} + {cost.initializer / 1e6:.2f}",
+                    str(batch),
+                    _three(work.flops / batch / 1e9),
+                    _three(work.flops / 1e12),
+                    _three(work.moved / 1e9),
+                    _three(cost.state / 1e9),
+                    _three(work.peak / 1e9),
+                    _three(work.peak / batch / 1e6),
+                ]
+            )
+    return rows
+
+
+def sample_rows(costs: dict[str, Cost]) -> list[list[str]]:
+    """A row for each preset."""
+    rows = []
+    for name, cost in costs.items():
+        config = preset(name)
+        rows.append(
+            [
+                name,
+                f"{config.schedule.num_levels} x {config.sampler.langevin_steps}",
+                _three(cost.sample.flops / SAMPLE_BATCH / 1e9),
+                _three(cost.sample.moved / SAMPLE_BATCH / 1e9),
+                _three(cost.sample.peak / 1e9),
+            ]
+        )
+    return rows
+
+
+def hour_rows(costs: dict[str, Cost]) -> list[list[str]]:
+    """GPU-hours of whole runs, for each GPU at each utilisation."""
+    rows = []
+    for name in PAPERS:
+        flops = costs[name].flops(preset(name))
+        hours = [
+            f"{flops / (peak * used) / HOUR:,.0f}"
+            for peak in PEAKS.values()
+            for used in UTILISATIONS
+        ]
+        rows.append([name, _three(flops / 1e18), *hours])
+    return rows
+
+
+def variants() -> dict[str, tuple[TrainConfig, ImageShape]]:
+    """The base with one thing changed."""
+    config, image = preset(BASE), ImageShape(3, 32, 32)
+    steps = config.cooperative
+
+    def with_(**changes: Any) -> TrainConfig:
+        return replace(config, **changes)
+
+    return {
+        "as it is": (config, image),
+        "images of 16 x 16": (config, ImageShape(3, 16, 16)),
+        "images of 64 x 64": (config, ImageShape(3, 64, 64)),
+        "EBM of half the width": (with_(ebm={**config.ebm, "width": 64}), image),
+        "EBM of twice the width": (with_(ebm={**config.ebm, "width": 256}), image),
+        "K = 1": (with_(cooperative=replace(steps, langevin_steps=1)), image),
+        "K = 30": (with_(cooperative=replace(steps, langevin_steps=30)), image),
+        "T = 12 levels": (with_(schedule=replace(config.schedule, num_levels=12)), image),
+    }
+
+
+def growth_rows(costs: dict[str, Cost]) -> list[list[str]]:
+    """Each variant, and its ratio to the base."""
+    base = costs["as it is"]
+    rows = []
+    for name, cost in costs.items():
+        step, first = cost.cooperative, base.cooperative
+        if step is None or first is None:
+            raise ValueError(name)
+        rows.append(
+            [
+                name,
+                f"{cost.ebm / 1e6:.1f}",
+                f"{_three(step.flops / 1e12)} ({step.flops / first.flops:.2f})",
+                f"{_three(step.peak / 1e9)} ({step.peak / first.peak:.2f})",
+                f"{_three(cost.sample.flops / SAMPLE_BATCH / 1e12)} "
+                f"({cost.sample.flops / base.sample.flops:.2f})",
+            ]
+        )
+    return rows
+
+
+def process_rows(cost: Cost, batch: int, rate: float) -> list[list[str]]:
+    """Seconds a step and efficiency of P processes over each link."""
+    if cost.cooperative is None:
+        raise ValueError(cost)
+    rows = []
+    for processes in PROCESSES:
+        row = [str(processes), str(batch // processes)]
+        for bandwidth in LINKS.values():
+            computing, exchange = step_seconds(
+                cost.cooperative, cost.exchanged, processes, rate=rate, bandwidth=bandwidth
+            )
+            total = computing + exchange
+            row.append(f"{1e3 * total:,.0f} ms, {100 * computing / total:.0f} %")
+        rows.append(row)
+    return rows
+
+
+def _three(value: float) -> str:
+    """Three digits, no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+@click.command("scaling.py", cls=OneLineErrors)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the counts, JSON."
+)
+def main(out: Path | None) -> None:
+    """Count, and print the tables."""
+    check_target("--out", out)
+    costs = {name: of_preset(name) for name in PRESETS}
+    changed = {name: count(config, image, ()) for name, (config, image) in variants().items()}
+    rate = 0.25 * PEAKS["A100, bfloat16"]
+    header = ["preset, phase", "M values", "batch", "GFLOP an image", "TFLOP a step", "GB moved"]
+    memory = ["GB of state", "GB held in a step", "MB held an image"]
+    click.echo(table([*header, *memory], preset_rows(costs)) + "\n")
+    header = ["preset", "T x K", "GFLOP a sample", "GB moved", f"GB held by {SAMPLE_BATCH}"]
+    click.echo(table(header, sample_rows(costs)) + "\n")
+    columns = [f"{gpu} at {used:.0%}" for gpu in PEAKS for used in UTILISATIONS]
+    click.echo(table(["preset", "EFLOP", *columns], hour_rows(costs)) + "\n")
+    header = [BASE, "M values of the EBM", "TFLOP a step", "GB held", "TFLOP a sample"]
+    click.echo(table(header, growth_rows(changed)) + "\n")
+    batch = preset(BASE).cooperative.batch_size
+    click.echo(table(["processes", "images each", *LINKS], process_rows(costs[BASE], batch, rate)))
+    if out:
+        write_json(
+            out,
+            {
+                "presets": {name: asdict(cost) for name, cost in costs.items()},
+                "variants": {name: asdict(cost) for name, cost in changed.items()},
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a run will cost, before it is begun: counted, and timed over a few steps on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cdrl_infer.checkpoint import ImageShape
+from cdrl_train.config import PhaseConfig, TrainConfig
+from cdrl_train.cost import SAMPLE_BATCH, Work, count, stand_in_attributes
+from cdrl_train.data import BatchStream
+from cdrl_train.image_set import ImageSet
+from cdrl_train.trainer import Trainer
+
+STEPS = 3  # timed, after one to warm up
+PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of the steps of one phase.
+
+    Args:
+        batch_size: images of the steps that were timed; fewer than the run's where those take long.
+        seconds: of a step with the run's whole batch, in proportion.
+        allocated: most bytes that a GPU held meanwhile; None elsewhere.
+    """
+
+    batch_size: int
+    seconds: float
+    allocated: int | None
+
+
+def dry_run(
+    config: TrainConfig,
+    image: ImageShape,
+    num_classes: tuple[int, ...],
+    device: torch.device,
+    seconds: float = 10.0,
+) -> Iterator[str]:
+    """The lines of a report, as they are found.
+
+    Args:
+        config: the run.
+        image, num_classes: of its data; noise takes their place.
+        device: to time on.
+        seconds: about as long as the steps of a phase may take to time.
+
+    Raises:
+        ConfigError: networks that cannot be built, or not for these images.
+    """
+    yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
+    cost = count(config, image, num_classes)
+    yield f"ebm          {config.ebm['class']}, {cost.ebm:,} values"
+    yield f"initializer  {config.initializer['class']}, {cost.initializer:,} values"
+    yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"
+    yield f"training     {_amount(cost.state, 'B')} from step to step, beside it:"
+    finish = 0.0
+    for name, work in (("warm_start", cost.warm_start), ("cooperative", cost.cooperative)):
+        phase: PhaseConfig = getattr(config, name)
+        if work is None:
+            yield f"{name:<12} no steps"
+            continue
+        yield f"{name:<12} {phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}"
+        timing = time_phase(config, name, image, num_classes, device, seconds)
+        finish += phase.steps * timing.seconds
+        allocated = f", {_amount(timing.allocated, 'B')} allocated" if timing.allocated else ""
+        yield (
+            f"             {_three(timing.seconds)} s a step on {device}, by {STEPS} steps with a batch "
+            f"of {timing.batch_size}: {_three(phase.batch_size / timing.seconds)} images/s, "
+            f"{_amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}"
+        )
+    yield f"whole run    {_amount(cost.flops(config), 'FLOP')}, {_duration(finish)} on this {device.type}"
+
+
+def time_phase(
+    config: TrainConfig,
+    name: str,
+    image: ImageShape,
+    num_classes: tuple[int, ...],
+    device: torch.device,
+    seconds: float,
+) -> Timing:
+    """Time a few steps of a phase on noise, with as many images of its batch as `seconds` allow.
+
+    Args:
+        config: the run.
+        name: of the phase.
+        image, num_classes: of its data.
+        device: to time on.
+        seconds: about as long as that may take.
+    """
+    phase: PhaseConfig = getattr(config, name)
+    batch_size, per_step = 1, _time_steps(config, name, 1, image, num_classes, device, 1).seconds
+    while batch_size < phase.batch_size:
+        affordable = int(batch_size * seconds / ((STEPS + 1) * per_step))
+        if affordable < 2 * batch_size:
+            break
+        # In small strides: a large batch takes less time an image than a small one, or no memory is left.
+        batch_size = min(phase.batch_size, affordable, 8 * batch_size)
+        per_step = _time_steps(config, name, batch_size, image, num_classes, device, 1).seconds
+    found = _time_steps(config, name, batch_size, image, num_classes, device, STEPS)
+    return replace(found, seconds=found.seconds * phase.batch_size / batch_size)
+
+
+def _time_steps(
+    config: TrainConfig,
+    name: str,
+    batch_size: int,
+    image: ImageShape,
+    num_classes: tuple[int, ...],
+    device: torch.device,
+    steps: int,
+) -> Timing:
+    """So many steps of so many images, after one to warm up."""
+    warm_up = 0 if name == "cooperative" else steps + 1
+    timed = replace(
+        config,
+        warm_start=replace(config.warm_start, steps=warm_up, batch_size=batch_size),
+        cooperative=replace(config.cooperative, steps=steps + 1, batch_size=batch_size),
+        accumulate=1,
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch_size, *image.shape), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(batch_size, len(num_classes), dtype=torch.int64) if num_classes else None
+    data = ImageSet(images, labels, stand_in_attributes(num_classes))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(timed, BatchStream(data, config.data, 0, device), Path(folder))
+        trainer.train_step()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            trainer.train_step()
+        spent = (time.perf_counter() - started) / steps
+    allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Timing(batch_size, spent, allocated)
+
+
+def _attributes(num_classes: tuple[int, ...]) -> str:
+    if not num_classes:
+        return "unconditional"
+    return f"conditional on attributes of {', '.join(map(str, num_classes))} values"
+
+
+def _work(work: Work) -> str:
+    return (
+        f"{_amount(work.flops, 'FLOP')}, {_amount(work.moved, 'B')} read and written, "
+        f"{_amount(work.peak, 'B')} held"
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    """``"1.23 GB"``: three digits and a power of 1,000."""
+    size, prefix = next(((s, p) for s, p in PREFIXES if value >= s), (1.0, ""))
+    return f"{_three(value / size)} {prefix}{unit}"
+
+
+def _three(value: float) -> str:
+    """Three digits or more, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
+        if seconds >= size:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds)} seconds"

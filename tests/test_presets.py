@@ -1,0 +1,142 @@
+"""Named runs: what the paper says, round trips, variations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from cdrl_infer.errors import ConfigError
+from cdrl_train.config import TrainConfig
+from cdrl_train.networks import build_network, check_networks
+from cdrl_train.presets import PRESETS, VARIATIONS, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_a_round_trip_and_build(name: str) -> None:
+    config = preset(name)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.name == name and config.data.source
+    check_networks(config)
+
+
+def test_sizes_are_the_papers() -> None:
+    """34.8 M and 3.8 M values for CIFAR-10, and the lists of the authors' released code."""
+
+    def values(name: str, role: str, classes: tuple[int, ...] = ()) -> int:
+        with torch.device("meta"):
+            network = build_network(role, getattr(preset(name), role), 3, classes)
+        return sum(p.numel() for p in network.parameters())
+
+    assert values("cifar10", "ebm") == pytest.approx(34.8e6, rel=2e-3)
+    assert values("cifar10", "initializer") == pytest.approx(3.8e6, rel=1e-2)
+    twice = preset("cifar10-large")
+    assert twice.ebm["width"] == 256 and twice.initializer["widths"] == [128] * 3
+    assert values("cifar10-large", "ebm") == pytest.approx(4 * 34.8e6, rel=0.01)
+    assert values("drl", "initializer") == 0
+
+
+def test_rates_are_the_papers() -> None:
+    config = preset("cifar10")
+    phase = config.cooperative
+    assert (phase.steps, phase.batch_size, phase.langevin_steps) == (500_000, 8 * 32, 15)
+    assert (phase.ebm_rate, phase.initializer_rate, phase.warm_up) == (1e-4, 1e-5, 10_000)
+    assert (phase.initializer_start, phase.final_rate) == (0.05, 1.0)
+    assert (phase.coupling, phase.weight, config.warm_start.steps) == ("shared", "paper", 0)
+    assert (config.ema_decay, config.clip, config.spectral_norm) == (0.9999, 1.0, True)
+    assert config.data.flip and config.data.attributes == ()
+    schedule = config.schedule
+    assert (schedule.num_levels, schedule.logsnr_max, schedule.logsnr_min) == (6, 9.8, -5.1)
+    assert (schedule.step_rule, schedule.step_size) == ("paper", 4e-4)
+    assert preset("imagenet32-cond").cooperative.steps == 1_000_000
+    assert preset("imagenet32-cond").initializer["num_blocks"] == 2
+    assert preset("cifar10-cond").data.label_dropout == 0.1
+    assert preset("cifar10-cond").data.attributes is None
+
+
+def test_drl_is_the_ancestor() -> None:
+    config = preset("drl")
+    assert config.initializer == {"class": "IdentityInitializer"}
+    assert config.schedule.step_size == 2e-4
+    assert (config.cooperative.langevin_steps, config.sampler.langevin_steps) == (30, 30)
+    assert (config.cooperative.coupling, config.warm_start.steps) == ("markov", 0)
+    assert config.ebm == preset("cifar10").ebm
+    assert preset("fashion-mnist+drl").cooperative.score_matching == 0
+    same = dataclasses.replace(preset("cifar10+drl"), name="drl")
+    assert same == config
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("cifar10+no-shared-noise", ["cooperative.coupling"]),
+        ("cifar10+no-spectral-norm", ["spectral_norm"]),
+        ("mnist+no-warm-start", ["warm_start.steps", "cooperative.steps"]),
+        ("mnist+no-score-matching", ["cooperative.score_matching"]),
+        (
+            "cifar10+no-spectral-norm+no-shared-noise",
+            ["cooperative.coupling", "spectral_norm"],
+        ),
+    ],
+)
+def test_a_variation_leaves_one_thing_out(name: str, changed: list[str]) -> None:
+    base = preset(name.partition("+")[0])
+    found = [row.partition("=")[0] for row in preset(name).assignments(base)]
+    assert sorted(found) == sorted(["name", *changed])
+
+
+def test_a_run_without_a_warm_start_has_as_many_steps() -> None:
+    def steps(name: str) -> int:
+        config = preset(name)
+        return config.warm_start.steps + config.cooperative.steps
+
+    assert preset("fashion-mnist").warm_start.steps > 0
+    assert steps("fashion-mnist+no-warm-start") == steps("fashion-mnist") == steps("mnist+drl")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar11", "unknown preset 'cifar11'; known: .*did you mean 'cifar10'"),
+        ("cifar10+no-shared", "unknown variation 'no-shared' of cifar10; .*'no-shared-noise'"),
+        ("fashion-mnist+no-shared-noise", "fashion-mnist has no shared noise to leave out"),
+        ("fashion-mnist+no-spectral-norm", "no spectral norm"),
+        ("cifar10+no-warm-start", "no warm start"),
+        ("cifar10+no-score-matching", "cifar10 has no score matching"),
+        ("cifar10+no-shared-noise+no-shared-noise", "no shared noise"),
+        ("drl+drl", "drl has no initializer to leave out"),
+        ("cifar10+", "unknown variation ''"),
+    ],
+)
+def test_what_cannot_be_is_named(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        preset(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_variation_has_a_preset() -> None:
+    with_it = {"drl": "mnist", "no-warm-start": "mnist", "no-score-matching": "mnist"}
+    for variation in VARIATIONS:
+        base = preset(with_it.get(variation, "cifar10"))
+        assert preset(f"{base.name}+{variation}") != base
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment", "message"),
+    [
+        ("cifar10", "ebm.widht=96", "ebm: unknown key 'widht', .*did you mean 'width'"),
+        ("cifar10", "ebm.width=wide", "'width' must be an integer"),
+        ("cifar10", "initializer.widths=[48]", "multiples of groups"),
+        ("cifar10", "ebm.class=ResidualEBN", "did you mean 'ResidualEBM'"),
+        ("cifar10", "ebm.in_channels=3", "comes from the data"),
+        ("mnist", "spectral_norm=true", "not defined for EnergyUNet"),
+    ],
+)
+def test_options_of_networks_are_checked_without_data(
+    name: str, assignment: str, message: str
+) -> None:
+    config = preset(name).override([assignment])
+    with pytest.raises(ConfigError, match=message):
+        check_networks(config)
