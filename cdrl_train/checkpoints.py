@@ -1,27 +1,58 @@
-"""Training states on disk: written beside, synced, renamed; the newest few are kept."""
+"""Training states on disk: written beside, synced, renamed; the newest few are kept.
+
+``manifest.json`` beside them holds the size and SHA-256 of each file. It is written before a file gets
+its name, so that whenever a run is killed, every state that stands there is whole and can be checked.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from cdrl_infer.errors import CheckpointError
+from cdrl_infer.errors import CDRLError, CheckpointError
 from cdrl_infer.files import replaced_file
+from cdrl_infer.untrusted import read_json
 
 PATTERN = "step-*.pt"
+MANIFEST = "manifest.json"
+ASIDE = ".aside"  # added to the name of a file that is passed over
+BLOCK = 2**20  # bytes
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step-XXXXXXXX.pt`` atomically and delete all but the newest ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:08d}.pt"
-    with replaced_file(target) as beside, open(beside, "wb") as file:
-        torch.save(state, file)
-    for old in all_of(folder)[:-keep]:
-        old.unlink()
+    """Write ``folder/step-XXXXXXXX.pt`` atomically and delete all but the newest ``keep``.
+
+    Raises:
+        CheckpointError: the disk is full or refuses the file; what was there before is as it was.
+    """
+    target = path_of(folder, step)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced_file(target) as beside:
+            with open(beside, "wb") as file:
+                writer = _Writer(file)
+                writer.save(state)
+            _list(folder, target.name, writer)
+        for old in all_of(folder)[:-keep]:
+            old.unlink()
+    except OSError as error:
+        kept = newest(folder)
+        raise CheckpointError(
+            f"cannot save step {step} to {folder}: {error.strerror}; make room or lower "
+            f"keep_checkpoints, then --resume goes on from {kept.name if kept else 'the start'}"
+        ) from error
     return target
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the state of that step is kept."""
+    return folder / f"step-{step:08d}.pt"
 
 
 def all_of(folder: Path) -> list[Path]:
@@ -35,19 +66,136 @@ def newest(folder: Path) -> Path | None:
     return files[-1] if files else None
 
 
+class Loaded(NamedTuple):
+    """A training state and where it was found."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
+    """Read the newest checkpoint that is whole; None if there is none at all.
+
+    Args:
+        folder: of the checkpoints; nobody else may write to it, see `cdrl_train.lock`.
+        tell: hears of each damaged one, which is then set aside.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    files = all_of(folder)
+    damaged: list[Path] = []
+    if files and not _listed(folder):
+        tell(f"{folder} has no {MANIFEST} that can be read: its checkpoints have no checksum")
+    for path in reversed(files):
+        try:
+            state = load(path)
+        except CheckpointError as error:
+            tell(str(error))
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            set_aside(bad)
+            tell(f"{bad.name} is set aside as {bad.name}{ASIDE}; {path.name} is used")
+        return Loaded(path, state)
+    if files:
+        raise CheckpointError(
+            f"all {len(files)} checkpoints in {folder} are damaged; put a copy there or start anew "
+            "with another --out"
+        )
+    return None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint so that it is neither read nor counted among those to keep."""
+    os.replace(path, path.with_name(path.name + ASIDE))
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a training state; nothing in the file is executed.
+
+    A file that the manifest does not list (a copy made by hand) is read unchecked.
 
     Raises:
         CheckpointError: the file is damaged or holds something else.
     """
+    entry = _listed(path.parent).get(path.name)
     try:
+        if entry is not None and entry != _entry_of(path):
+            raise CheckpointError(
+                f"{path} cannot be read: its content is not what was written, by the checksum in "
+                f"{MANIFEST}"
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a foreign pickle can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read ({reason}); delete it to resume from the one before"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({reason})") from error
     if not isinstance(state, dict) or "step" not in state:
         raise CheckpointError(f"{path} is not a training state of this package")
     return state
+
+
+class _Writer:
+    """A file that knows the size and checksum of what was written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha = hashlib.sha256()
+        self.size = 0
+        self.failure: OSError | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """``torch.save`` with the system's own error: torch names another once a write has failed."""
+        try:
+            torch.save(state, self)  # type: ignore[arg-type]  # it calls write and flush
+        except RuntimeError:
+            if self.failure is None:
+                raise
+            raise self.failure from None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.sha.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def entry(self) -> dict[str, Any]:
+        return {"bytes": self.size, "sha256": self.sha.hexdigest()}
+
+
+def _entry_of(path: Path) -> dict[str, Any]:
+    """What the manifest would say of the file as it is."""
+    sha, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            sha.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": sha.hexdigest()}
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """The manifest by file name; empty where there is none that can be read.
+
+    It is replaced whole, so one that cannot be read was damaged since, and is no reason to lose states.
+    """
+    try:
+        return read_json(folder, MANIFEST)
+    except CDRLError:
+        return {}
+
+
+def _list(folder: Path, name: str, writer: _Writer) -> None:
+    """Enter a file into the manifest; of the others, those that are there stay."""
+    entries = {k: v for k, v in _listed(folder).items() if (folder / k).is_file()}
+    entries[name] = writer.entry()
+    with replaced_file(folder / MANIFEST) as new:
+        new.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.errors import InputError, NetworkError, NumericalError
+from cdrl_infer.errors import ConfigError, InputError, NetworkError, NumericalError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
 
@@ -21,19 +23,47 @@ if TYPE_CHECKING:
 @click.command(
     "cdrl-train", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--preset", metavar="NAME", help="The run's options. [fashion-mnist]")
+@click.option(
+    "--preset",
+    metavar="NAME[+VARIATION]",
+    help="The run's options, as cifar10 or cifar10+no-shared-noise. [fashion-mnist]",
+)
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Options as --print-config writes them, in place of a preset's.",
+)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change an option.")
+@click.option("--print-config", is_flag=True, help="Print the options as JSON and end.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what the run would cost, timed over a few steps, and end.",
+)
 @click.option(
     "--data",
     "source",
-    required=True,
-    metavar="FILE.npz|FOLDER|torchvision:FashionMNIST[:ROOT]",
-    help="Images to train on; the last downloads them. With coloured: before it, in colour.",
+    metavar="FILE.npz|FOLDER|torchvision:NAME[:ROOT]|imagenet32:FOLDER",
+    help="Images to train on; torchvision's are downloaded. [the preset's]",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Of the run."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Of the run. [runs/ and the preset's name]",
 )
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change an option.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME")
+@click.option("--device", metavar="NAME", help="[a GPU where there is one]")
+@click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    default=["tensorboard"],
+    show_default=True,
+    metavar="tensorboard|wandb|trackio|none",
+    help="Where curves and samples are shown, beside metrics.jsonl.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--push-to-hub",
@@ -47,54 +77,109 @@ if TYPE_CHECKING:
 @click.version_option(__version__, prog_name="cdrl-train")
 def main(
     preset: str | None,
-    source: str,
-    out: Path,
+    file: Path | None,
     assignments: tuple[str, ...],
-    device: str,
+    print_config: bool,
+    dry_run: bool,
+    source: str | None,
+    out: Path | None,
+    device: str | None,
+    trackers: tuple[str, ...],
     resume: bool,
     repo_id: str | None,
     private: bool | None,
 ) -> None:
     """Train a CDRL model; OUT/model is then a folder that CDRLPipeline.from_pretrained opens.
 
-    OUT also gets config.json, metrics.jsonl, checkpoints/ and samples/. Exit codes: 0 done, 2 bad
-    input, 3 training diverged (the last good state is kept), 4 the model is trained but could not be
-    uploaded (`cdrl-hub push OUT/model USER/MODEL` goes on), 130 interrupted.
+    On several GPUs or machines: `accelerate launch -m cdrl_train.cli …` or `torchrun -m …`; the batch
+    is split, and a run may go on with another number of processes than it began with.
+
+    OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
+    and Ctrl-C save the state after the step at hand, and --resume goes on from it; a second one ends
+    at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at
+    lower rates (the last good state is kept); 4 the model is trained but could not be uploaded
+    (`cdrl-hub push OUT/model USER/MODEL` goes on); 5 the disk is full (the last saved state is kept);
+    130 interrupted.
     """
     from cdrl_train.presets import preset as named_preset
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public are of --push-to-hub; add it or leave them out")
-    config = _config(preset, out, resume).override(list(assignments))
+    config = _config(preset, file, out if resume else None, resume).override(list(assignments))
     named_preset(config.name)  # the card tells how the run differs from it
+    from cdrl_train.networks import check_networks
+
+    check_networks(config)
+    if print_config:
+        click.echo(json.dumps(config.to_dict(), indent=2))
+        return
+    source = source or config.data.source
+    if not source:
+        raise InputError("no data: add --data, or --set data.source=… in the options")
+    if dry_run:
+        _dry_run(config, source, device)
+        return
+    out = out or Path("runs") / config.name
+    if not resume:
+        _refuse_a_run_in(out)
+    from cdrl_train.interrupt import stop_request
+    from cdrl_train.lock import locked
+
+    context = click.get_current_context()  # its resources are let go of when the command ends
+    stop = context.with_resource(stop_request())
     from cdrl_infer.checkpoint import save_model
     from cdrl_infer.device import usable_device
     from cdrl_train.data import BatchStream, data_name, load_images
     from cdrl_train.export import STORED_TYPES, add_card, record_data, to_model
     from cdrl_train.preview import save_samples
+    from cdrl_train.processes import make_accelerator
+    from cdrl_train.tracking import Progress, Trackers
     from cdrl_train.trainer import Trainer
     from cdrl_train.upload import Uploads
 
-    data = load_images(source)
-    stream = BatchStream(data, config.data, config.seed, usable_device(device))
-    trainer = Trainer(config, stream, out)
+    accelerator = make_accelerator(
+        config.precision,
+        None if device is None else usable_device(device),
+        trackers=[name for name in trackers if name != "none"],
+        logs=out / "logs",
+    )
+    context.call_on_close(accelerator.end_training)
+    with accelerator.main_process_first():  # which downloads, or copies what is to be mapped
+        data = load_images(
+            source,
+            attributes=config.data.attributes,
+            in_memory=config.data.in_memory_mib * 2**20,
+        )
+    stream = BatchStream(data, config.data, config.seed, accelerator.device)
+    trainer = Trainer(config, stream, out, _tell, accelerator)
     untrained = to_model(trainer)  # what could not be exported is not worth training
+    if resume and trainer.is_main:
+        context.with_resource(locked(out, _tell))
     resumed = resume and trainer.resume()
     dtype = STORED_TYPES[config.stored_as]
+    if not trainer.is_main:
+        trainer.fit(stop=stop)
+        return
     uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            context.with_resource(locked(out, _tell))
+            _refuse_a_run_in(out)  # it may have begun and ended since
         with replaced_file(out / "config.json") as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         record_data(untrained, out, data=data_name(source))
+        curves = Trackers(accelerator, config, out, trainer.step)
     except OSError as error:
         raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
+    progress = Progress(trainer)
+    context.call_on_close(progress.close)
     if resumed:
         _tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
 
     def preview(run: Trainer) -> None:
         try:
-            save_samples(run)
+            curves.picture(save_samples(run), run.step)
         except NumericalError as error:
             _tell(f"no samples of step {run.step}: {error}")
         if uploads and run.step < run.total_steps:
@@ -105,7 +190,17 @@ def main(
         add_card(model, config, out, data=data_name(source))
         return model
 
-    trainer.fit(on_log=_print, on_sample=preview)
+    def logged(line: dict[str, Any]) -> None:
+        progress.log(line)
+        curves.log(line)
+
+    trainer.fit(on_log=logged, on_sample=preview, stop=stop, on_step=progress.advance)
+    if trainer.step < trainer.total_steps:  # asked to stop, this process or another
+        by = f" by {stop.signal.name}" if stop.signal else ""
+        _tell(f"stopped{by} at step {trainer.step}; --resume goes on from it")
+        if stop.signal == signal.SIGINT:
+            raise click.Abort
+        return
 
     model = exported()
     save_model(model, out / "model", dtype=dtype)
@@ -117,33 +212,59 @@ def main(
         )
 
 
-def _config(preset: str | None, out: Path, resume: bool) -> TrainConfig:
-    """The stored options of a run to resume, else a preset's."""
+def _config(preset: str | None, file: Path | None, out: Path | None, resume: bool) -> TrainConfig:
+    """The stored options of a run to resume, else those of a file, else a preset's."""
     from cdrl_train.config import TrainConfig
     from cdrl_train.presets import preset as named_preset
 
-    stored = out / "config.json"
-    if not resume:
-        if stored.exists():
-            raise InputError(f"{out} already holds a run: add --resume or choose another --out")
+    if resume:
+        if preset is not None or file is not None:
+            raise InputError(
+                "--resume goes on with the run's own options: leave --preset and --config out"
+            )
+        if out is None:
+            raise InputError("--resume goes on with the run in --out: name it")
+        file = out / "config.json"
+    elif preset is not None and file is not None:
+        raise InputError("--preset and --config both give the options: leave one out")
+    if file is None:
         return named_preset(preset or "fashion-mnist")
-    if preset is not None:
-        raise InputError("--resume goes on with the run's own options: leave --preset out")
     try:
-        return TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"nothing to resume in {out}: {stored.name} cannot be read") from error
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if resume:
+            raise InputError(f"nothing to resume in {out}: {file.name} cannot be read") from error
+        raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
+    try:
+        return TrainConfig.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
+    """Print what a run would cost. Data are read where their shape is not known without."""
+    from cdrl_infer.device import usable_device
+    from cdrl_train.data import expected
+    from cdrl_train.dry_run import dry_run
+    from cdrl_train.processes import make_accelerator
+
+    place = None if device is None else usable_device(device)
+    accelerator = make_accelerator(config.precision, place)
+    image, num_classes = expected(source, config.data)
+    for line in dry_run(config, image, num_classes, accelerator.device):
+        click.echo(line)
+
+
+def _refuse_a_run_in(out: Path) -> None:
+    if (out / "config.json").exists():
+        raise InputError(f"{out} already holds a run: add --resume or choose another --out")
 
 
 def _tell(text: str) -> None:
-    click.echo(text, err=True)
+    """A line on stderr, above the bar if there is one."""
+    from tqdm import tqdm
 
-
-def _print(line: dict[str, Any]) -> None:
-    shown = ("loss/", "grad_norm/")
-    values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
-    speed = f"{1000 * line['seconds_per_step']:.0f} ms/step"
-    _tell(f"{line['phase']} {line['step']}  {values}  {speed}")
+    tqdm.write(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

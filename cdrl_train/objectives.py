@@ -83,6 +83,7 @@ class Refined(NamedTuple):
 
 def refine(
     energy: Energy,
+    proposal: InitializerProposal,
     mean: Tensor,
     kernel: Kernel[Any],
     steps: int,
@@ -90,8 +91,8 @@ def refine(
     level: Level,
     random: RandomSource,
 ) -> Refined:
-    """K steps of the kernel on ``p(y | x_t)`` from a proposal around ``mean`` (B, C, H, W)."""
-    start = InitializerProposal.around(mean.detach(), level, random)
+    """K steps of the kernel on ``p(y | x_t)`` from a proposal around its ``mean`` (B, C, H, W)."""
+    start = proposal.around(mean.detach(), level, random)
     end = kernel.run(start, RecoveryEnergy(energy, x_t), level, random, steps)
     return Refined(start, end.y)
 

@@ -1,12 +1,15 @@
-"""What a run looks like: a grid of samples, the same seeds every time."""
+"""What a run looks like: a picture of its samples, the same seeds every time."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
+
 from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, save_png, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train import toy
 from cdrl_train.export import to_model
 from cdrl_train.trainer import Trainer
 
@@ -16,24 +19,33 @@ ROWS = 6
 def save_samples(trainer: Trainer) -> Path:
     """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``.
 
-    A column per class of the first attribute; the others take turns, row by row.
+    A grid of images; of a model of the checkerboard all levels beside the truth, and how far from it.
+
+    Raises:
+        NumericalError: sampling left the finite numbers.
     """
-    pipe = CDRLPipeline(to_model(trainer)).to(trainer.device)
-    first, *others = trainer.stream.data.num_classes or (ROWS,)
-    columns = first
-    labels = [
-        (k % first, *((k // first + k % first) % n for n in others)) for k in range(ROWS * columns)
-    ]
-    out = pipe(
-        class_labels=labels if trainer.stream.data.attributes else None,
-        seeds=range(ROWS * columns),
-        progress=False,
-    )
-    if not isinstance(out.images, list):
-        raise TypeError(type(out.images))
-    scale = viewing_scale(out.images[0], 56)
+    model = to_model(trainer)
+    if trainer.data_fingerprint == toy.checkerboard().fingerprint():
+        fits = toy.measure(model)
+        trainer.tell(f"step {trainer.step}: {toy.spoken(fits)}")
+        picture = toy.figure(fits)
+    else:
+        picture = _grid(CDRLPipeline(model).to(trainer.device))
     path = trainer.folder / "samples" / f"step-{trainer.step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     with replaced_file(path) as new:
-        save_png(make_grid(out.images, columns, upscale=scale), new, {"step": str(trainer.step)})
+        save_png(picture, new, {"step": str(trainer.step)})
     return path
+
+
+def _grid(pipe: CDRLPipeline) -> Image.Image:
+    """A column per class of the first attribute; the others take turns, row by row."""
+    counts = [len(attribute.values) for attribute in pipe.model.labels]
+    first, *others = counts or (ROWS,)
+    labels = [
+        (k % first, *((k // first + k % first) % n for n in others)) for k in range(ROWS * first)
+    ]
+    out = pipe(class_labels=labels if counts else None, seeds=range(ROWS * first), progress=False)
+    if not isinstance(out.images, list):
+        raise TypeError(type(out.images))
+    return make_grid(out.images, first, upscale=viewing_scale(out.images[0], 56))

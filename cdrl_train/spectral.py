@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,17 @@ def add_spectral_norm(network: nn.Module) -> None:
     """Parametrise the weights of the layers the network names as W / σ(W), in place.
 
     Raises:
-        ConfigError: the network names none; one with layers that start at zero has no σ(W) to divide by.
+        ConfigError: see `layers_to_norm`.
+    """
+    for layer in layers_to_norm(network):
+        parametrizations.spectral_norm(layer)
+
+
+def layers_to_norm(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The layers that the network names for spectral normalisation.
+
+    Raises:
+        ConfigError: it names none; one with layers that start at zero has no σ(W) to divide by.
     """
     choice = getattr(network, "spectral_norm_layers", None)
     if choice is None:
@@ -24,19 +35,57 @@ def add_spectral_norm(network: nn.Module) -> None:
             f"spectral_norm is not defined for {type(network).__name__}; "
             "use ResidualEBM or set spectral_norm=false"
         )
-    for _, layer in list(choice()):
-        parametrizations.spectral_norm(layer)
+    return [layer for _, layer in choice()]
+
+
+def _normed(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Each parametrised layer, the name of its weight, and what makes the weight."""
+    for layer in network.modules():
+        if parametrize.is_parametrized(layer):
+            recipes = cast(nn.ModuleDict, layer.parametrizations)
+            for name, recipe in recipes.items():
+                yield layer, name, recipe
+
+
+@torch.no_grad()
+def power_iteration(network: nn.Module) -> None:
+    """Bring the estimate of every σ(W) one iteration forward: once a step, before anything else.
+
+    Langevin, f(y⁺) and f(y⁻) then see one and the same network, also where a batch is worked on in
+    several parts.
+    """
+    for layer, name, recipe in _normed(network):
+        recipe.train()
+        getattr(layer, name)
+
+
+@contextmanager
+def normalised(network: nn.Module) -> Iterator[None]:
+    """Inside the block every W / σ(W) is computed once, whatever it is used for, and σ is left alone.
+
+    To be entered outside of autocast: a norm in bfloat16 would be wrong in its third digit.
+    """
+    recipes = [recipe.eval() for _, _, recipe in _normed(network)]
+    with parametrize.cached():
+        for layer, name, _ in _normed(network):
+            getattr(layer, name)
+        try:
+            yield
+        finally:
+            for recipe in recipes:
+                recipe.train()
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block: no power iteration, no dropout."""
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

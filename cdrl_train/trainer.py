@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import CheckpointError, NumericalError
-from cdrl_infer.files import replaced_file
+from cdrl_infer.files import remove_unfinished, replaced_file
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
@@ -25,46 +24,53 @@ from cdrl_infer.schedule import Level
 from cdrl_train import checkpoints, objectives
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import Batch, BatchStream
+from cdrl_train.guard import Diverged, Guard
+from cdrl_train.metrics import Figures, Metrics, Sum
 from cdrl_train.networks import build_network
-from cdrl_train.spectral import add_spectral_norm, evaluating
+from cdrl_train.processes import anywhere, average_gradients, gathered, make_accelerator, shares
+from cdrl_train.report import write_report
+from cdrl_train.spectral import (
+    add_spectral_norm,
+    evaluating,
+    folded_state,
+    normalised,
+    power_iteration,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Phase = Literal["warm_start", "cooperative"]
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
-class Metrics:
-    """Running means between two lines of the log, by name."""
+class Part(NamedTuple):
+    """What a process works on at a time: all or some images of its share of a batch."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, name: str, value: float, count: int = 1) -> None:
-        """Add ``count`` observations whose sum is ``value``."""
-        self.sums[name] = self.sums.get(name, 0.0) + value
-        self.counts[name] = self.counts.get(name, 0) + count
-
-    def add_by_level(self, name: str, values: Tensor, t: Tensor, levels: int) -> None:
-        """Add values (B,) under ``name/t``."""
-        for k in range(1, levels + 1):
-            chosen = values[t == k]
-            if len(chosen):
-                self.add(f"{name}/{k}", float(chosen.sum()), len(chosen))
-
-    def take(self) -> dict[str, float]:
-        """The means, and start anew."""
-        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-        self.sums, self.counts = {}, {}
-        return means
+    batch: Batch
+    level: Level
+    pair: objectives.NoisedPair
+    random: BatchRandom
 
 
 class Trainer:
-    """Trains an EBM and its initializer on a stream of batches.
+    """Trains an EBM and its initializer on a stream of batches, on one process or several.
+
+    Every process holds both networks, their averages and the optimizers, draws the random numbers of the
+    whole batch and works on its share of the images; see `cdrl_train.processes`. How many processes
+    there are changes nothing but rounding (and which of its units a network drops out, if it does).
 
     Args:
         config: the run.
         stream: the data, on the device to train on.
-        folder: of the run; gets ``metrics.jsonl`` and ``checkpoints/``.
+        folder: of the run, the same for all processes; gets ``metrics.jsonl``, ``report.html`` and
+            ``checkpoints/``, all written by the main process.
+        tell: hears, on the main process, what a user should know: a damaged checkpoint, a run that
+            diverged.
+        accelerator: by `make_accelerator`, which is also the default.
+
+    Raises:
+        ConfigError: a batch size that cannot be split, or networks that cannot be built.
     """
 
     def __init__(
@@ -72,30 +78,58 @@ class Trainer:
         config: TrainConfig,
         stream: BatchStream,
         folder: Path,
+        tell: Callable[[str], object] = print,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.config = config
+        self.accelerator = accelerator or make_accelerator(config.precision, stream.device)
+        self.is_main: bool = self.accelerator.is_main_process
+        self.tell = tell if self.is_main else _keep_quiet
         self.stream = stream
         self.folder = folder
         self.device = stream.device
         self.schedule = config.schedule
         self.sigma_1 = float(self.schedule.level(1).noise_variance.sqrt())
 
+        self.shares = {
+            name: shares(
+                phase.batch_size,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+                parts=config.accumulate,
+                name=f"{name}.batch_size",
+            )
+            for name, phase in (
+                ("warm_start", config.warm_start),
+                ("cooperative", config.cooperative),
+            )
+            if phase.steps
+        }
+
         self.data_fingerprint = stream.data.fingerprint()
         torch.manual_seed(config.seed)
         ebm, initializer = self.build()
+        # Langevin runs on a frozen twin with the norms folded in, and nothing wrapped around it.
+        self.chain: nn.Module = self._place(copy.deepcopy(ebm)).requires_grad_(False).eval()
         if config.spectral_norm:
             add_spectral_norm(ebm)
         self.ebm, self.initializer = self._place(ebm), self._place(initializer)
+        self._refiner, self._proposer = self._compiled(self.chain), self._compiled(self.initializer)
         average = _ema(config.ema_decay)
         self.ebm_ema = AveragedModel(self.ebm, multi_avg_fn=average).eval()
         self.initializer_ema = AveragedModel(self.initializer, multi_avg_fn=average).eval()
 
+        if not self.is_main:  # dropout is the one thing that each process draws for itself
+            _global_generator(self.device).manual_seed(self._own_seed())
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = 0  # over both phases
         self.images_seen = 0
         self.seconds = 0.0  # spent in steps, before and after resuming
         self.optimizers = self._new_optimizers()
         self.metrics = Metrics()
+        self.guard = Guard(config)
+        self._saved_step: int | None = None
+        self._back_at: int | None = None  # where the guard went back to last
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         """Fresh networks of this run, without spectral norm: the EBM and the initializer."""
@@ -110,6 +144,13 @@ class Trainer:
     def _place(self, network: Any) -> Any:
         return network.to(device=self.device, memory_format=torch.channels_last)
 
+    def _compiled(self, network: nn.Module) -> Any:
+        return torch.compile(network) if self.config.compile and _learns(network) else network
+
+    def _own_seed(self) -> int:
+        process: int = self.accelerator.process_index
+        return self.config.seed + 1_000_003 * process
+
     # -- phases ---------------------------------------------------------------------------------
 
     @property
@@ -122,6 +163,12 @@ class Trainer:
         """Steps of both phases together."""
         return self.config.warm_start.steps + self.config.cooperative.steps
 
+    @property
+    def total_images(self) -> int:
+        """Images of both phases together."""
+        phases = (self.config.warm_start, self.config.cooperative)
+        return sum(phase.steps * phase.batch_size for phase in phases)
+
     def _phase_config(self) -> tuple[PhaseConfig, int]:
         if self.phase == "warm_start":
             return self.config.warm_start, self.step
@@ -130,17 +177,19 @@ class Trainer:
     def _new_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         return (
             torch.optim.Adam(self.ebm.parameters()),
-            torch.optim.AdamW(self.initializer.parameters(), weight_decay=0.0),
+            # A group, since a network without weights (DRL's) is no error.
+            torch.optim.AdamW([{"params": [*self.initializer.parameters()]}], weight_decay=0.0),
         )
 
     def _set_rates(self, phase: PhaseConfig, step: int) -> None:
-        rise = min(1.0, (step + 1) / phase.warm_up) if phase.warm_up else 1.0
+        begun = (step + 1) / phase.warm_up if phase.warm_up else 1.0
+        rises = (min(1.0, begun), min(1.0, phase.initializer_start + begun))
         progress = step / max(1, phase.steps)
         fall = phase.final_rate + (1 - phase.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
         rates = (phase.ebm_rate, phase.initializer_rate)
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+        for optimizer, rate, rise in zip(self.optimizers, rates, rises, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * rise * fall
+                group["lr"] = rate * rise * fall * self.guard.rate_scale
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -148,191 +197,311 @@ class Trainer:
         """One optimiser step of each network; returns the two losses.
 
         Raises:
-            NumericalError: a loss or a gradient is not finite, or the energies have diverged. The
-                weights are then still those before the step.
+            Diverged: a figure that the guard watches blew up. The weights are then still those before
+                the step; the random state and spectral norm's vectors are not.
         """
         phase, step = self._phase_config()
         if step == 0 and self.phase == "cooperative":
             self.optimizers = self._new_optimizers()
         self._set_rates(phase, step)
-        batch = self.stream.next(phase.batch_size, self.generator)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        power_iteration(self.ebm)
+        if isinstance(phase, CooperativeConfig):
+            self.chain.load_state_dict(folded_state(self.ebm))
+        index = self.stream.take(phase.batch_size)
+        drawn = self.generator.get_state()
+        figures = Figures(self.schedule.num_levels, self.device)
+        parts = self.shares[self.phase]
+        for rows in parts:
+            self.generator.set_state(drawn)  # every part draws the noise of the whole batch
+            with normalised(self.ebm), self.accelerator.autocast():
+                part = self._part(phase, index, rows)
+                if isinstance(phase, CooperativeConfig):
+                    losses = self._cooperative_losses(phase, part, figures)
+                else:
+                    losses = self._warm_start_losses(part, figures)
+            for name, loss in zip(("ebm", "initializer"), losses, strict=True):
+                figures.add(f"loss/{name}", loss)
+                if loss.requires_grad:  # DRL's initializer has nothing to learn
+                    (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+        means = self._update(figures)
+        self.step += 1
+        self.images_seen += phase.batch_size
+        return means
+
+    def _part(self, phase: PhaseConfig, index: Tensor, rows: slice) -> Part:
+        """The images of these rows of a batch, noised to levels of their own."""
+        batch = self.stream.load(index, self.generator, rows)
         t = torch.randint(
             1,
             self.schedule.num_levels + 1,
             (phase.batch_size,),
             generator=self.generator,
             device=self.device,
-        )
+        )[rows]
         level = self.schedule.level(t, self.device)
-        random = BatchRandom(phase.batch_size, self.generator)
-        pair = objectives.noised_pair(batch.x, level, phase.coupling, random)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        ):
-            if isinstance(phase, CooperativeConfig):
-                losses = self._cooperative_losses(phase, batch, pair, level, random)
-            else:
-                losses = self._warm_start_losses(batch, pair, level)
-        self._update(*losses)
-        self.step += 1
-        self.images_seen += phase.batch_size
-        return {
-            "loss/ebm": float(losses[0].detach()),
-            "loss/initializer": float(losses[1].detach()),
-        }
+        random = BatchRandom(phase.batch_size, self.generator, rows)
+        return Part(
+            batch, level, objectives.noised_pair(batch.x, level, phase.coupling, random), random
+        )
 
-    def _energy(self, labels: Tensor | None) -> NeuralEnergy:
-        return NeuralEnergy(self.ebm, labels)
-
-    def _warm_start_losses(
-        self, batch: Batch, pair: objectives.NoisedPair, level: Level
-    ) -> tuple[Tensor, Tensor]:
-        proposal = InitializerProposal(self.initializer, batch.labels)
-        matching = objectives.score_matching_loss(self._energy(batch.labels), pair, level)
+    def _warm_start_losses(self, part: Part, figures: Figures) -> tuple[Tensor, Tensor]:
+        batch, level, pair, _ = part
+        energy = NeuralEnergy(self.ebm, batch.labels)
+        proposal = InitializerProposal(self._proposer, batch.labels)
+        matching = objectives.score_matching_loss(energy, pair, level)
         regression = objectives.regression_loss(proposal, pair, level)
-        self._report("score_matching", matching.per_image, level)
-        self._report("regression", regression.per_image, level)
+        figures.add_by_level("score_matching", matching.per_image, level.t)
+        figures.add_by_level("regression", regression.per_image, level.t)
         return matching.value, regression.value
 
     def _cooperative_losses(
-        self,
-        phase: CooperativeConfig,
-        batch: Batch,
-        pair: objectives.NoisedPair,
-        level: Level,
-        random: BatchRandom,
+        self, phase: CooperativeConfig, part: Part, figures: Figures
     ) -> tuple[Tensor, Tensor]:
-        proposal = InitializerProposal(self.initializer, batch.labels)
+        batch, level, pair, random = part
+        energy = NeuralEnergy(self.ebm, batch.labels)
+        proposal = InitializerProposal(self._proposer, batch.labels)
         mean = proposal.mean(pair.x_t, level)
-        with _frozen(self.ebm), parametrize.cached():
-            refined = objectives.refine(
-                self._energy(batch.labels),
-                mean,
-                Langevin(step_scale=phase.step_scale),
-                phase.langevin_steps,
-                pair.x_t,
-                level,
-                random,
-            )
-        positive = self._energy(batch.labels)(pair.y, level)
+        refined = objectives.refine(
+            NeuralEnergy(self._refiner, batch.labels),
+            proposal,
+            mean,
+            Langevin(step_scale=phase.step_scale),
+            phase.langevin_steps,
+            pair.x_t,
+            level,
+            random,
+        )
+        positive = energy(pair.y, level)
         with evaluating(self.ebm):
-            negative = self._energy(batch.labels)(refined.end, level)
+            negative = energy(refined.end, level)
         weight = objectives.contrastive_weight(level, self.sigma_1, phase.weight)
         contrast = objectives.contrastive_loss(positive, negative, weight)
         imitation = objectives.imitation_loss(mean, refined)
-        self._report("energy_gap", contrast.per_image, level)
-        self._report("imitation", imitation.per_image, level)
         moved = (refined.end - refined.start).square().flatten(1).sum(1).sqrt()
-        self._report("displacement", moved, level)
-        self._check_gap(contrast.per_image, level)
+        for name, per_image in (
+            ("energy_positive", positive),
+            ("energy_negative", negative),
+            ("energy_gap", contrast.per_image),
+            ("energy_gap_size", contrast.per_image.abs()),
+            ("displacement", moved),
+            ("imitation", imitation.per_image),
+        ):
+            figures.add_by_level(name, per_image, level.t)
 
         ebm_loss, initializer_loss = contrast.value, imitation.value
         if phase.score_matching:
-            matching = objectives.score_matching_loss(self._energy(batch.labels), pair, level)
-            self._report("score_matching", matching.per_image, level)
+            matching = objectives.score_matching_loss(energy, pair, level)
+            figures.add_by_level("score_matching", matching.per_image, level.t)
             ebm_loss = ebm_loss + phase.score_matching * matching.value
         if phase.regression:
             regression = objectives.regression_loss(proposal, pair, level)
-            self._report("regression", regression.per_image, level)
+            figures.add_by_level("regression", regression.per_image, level.t)
             initializer_loss = initializer_loss + phase.regression * regression.value
         return ebm_loss, initializer_loss
 
-    def _check_gap(self, gap: Tensor, level: Level) -> None:
-        pixels = self.stream.images[0].numel()
-        for t in sorted(set(level.t.tolist())):
-            size = float(gap[level.t == t].abs().mean()) / pixels
-            if not size < self.config.max_energy_gap:
-                raise NumericalError(
-                    f"diverged at step {self.step}: |E(y⁺) - E(y⁻)| of transition {t} is {size:.3g} "
-                    f"nats per pixel, the limit (max_energy_gap) {self.config.max_energy_gap:g}"
-                )
-
-    def _update(self, ebm_loss: Tensor, initializer_loss: Tensor) -> None:
-        pairs = (
-            ("ebm", self.ebm, ebm_loss),
-            ("initializer", self.initializer, initializer_loss),
-        )
-        for (name, network, loss), optimizer in zip(pairs, self.optimizers, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = float(nn.utils.clip_grad_norm_(network.parameters(), self.config.clip))
-            if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
-                raise NumericalError(
-                    f"step {self.step}: the {name}'s loss is {float(loss.detach()):.3g} and its "
-                    f"gradient norm {norm:.3g}; lower its rate or raise warm_up"
-                )
-            self.metrics.add(f"grad_norm/{name}", norm)
+    def _update(self, figures: Figures) -> dict[str, float]:
+        """Step both optimizers, unless the guard objects; returns the losses of the whole batch."""
+        networks = {"ebm": self.ebm, "initializer": self.initializer}
+        average_gradients(self.accelerator, networks.values())
+        norms = {
+            name: _clipped(network, self.config.clip) if _learns(network) else 0.0
+            for name, network in networks.items()
+        }
+        found = figures.shared(self.accelerator)
+        losses = {key: found.pop(key).mean for key in ("loss/ebm", "loss/initializer")}
+        self._watch(found, losses, norms)
         for optimizer in self.optimizers:
             optimizer.step()
         self.ebm_ema.update_parameters(self.ebm)
-        self.initializer_ema.update_parameters(self.initializer)
+        if _learns(self.initializer):
+            self.initializer_ema.update_parameters(self.initializer)
+        for key, figure in found.items():
+            self.metrics.add(key, figure.total, figure.size)
+        for (name, norm), optimizer in zip(norms.items(), self.optimizers, strict=True):
+            self.metrics.add(f"grad_norm/{name}", norm)
+            self.metrics.add(f"rate/{name}", optimizer.param_groups[0]["lr"])
+        return losses
 
-    def _report(self, name: str, per_image: Tensor, level: Level) -> None:
-        self.metrics.add_by_level(name, per_image, level.t, self.schedule.num_levels)
+    def _watch(
+        self, found: dict[str, Sum], losses: dict[str, float], norms: dict[str, float]
+    ) -> None:
+        """Show a step's figures to the guard: the same on every process, so all do as it says."""
+        pixels = math.prod(self.stream.images.shape[1:])
+        units = {
+            "energy_gap_size": ("energy_gap", pixels),
+            "displacement": ("displacement", pixels**0.5),
+        }
+        for key, figure in found.items():
+            name, _, t = key.partition("/")
+            if name in units:
+                kind, unit = units[name]
+                self.guard.watch(kind, t, figure.mean / unit)
+        for key, loss in losses.items():
+            self.guard.watch("loss", key.removeprefix("loss/"), abs(loss))
+        for name, norm in norms.items():
+            self.guard.watch("grad_norm", name, norm)
+        self.guard.settle(self.step)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def fit(
         self,
-        on_log: Callable[[dict[str, float]], None] | None = None,
+        on_log: Callable[[dict[str, Any]], object] | None = None,
         on_sample: Callable[[Trainer], object] | None = None,
         until: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Trainer], object] | None = None,
     ) -> None:
         """Train to the end (or to step ``until``), saving on the way and at the end.
 
+        The callbacks are called on the main process alone, while the others wait.
+
+        Args:
+            on_log: gets each line of the log.
+            on_sample: called every ``sample_every`` steps and at the end.
+            until: a step to end at.
+            stop: asked between two steps; once any process says yes, the state is saved and the run
+                left.
+            on_step: called after every step.
+
         Raises:
-            NumericalError: training diverged; the last good state is on disk, and the text says where.
+            NumericalError: training diverged, also at lower rates; the last good state is on disk, and
+                the text says where.
+            CheckpointError: the state could not be saved; the one saved before is as it was.
         """
         end = self.total_steps if until is None else min(until, self.total_steps)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_unfinished(folder)
+        try:
+            self._fit(end, on_log, on_sample, stop, on_step)
+        finally:
+            if self.is_main:
+                self._report()
+
+    def _report(self) -> None:
+        try:
+            write_report(self.folder)
+        except OSError as error:  # which must not hide why the run ended
+            self.tell(f"no report of the run: {error.strerror}")
+
+    def _fit(
+        self,
+        end: int,
+        on_log: Callable[[dict[str, Any]], object] | None,
+        on_sample: Callable[[Trainer], object] | None,
+        stop: Callable[[], bool],
+        on_step: Callable[[Trainer], object] | None,
+    ) -> None:
+        if self._saved_step is None:
+            self.save()  # what the guard goes back to, and a disk that is full is known at once
         saved_at = time.monotonic()
         while self.step < end:
+            due = time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
+            stopping, due = anywhere(self.accelerator, stop(), due)
+            if (stopping or due) and self._saved_step != self.step:
+                self.save()
+                saved_at = time.monotonic()
+            if stopping:
+                return
             started = time.perf_counter()
             phase = self.phase
             try:
                 losses = self.train_step()
-            except NumericalError as error:
-                kept = checkpoints.newest(self.folder / "checkpoints")
-                raise NumericalError(f"{error}; last good state: {kept or 'none yet'}") from error
+            except Diverged as error:
+                self._go_back(error)
+                continue
             spent = time.perf_counter() - started
             self.seconds += spent
             self.metrics.add("seconds_per_step", spent)
             for name, value in losses.items():
                 self.metrics.add(name, value)
             last = self.step == end
+            if self.is_main and on_step is not None:
+                on_step(self)
             if self.step % self.config.log_every == 0 or last or self.phase != phase:
                 self._log(phase, on_log)
-            due = time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
-            if self.step % self.config.checkpoint_every == 0 or due or last:
+            if self.step % self.config.checkpoint_every == 0 or last:
                 self.save()
                 saved_at = time.monotonic()
-            if on_sample is not None and (self.step % self.config.sample_every == 0 or last):
+            sampling = last or (self.step % self.config.sample_every == 0 and not stop())
+            if self.is_main and on_sample is not None and sampling:
                 on_sample(self)
 
-    def _log(self, phase: Phase, on_log: Callable[[dict[str, float]], None] | None) -> None:
+    def _go_back(self, error: Diverged) -> None:
+        """Continue from the last checkpoint at half the rates, or give up."""
+        halvings = self.guard.halvings + 1
+        states = checkpoints.all_of(self.folder / "checkpoints") if self.is_main else []
+        if len(states) > 1 and error.step == self._back_at:
+            # The first step's figures do not depend on the rates: this state itself is bad.
+            checkpoints.set_aside(states[-1])
+            self.tell(f"{states[-1].name} blows up at its first step: set aside")
+        found = self._newest()
+        if found is None or halvings > self.guard.retries:
+            self._append({**error.record(), "event": "stopped", "halvings": halvings - 1})
+            raise NumericalError(
+                f"{error}, after going back {halvings - 1} times at half the rates; {error.advice}; "
+                f"last good state: {found.path if found else 'none'}"
+            ) from error
+        self.load_state(found.state)
+        self.guard.halvings, self._back_at = halvings, self.step
+        self._append({**error.record(), "back_to": self.step, "rate_scale": self.guard.rate_scale})
+        self.tell(
+            f"{error}; back to step {self.step}, rates now {self.guard.rate_scale:g} of the run's "
+            f"(try {halvings} of {self.guard.retries})"
+        )
+
+    def _newest(self) -> checkpoints.Loaded | None:
+        """The newest state that is whole; the main process first, since it renames damaged ones."""
+        with self.accelerator.main_process_first():
+            return checkpoints.load_newest(self.folder / "checkpoints", self.tell)
+
+    def _log(self, phase: Phase, on_log: Callable[[dict[str, Any]], object] | None) -> None:
         means = self.metrics.take()
+        if not self.is_main:
+            return
+        speed = getattr(self.config, phase).batch_size / means["seconds_per_step"]
         line: dict[str, Any] = {
             "step": self.step,
             "phase": phase,
             "images": self.images_seen,
             "hours": round(self.seconds / 3600, 4),
+            "images_per_second": float(f"{speed:.4g}"),
             **{name: float(f"{value:.6g}") for name, value in sorted(means.items())},
         }
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(line)
         if on_log is not None:
             on_log(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if not self.is_main:
+            return
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _logged(self) -> list[str]:
+        """The log's whole lines."""
+        log = self.folder / "metrics.jsonl"
+        rows = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+        return [row for row in rows if row.endswith("\n")]
 
     # -- state ----------------------------------------------------------------------------------
 
     def save(self) -> Path:
         """Write the whole state; resuming from it continues to the bit on the same device."""
-        return checkpoints.save(
-            self.folder / "checkpoints", self.step, self.state(), self.config.keep_checkpoints
-        )
+        folder = self.folder / "checkpoints"
+        generators = gathered(self.accelerator, _global_generator(self.device).get_state())
+        if self.is_main:
+            state = {**self.state(), "global_generators": generators}
+            checkpoints.save(folder, self.step, state, self.config.keep_checkpoints)
+        self._saved_step = self.step
+        return checkpoints.path_of(folder, self.step)
 
     def state(self) -> dict[str, Any]:
-        """Everything the next step depends on."""
+        """Everything the next step depends on; of several processes, on this one."""
         return {
             "format": STATE_FORMAT,
             "data": self.data_fingerprint,
@@ -341,8 +510,10 @@ class Trainer:
             "seconds": self.seconds,
             "stream": self.stream.state(),
             "generator": self.generator.get_state(),
-            "global_generator": _global_generator(self.device).get_state(),
+            "global_generators": [_global_generator(self.device).get_state()],
             "metrics": {"sums": self.metrics.sums, "counts": self.metrics.counts},
+            "halvings": self.guard.halvings,
+            "log_lines": len(self._logged()),
             "ebm": self.ebm.state_dict(),
             "initializer": self.initializer.state_dict(),
             "ebm_ema": self.ebm_ema.state_dict(),
@@ -379,35 +550,55 @@ class Trainer:
         self.seconds = state["seconds"]
         self.stream.load_state(state["stream"])
         self.generator.set_state(state["generator"])
-        _global_generator(self.device).set_state(state["global_generator"])
+        own, generators = self.accelerator.process_index, state["global_generators"]
+        if own < len(generators):
+            _global_generator(self.device).set_state(generators[own])
+        else:  # a process more than the run had
+            _global_generator(self.device).manual_seed(self._own_seed() + self.step)
         self.metrics.sums = dict(state["metrics"]["sums"])
         self.metrics.counts = dict(state["metrics"]["counts"])
+        self.guard.halvings = state["halvings"]
+        self._saved_step = self.step
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint of the folder, if there is one."""
-        path = checkpoints.newest(self.folder / "checkpoints")
-        if path is not None:
-            self.load_state(checkpoints.load(path))
-        self._forget_later_lines()
-        return path is not None
+        """Continue from the newest checkpoint of the folder that is whole, if there is one.
 
-    def _forget_later_lines(self) -> None:
-        """Drop the log's lines of steps that were lost with a killed run and will be done again."""
+        The log's lines after it are dropped: their steps were lost and will be done again.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged, or they are of another run.
+        """
+        found = self._newest()
+        if found is not None:
+            self.load_state(found.state)
         log = self.folder / "metrics.jsonl"
-        if log.is_file():
-            rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [r for r in rows if r.endswith("\n") and json.loads(r)["step"] <= self.step]
+        if self.is_main and log.is_file():
+            kept = self._logged()[: found.state["log_lines"] if found else 0]
             with replaced_file(log) as new:
                 new.write_text("".join(kept), encoding="utf-8")
+        return found is not None
+
+
+def _keep_quiet(text: str) -> None:
+    """On all but the main process."""
 
 
 def _global_generator(device: torch.device) -> torch.Generator:
     """The generator that layers such as dropout draw from."""
-    return (
-        torch.cuda.default_generators[device.index or 0]
-        if device.type == "cuda"
-        else (torch.default_generator)
-    )
+    if device.type != "cuda":
+        return torch.default_generator
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
+
+
+def _learns(network: nn.Module) -> bool:
+    """Whether it has weights; DRL's initializer has none."""
+    return any(True for _ in network.parameters())
+
+
+def _clipped(network: nn.Module, limit: float) -> float:
+    """Scale the gradient down to that norm; returns the norm it had."""
+    return float(nn.utils.clip_grad_norm_(network.parameters(), limit))
 
 
 def _ema(decay: float) -> Callable[..., None]:
@@ -419,14 +610,3 @@ def _ema(decay: float) -> Callable[..., None]:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient for the weights: only the input's is wanted."""
-    with evaluating(network):
-        network.requires_grad_(False)
-        try:
-            yield
-        finally:
-            network.requires_grad_(True)

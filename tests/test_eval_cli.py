@@ -127,7 +127,7 @@ def test_what_fails_leaves_the_old_statistics(
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     result = run("--model", model, "--data", data, "--calibrate", "--seed", 1)
-    assert result.exit_code == 2
+    assert result.exit_code == 5
     assert f"cannot write {STATISTICS}" in result.stderr.replace(f"{model}/", "")
     assert "No space left" in result.stderr
     assert {p: p.read_bytes() for p in model.rglob("*") if p.is_file()} == before

@@ -166,6 +166,7 @@ def no_checkpoints(run: Path) -> None:
 
 
 def foreign(run: Path) -> None:
+    (run / "checkpoints" / "manifest.json").unlink()
     torch.save({"step": 9_000}, run / "checkpoints" / "step-00009000.pt")
 
 

@@ -189,6 +189,7 @@ def test_refine_runs_the_kernel_of_sampling_on_the_recovery_energy() -> None:
     x_t = torch.full((N, 1), 1.5)
     refined = objectives.refine(
         Flat(),
+        InitializerProposal(Shift(0.0)),
         x_t - 3.0,
         Langevin(),
         400,

@@ -94,7 +94,7 @@ def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> Non
     [
         (
             ["--preset", "fashion"],
-            "unknown preset 'fashion'; known: fashion-mnist, coloured-fashion-mnist",
+            "unknown preset 'fashion'; known: toy-2d, fashion-mnist, coloured-fashion-mnist",
         ),
         (["--set", "warm_start.stepz=3"], "stepz"),
         (["--set", 'ebm={"class": "Transformer"}'], "unknown class 'Transformer'"),
@@ -116,6 +116,75 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in result.output
     assert result.output.startswith("cdrl-train: error: ") and result.output.count("\n") == 1
     assert not out.exists()
+
+
+def test_options_go_through_a_file_and_back(tmp_path: Path) -> None:
+    printed = train(
+        "--preset", "cifar10+no-shared-noise", "--set", "ebm.width=96", "--print-config"
+    )
+    assert printed.exit_code == 0, printed.output
+    config = json.loads(printed.output)
+    assert (config["name"], config["ebm"]["width"]) == ("cifar10+no-shared-noise", 96)
+    file = tmp_path / "mine.json"
+    file.write_text(printed.output)
+    again = train("--config", str(file), "--print-config")
+    assert again.output == printed.output
+    changed = train("--config", str(file), "--set", "clip=2", "--print-config")
+    assert json.loads(changed.output) == {**config, "clip": 2.0}
+
+
+def test_a_run_of_a_file_of_options_on_the_presets_data(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the run's folder is named after the preset
+    options = [*TINY, "--set", f"data.source={Path(data).name}", "--set", "data.attributes=[]"]
+    file = tmp_path / "mine.json"
+    file.write_text(train("--preset", "mnist", *options, "--print-config").output)
+    result = train("--config", str(file), "--track", "none")
+    assert result.exit_code == 0, result.output
+    pipe = CDRLPipeline.from_pretrained(tmp_path / "runs" / "mnist" / "model")
+    assert pipe.model.labels == ()  # asked for none
+    resumed = train("--out", "runs/mnist", "--resume", "--track", "none")
+    assert resumed.exit_code == 0 and "resumed at step 5 of 5" in resumed.output
+
+
+def test_a_dry_run_tells_the_cost_and_leaves_nothing(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", data, "--out", str(out), "--device", "cpu", *TINY]
+    result = train(*arguments, "--preset", "fashion-mnist+drl", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "images       1 x 8 x 8, conditional on attributes of 3 values" in result.output
+    assert "warm_start   3 steps of 4 images, each " in result.output
+    assert " s a step on cpu, by 3 steps with a batch of " in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "mnist", "--config", "a.json"], "leave one out"),
+        (["--config", "nowhere.json"], "nowhere.json: expected options in JSON"),
+        (["--config", "list.json"], "expected an object"),
+        (["--config", "odd.json"], "'name' is missing"),
+        (["--resume"], "--resume goes on with the run in --out: name it"),
+        (["--resume", "--config", "a.json", "--out", "x"], "leave --preset and --config out"),
+        (["--preset", "mnist", "--set", "data.source="], "no data: add --data"),
+        (["--preset", "cifar10", "--set", "ebm.widht=96"], "did you mean 'width'"),
+        (["--preset", "imagenet32-cond"], "train_data_batch_1.npz: it comes from"),
+    ],
+)
+def test_bad_options_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "odd.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    result = train(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert result.output.startswith("cdrl-train: error: ") and result.output.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_images_that_do_not_fit_the_networks_are_refused(tmp_path: Path) -> None:

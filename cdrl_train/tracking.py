@@ -1,0 +1,108 @@
+"""What a run shows while it goes on: a bar in the terminal, and accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cdrl_train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from cdrl_train.trainer import Trainer
+
+NOT_CURVES = {"step", "phase", "event", "hours"}
+
+
+class Trackers:
+    """TensorBoard, W&B or trackio, whichever the accelerator was made with; the main process writes.
+
+    Args:
+        accelerator: by `cdrl_train.processes.make_accelerator`.
+        config: the run's, shown beside its curves.
+        run: its folder, after which it is named.
+        step: it begins or goes on at; what TensorBoard holds of later ones is dropped.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int) -> None:
+        self.accelerator = accelerator
+        name = run.resolve().name
+        accelerator.init_trackers(
+            config.name,
+            init_kwargs={
+                "tensorboard": {"purge_step": step + 1},
+                "wandb": {"name": name},
+                "trackio": {"name": name},
+            },
+        )
+        for tracker in accelerator.trackers:
+            if tracker.name == "tensorboard":  # its own form of a configuration is another run
+                text = json.dumps(config.to_dict(), indent=2)
+                tracker.log({"config": f"```json\n{text}\n```"}, step)
+            else:
+                tracker.store_init_configuration(config.to_dict())
+
+    def log(self, line: dict[str, Any]) -> None:
+        """A line of ``metrics.jsonl``."""
+        values = {name: value for name, value in line.items() if name not in NOT_CURVES}
+        self.accelerator.log(values, step=line["step"])
+
+    def picture(self, path: Path, step: int) -> None:
+        """A grid of samples; a tracker that takes no pictures is passed over, the file is there."""
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                pixels = np.asarray(image)[None]
+                tracker.log_images({"samples": pixels}, step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [image]}, step)
+
+
+class Progress:
+    """A bar of images with their speed and the time left; in a file or a pipe, lines alone.
+
+    Args:
+        run: at the step where it begins or goes on.
+    """
+
+    def __init__(self, run: Trainer) -> None:
+        self.bar = tqdm(
+            total=run.total_images,
+            initial=run.images_seen,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=None if run.is_main else True,
+            file=sys.stderr,
+        )
+        self.total = run.total_images
+
+    def advance(self, run: Trainer) -> None:
+        """Go to where the run is: forward, or back where it diverged."""
+        self.bar.update(run.images_seen - self.bar.n)
+
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """A line of ``metrics.jsonl``, in short."""
+        shown = ("loss/", "grad_norm/")
+        values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
+        speed = line["images_per_second"]
+        left = tqdm.format_interval((self.total - line["images"]) / speed)
+        self.tell(
+            f"{line['phase']} {line['step']}  {values}  {speed:.3g} images/s  {left} left at this speed"
+        )
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()

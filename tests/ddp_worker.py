@@ -1,0 +1,110 @@
+"""One process of a run on several: ``python -m ddp_worker FOLDER`` with the environment of `torchrun`.
+
+Trains every case of `CASES` and leaves what it ended with in ``FOLDER/CASE-PROCESS.pt``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_trainer import DROPOUT, RESIDUAL, images, tiny
+
+from cdrl_infer.errors import ConfigError, NumericalError
+from cdrl_train.data import BatchStream
+from cdrl_train.trainer import Trainer
+
+# Of few enough weights that none has a gradient of the size of rounding: Adam moves a weight by its rate
+# whatever its gradient's size, and so would make such rounding large.
+SMALL = {**RESIDUAL, "embedding_dim": 16, "frequencies": 4}
+PROCESS = int(os.environ.get("RANK", "0"))
+
+
+class Recorder(Trainer):
+    """Keeps the losses of every step."""
+
+    losses: list[dict[str, float]]
+
+    def train_step(self) -> dict[str, float]:
+        self.losses.append(super().train_step())
+        return self.losses[-1]
+
+
+def make(folder: Path, **changes: Any) -> Recorder:
+    config = tiny(**changes)
+    run = Recorder(config, BatchStream(images(), config.data, config.seed, "cpu"), folder)
+    run.losses = []
+    return run
+
+
+def trained(run: Recorder) -> dict[str, Any]:
+    """Train to the end without writing anything; the losses and the last state."""
+    while run.step < run.total_steps:
+        run.train_step()
+    return {"losses": run.losses, **run.state()}
+
+
+def plain(folder: Path) -> dict[str, Any]:
+    """With files: each process would write into a folder of its own."""
+    run = make(folder / f"own-{PROCESS}", log_every=3, sample_every=4)
+    called: list[str] = []
+    run.fit(
+        on_log=lambda line: called.append("log"),
+        on_sample=lambda run: called.append("sample"),
+        on_step=lambda run: called.append("step"),
+    )
+    return {"called": called, "losses": run.losses, **run.state()}
+
+
+def spectral_norm(folder: Path) -> dict[str, Any]:
+    """In parts, too."""
+    return trained(make(folder, spectral_norm=True, ebm=SMALL, accumulate=2))
+
+
+def dropped_out(folder: Path) -> dict[str, Any]:
+    run = make(folder / "whole", initializer=DROPOUT)
+    run.fit()
+    return run.state()
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """The same run, which the last process alone is asked to stop after 3 steps."""
+    first = make(folder / "cut", initializer=DROPOUT)
+    first.fit(stop=lambda: PROCESS == 1 and first.step == 3)
+    torch.rand(1 + PROCESS)
+    second = make(folder / "cut", initializer=DROPOUT)
+    assert second.resume()
+    second.fit()
+    return {"stopped": first.step, "resumed": second.step, **second.state()}
+
+
+def diverged(folder: Path) -> dict[str, Any]:
+    run = make(folder / "diverged", max_displacement=1e-9, retries=1)
+    try:
+        run.fit()
+    except NumericalError as error:
+        return {"error": str(error), "step": run.step, "halvings": run.guard.halvings}
+    return {}
+
+
+def unequal(folder: Path) -> dict[str, Any]:
+    try:
+        make(folder, accumulate=3)
+    except ConfigError as error:
+        return {"error": str(error)}
+    return {}
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    case.__name__: case for case in (plain, spectral_norm, dropped_out, resumed, diverged, unequal)
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    for name, case in CASES.items():
+        torch.save(case(place), place / f"{name}-{PROCESS}.pt")
