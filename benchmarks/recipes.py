@@ -1,0 +1,337 @@
+"""How good recipes of training are at equal compute: one net, as many operations each.
+
+``python benchmarks/recipes.py --data fashion_mnist.npz``; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from classifier import Recipe, SmallCNN, load_or_train, share_recognised
+from frechet import CONVENTION, frechet_distance, load_extractor
+from numpy.typing import NDArray
+from options import DATA, EXTRACTOR, draws, writes
+from quality import Features, SamplePools, judge_warning, model_digest, window
+from report import check_target, plus_minus, table, write_json
+
+from cdrl_infer.checkpoint import ImageShape, save_model
+from cdrl_infer.cli import command
+from cdrl_infer.errors import InputError
+from cdrl_infer.files import replaced_file
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.version import __version__
+from cdrl_train.config import TrainConfig
+from cdrl_train.cost import count
+from cdrl_train.data import BatchStream, load_images
+from cdrl_train.export import to_model
+from cdrl_train.image_set import ImageSet
+from cdrl_train.presets import preset
+from cdrl_train.trainer import Trainer
+
+TERA = 1e12
+RECIPES = (
+    "fashion-mnist",
+    "fashion-mnist+no-warm-start",
+    "fashion-mnist+no-warm-start+no-score-matching",
+    "fashion-mnist+drl",
+)
+HEADER = (
+    "recipe",
+    "TFLOP",
+    "images",
+    "recognised, %",
+    "Fréchet distance",
+)
+
+
+class Plan(NamedTuple):
+    """A recipe whose steps cost what they should."""
+
+    config: TrainConfig
+    warm_flops: int  # of a step of the warm start
+    cooperative_flops: int
+
+    def flops(self, step: int) -> int:
+        """Of the first ``step`` steps."""
+        warm = min(step, self.config.warm_start.steps)
+        return warm * self.warm_flops + (step - warm) * self.cooperative_flops
+
+
+class Point(NamedTuple):
+    """A model on the way, and what its samples are worth."""
+
+    step: int
+    flops: int
+    images: int
+    hours: float  # in steps, on as many cores as there were
+    recognised: float  # of the samples, 0 … 1
+    distance: list[float]  # a value per repeat
+
+
+def plan(text: str, data: ImageSet, flops: float, common: Sequence[str]) -> Plan:
+    """Of ``"PRESET[+VARIATION][,KEY=VALUE…]"``: its steps multiplied so that the run costs ``flops``.
+
+    Args:
+        text: the recipe.
+        data: to train on.
+        flops: of the whole run, both phases in the preset's proportion.
+        common: ``KEY=VALUE`` of all recipes; the recipe's own come after them.
+
+    Raises:
+        InputError: fewer operations than a step of each phase costs.
+    """
+    name, *own = text.split(",")
+    config = preset(name).override([*common, *own])
+    cost = count(config, ImageShape(*data.images.shape[1:]), data.num_classes)
+    each = [0 if work is None else work.flops for work in (cost.warm_start, cost.cooperative)]
+    phases = (config.warm_start, config.cooperative)
+    share = flops / sum(flop * phase.steps for flop, phase in zip(each, phases, strict=True))
+    warm, cooperative = (
+        replace(phase, steps=round(share * phase.steps), warm_up=min(phase.warm_up, steps // 10))
+        for phase in phases
+        for steps in [round(share * phase.steps)]
+    )
+    if (phases[0].steps and not warm.steps) or (phases[1].steps and not cooperative.steps):
+        raise InputError(f"{text}: {flops / TERA:g} TFLOP are less than a step of each phase")
+    return Plan(replace(config, warm_start=warm, cooperative=cooperative), *each)
+
+
+def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str) -> list[Path]:
+    """Train, or go on with what the folder holds; the models on the way, the last one at the end."""
+    config = planned.config
+    total = config.warm_start.steps + config.cooperative.steps
+    every = -(-total // points)
+    config = replace(config, sample_every=every, checkpoint_every=total, keep_checkpoints=1)
+    stored = folder / "config.json"
+    if stored.is_file():
+        if TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8"))) != config:
+            raise InputError(f"{folder} holds a run with other options: choose another --runs")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced_file(stored) as new:
+            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    trainer = Trainer(config, BatchStream(data, config.data, config.seed, device), folder)
+    trainer.resume()
+
+    def keep(run: Trainer) -> None:
+        save_model(to_model(run), folder / f"model-{run.step:08d}")
+
+    def tell(line: dict[str, Any]) -> None:
+        click.echo(
+            f"{folder.name}: step {line['step']} of {total}, {line['hours']:.2f} h", err=True
+        )
+
+    trainer.fit(on_sample=keep, on_log=tell)
+    return sorted(folder.glob("model-????????"))
+
+
+class Judge(NamedTuple):
+    """What samples are measured with."""
+
+    network: SmallCNN
+    features: Features
+    test: ImageSet
+    num_samples: int
+    repeats: int
+    cache: Path
+    batch_size: int
+
+    def __call__(self, planned: Plan, folder: Path, device: str) -> Point:
+        """Draw class-conditional samples, as the model does by default, and measure them."""
+        pipe = CDRLPipeline.from_pretrained(folder).to(device)
+        pools = SamplePools(
+            pipe, model_digest(folder), self.test.num_classes, self.cache, self.batch_size
+        )
+        steps = pipe.model.sampler.langevin_steps
+        sets = [pools.images(steps, r, self.num_samples) for r in range(self.repeats)]
+        labels = pools.labels(self.num_samples)
+        shares = [share_recognised(self.network, drawn, labels) for drawn in sets]
+        distances = []
+        for r, drawn in enumerate(sets):
+            reference = self.test.images[window(self.num_samples, r, len(self.test))].numpy()
+            distances.append(
+                frechet_distance(
+                    self.features(drawn, f"{folder.parent.name}, repeat {r}"),
+                    self.features(reference, "test images"),
+                )
+            )
+        record = pipe.model.training
+        step = int(record["steps"])
+        return Point(
+            step,
+            planned.flops(step),
+            int(record["images"]),
+            float(record["hours"]),
+            float(np.mean(shares)),
+            distances,
+        )
+
+
+def results_table(points: dict[str, list[Point]], *, last: bool) -> str:
+    """A row per point, or per recipe the last one."""
+    rows = [
+        [
+            name,
+            f"{point.flops / TERA:.1f}",
+            f"{point.images:,}",
+            f"{100 * point.recognised:.1f}",
+            plus_minus(point.distance),
+        ]
+        for name, row in points.items()
+        for point in (row[-1:] if last else row)
+    ]
+    return table(HEADER, rows)
+
+
+def draw_curves(points: dict[str, list[Point]], floor: float, real: float, file: Path) -> None:
+    """Fréchet distance and recognised share against the operations spent."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, row in points.items():
+        x = [point.flops / TERA for point in row]
+        left.plot(x, [np.mean(point.distance) for point in row], marker="o", label=name)
+        right.plot(x, [100 * point.recognised for point in row], marker="o", label=name)
+    left.axhline(floor, color="grey", linestyle=":", label="training images")
+    right.axhline(100 * real, color="grey", linestyle=":", label="real test images")
+    left.set(xlabel="TFLOP", ylabel="Fréchet distance", yscale="log")
+    right.set(xlabel="TFLOP", ylabel="recognised, %", ylim=(0, 100))
+    left.legend(fontsize=8)
+    with replaced_file(file) as new:
+        figure.savefig(new, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+@click.command("recipes.py", cls=command.OneLineErrors, context_settings={"show_default": True})
+@DATA
+@EXTRACTOR
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    default=RECIPES,
+    metavar="PRESET[+VARIATION][,KEY=VALUE…]",
+    help="Repeatable.",
+)
+@click.option("--set", "common", multiple=True, metavar="KEY=VALUE", help="An option of them all.")
+@click.option("--tflop", type=click.FloatRange(0, min_open=True), default=500.0, help="Of a run.")
+@click.option("--points", type=click.IntRange(1), default=4, help="Measured on the way.")
+@click.option(
+    "--n", "num_samples", type=click.IntRange(2), default=500, help="Samples of a repeat."
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, help="Repeats.")
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/recipes"),
+    help="A folder for each recipe; an interrupted run goes on from there.",
+)
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the curves.",
+)
+@draws("Samples, features and the classifier.", "Of training and sampling.")
+@writes("recipes.json")
+def main(out: Path, figure: Path | None, **options: Any) -> None:
+    """Train each recipe for as many operations and compare what comes out."""
+    check_target("--out", out)
+    check_target("--figure", figure)
+    points, text, results = evaluate(**options)
+    click.echo(text)
+    write_json(out, results)
+    if figure is not None:
+        draw_curves(points, results["floor"], results["real_test_images"], figure)
+
+
+def evaluate(
+    data: str,
+    extractor_weights: Path | None,
+    recipes: Sequence[str],
+    common: Sequence[str],
+    tflop: float,
+    points: int,
+    num_samples: int,
+    seeds: int,
+    runs: Path,
+    batch_size: int,
+    device: str,
+    cache: Path,
+) -> tuple[dict[str, list[Point]], str, dict[str, Any]]:
+    """What the command draws, prints and writes."""
+    training, test = load_images(data, "train"), load_images(data, "test")
+    window(num_samples, 0, min(len(training), len(test)))
+    plans = {recipe: plan(recipe, training, tflop * TERA, common) for recipe in recipes}
+    cache.mkdir(parents=True, exist_ok=True)
+    extractor = load_extractor(extractor_weights, torch.device(device))
+    network, real = load_or_train(cache, training, test, Recipe(), progress=True)
+    features = Features(extractor, cache)
+    judge = Judge(network, features, test, num_samples, seeds, cache, batch_size)
+    measured = {
+        recipe: [
+            judge(planned, folder, device)
+            for folder in train(planned, training, runs / recipe, points, device)
+        ]
+        for recipe, planned in plans.items()
+    }
+
+    def some(images: ImageSet, repeat: int) -> NDArray[np.float32]:
+        return features(images.images[window(num_samples, repeat, len(images))].numpy(), "data")
+
+    floors = [frechet_distance(some(training, r), some(test, r)) for r in range(seeds)]
+    warning = judge_warning(real)
+    text = "\n".join(
+        [
+            f"cdrl {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
+            f"{tflop:g} TFLOP a run by the package's counter; for all: {' '.join(common) or '-'}.",
+            f"Recognised: of {seeds} x {num_samples} samples of all classes in turn, as the model "
+            f"draws them by default; of real test images {100 * real:.1f} %.",
+            f"Fréchet distance of {num_samples} samples to as many test images, ± standard deviation "
+            f"over {seeds} repeats of one training; training images: {plus_minus(floors)}.",
+            f"Features: {CONVENTION}.",
+            *([warning] if warning else []),
+            "",
+            results_table(measured, last=True),
+            "",
+            "On the way:",
+            "",
+            results_table(measured, last=False),
+        ]
+    )
+    return (
+        measured,
+        text,
+        {
+            "versions": {"cdrl": __version__, "torch": torch.__version__},
+            "threads": torch.get_num_threads(),
+            "tflop": tflop,
+            "common": list(common),
+            "n": num_samples,
+            "features": CONVENTION,
+            "weights": extractor.digest,
+            "data": {"train": training.fingerprint(), "test": test.fingerprint()},
+            "floor": float(np.mean(floors)),
+            "real_test_images": real,
+            "recipes": {
+                recipe: {
+                    "config": plans[recipe].config.to_dict(),
+                    "points": [point._asdict() for point in row],
+                }
+                for recipe, row in measured.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
