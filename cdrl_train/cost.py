@@ -223,12 +223,16 @@ class _Bench:
             refined = objectives.refine(
                 chain, proposal, mean, Langevin(), langevin_steps, pair.x_t, level, random
             )
-            positive, negative = energy(pair.y, level), energy(refined.end, level)
+            matching = None
+            if phase.score_matching:
+                matching = objectives.score_matching_loss(energy, pair, level)
+            positive = energy(pair.y, level) if matching is None else matching.energy
+            negative = energy(refined.end, level)
             weight = objectives.contrastive_weight(level, 1.0, phase.weight)
             ebm_loss = objectives.contrastive_loss(positive, negative, weight).value
             initializer_loss = objectives.imitation_loss(mean, refined).value
-            if phase.score_matching:
-                ebm_loss = ebm_loss + objectives.score_matching_loss(energy, pair, level).value
+            if matching is not None:
+                ebm_loss = ebm_loss + matching.value
             if phase.regression:
                 regression = objectives.regression_loss(proposal, pair, level)
                 initializer_loss = initializer_loss + regression.value

@@ -53,17 +53,26 @@ class Loss(NamedTuple):
     per_image: Tensor
 
 
-def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> Loss:
+class ScoreMatching(NamedTuple):
+    """A `Loss`, and the energies (B,) of y that it took, with their graph: another loss may need them."""
+
+    value: Tensor
+    per_image: Tensor
+    energy: Tensor
+
+
+def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> ScoreMatching:
     """``mean ‖ m_t σ̄_{t-1} ∇_y E(y) - ε ‖² / dim`` (denoising score matching, Vincent 2011).
 
     Per image it is the sum over pixels: dim when nothing is learnt.
     """
     y = pair.y.detach().requires_grad_(True)
     with torch.enable_grad():
-        (grad,) = torch.autograd.grad(energy(y, level).sum(), y, create_graph=True)
+        values = energy(y, level)
+        (grad,) = torch.autograd.grad(values.sum(), y, create_graph=True)
     predicted = level.expand(level.scale * level.sigma_bar, y) * grad
     per_image = (predicted - pair.noise).square().flatten(1).sum(1)
-    return Loss(per_image.mean() / pair.noise[0].numel(), per_image.detach())
+    return ScoreMatching(per_image.mean() / pair.noise[0].numel(), per_image.detach(), values)
 
 
 def regression_loss(proposal: InitializerProposal, pair: NoisedPair, level: Level) -> Loss:

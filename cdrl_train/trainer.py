@@ -273,7 +273,10 @@ class Trainer:
             level,
             random,
         )
-        positive = energy(pair.y, level)
+        matching = None
+        if phase.score_matching:
+            matching = objectives.score_matching_loss(energy, pair, level)
+        positive = energy(pair.y, level) if matching is None else matching.energy
         with evaluating(self.ebm):
             negative = energy(refined.end, level)
         weight = objectives.contrastive_weight(level, self.sigma_1, phase.weight)
@@ -291,8 +294,7 @@ class Trainer:
             figures.add_by_level(name, per_image, level.t)
 
         ebm_loss, initializer_loss = contrast.value, imitation.value
-        if phase.score_matching:
-            matching = objectives.score_matching_loss(energy, pair, level)
+        if matching is not None:
             figures.add_by_level("score_matching", matching.per_image, level.t)
             ebm_loss = ebm_loss + phase.score_matching * matching.value
         if phase.regression:
