@@ -1,19 +1,24 @@
 """What training costs, by the code's own counter: the tables of docs/scaling.md.
 
 ``python benchmarks/scaling.py``; needs no data, no GPU and no memory to speak of; some minutes.
+``--measure PRESET`` times a preset on two processes beside what the model of several processes says.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 from report import check_target, table, write_json
+from two_processes import Measured, measure
 
 from cdrl_infer.checkpoint import ImageShape
 from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.errors import InputError
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Cost, Work, count
 from cdrl_train.data import expected
@@ -30,6 +35,18 @@ PAPERS = ("cifar10", "cifar10-large", "cifar10-cond", "imagenet32-cond", "celeba
 LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 25 GB/s": 25e9, "Ethernet, 1.25 GB/s": 1.25e9}
 PROCESSES = (1, 8, 32, 64, 128, 256)
 BASE = "cifar10"
+HEADER = [
+    "preset, cooperative",
+    "images",
+    "R, GFLOP/s",
+    "G, MB",
+    "W, MB/s",
+    "one process, ms",
+    "two, ms (min - max)",
+    "predicted, ms",
+    "speed-up",
+    "predicted",
+]
 
 
 def of_preset(name: str) -> Cost:
@@ -171,6 +188,58 @@ def process_rows(cost: Cost, batch: int, rate: float) -> list[list[str]]:
     return rows
 
 
+def measured_row(name: str, found: Measured, work: Work) -> list[str]:
+    """What several processes took, and what `step_seconds` says of them.
+
+    R is that of one process, W that of an all-reduce of the gradients' size.
+    """
+    one, several = statistics.median(found.one), statistics.median(found.several)
+    computing, exchange = step_seconds(
+        work,
+        found.exchanged,
+        found.processes,
+        rate=work.flops / one,
+        bandwidth=found.bandwidth,
+    )
+    predicted = computing + exchange
+    fastest, slowest = (_three(1e3 * bound(found.several)) for bound in (min, max))
+    return [
+        name,
+        str(found.batch_size),
+        _three(work.flops / one / 1e9),
+        _three(found.exchanged / 1e6),
+        _three(found.bandwidth / 1e6),
+        _three(1e3 * one),
+        f"{_three(1e3 * several)} ({fastest} - {slowest})",
+        f"{_three(1e3 * computing)} + {_three(1e3 * exchange)}",
+        f"{one / several:.2f}",
+        f"{one / predicted:.2f}",
+    ]
+
+
+def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, dict[str, Any]]:
+    """The table of presets on one process and on two, and what was measured."""
+    rows, found = [], {}
+    for name in names:
+        config = preset(name)
+        image, num_classes = expected(config.data.source, config.data)
+        cost = count(config, image, num_classes)
+        if cost.cooperative is None:
+            raise InputError(f"--measure {name}: it has no cooperative phase")
+        result = measure(
+            config,
+            image,
+            num_classes,
+            cost.exchanged,
+            steps=steps,
+            rounds=rounds,
+            tell=lambda line: click.echo(line, err=True),
+        )
+        rows.append(measured_row(name, result, cost.cooperative))
+        found[name] = asdict(result)
+    return table(HEADER, rows), found
+
+
 def _three(value: float) -> str:
     """Three digits, no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
@@ -180,9 +249,27 @@ def _three(value: float) -> str:
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the counts, JSON."
 )
-def main(out: Path | None) -> None:
+@click.option(
+    "--measure",
+    "measured",
+    multiple=True,
+    metavar="PRESET",
+    help="Instead time its cooperative steps on one process and on two of one thread each. Takes both "
+    "cores of a machine that should have nothing else to do.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=10, show_default=True, help="Timed in a round."
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+def main(out: Path | None, measured: tuple[str, ...], steps: int, rounds: int) -> None:
     """Count, and print the tables."""
     check_target("--out", out)
+    if measured:
+        text, found = measurements(measured, steps, rounds)
+        click.echo(text)
+        if out:
+            write_json(out, found)
+        return
     costs = {name: of_preset(name) for name in PRESETS}
     changed = {name: count(config, image, ()) for name, (config, image) in variants().items()}
     rate = 0.25 * PEAKS["A100, bfloat16"]
