@@ -42,12 +42,17 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         for old in all_of(folder)[:-keep]:
             old.unlink()
     except OSError as error:
-        kept = newest(folder)
-        raise CheckpointError(
-            f"cannot save step {step} to {folder}: {error.strerror}; make room or lower "
-            f"keep_checkpoints, then --resume goes on from {kept.name if kept else 'the start'}"
-        ) from error
+        raise cannot_write(f"save step {step} to {folder}", folder, error) from error
     return target
+
+
+def cannot_write(what: str, folder: Path, error: OSError) -> CheckpointError:
+    """The error of a run that a disk refuses a file, by what was to be done."""
+    kept = newest(folder)
+    return CheckpointError(
+        f"cannot {what}: {error.strerror or error}; make room or lower keep_checkpoints, then "
+        f"--resume goes on from {kept.name if kept else 'the start'}"
+    )
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +132,9 @@ def main(
     from cdrl_infer.checkpoint import save_model
     from cdrl_infer.device import usable_device
     from cdrl_train.data import BatchStream, data_name, load_images
-    from cdrl_train.export import STORED_TYPES, add_card, record_data, to_model
+    from cdrl_train.export import STORED_TYPES, add_card, picture_of, record_data, to_model
     from cdrl_train.preview import save_samples
-    from cdrl_train.processes import make_accelerator
+    from cdrl_train.processes import by_main, main_first, make_accelerator
     from cdrl_train.tracking import Progress, Trackers
     from cdrl_train.trainer import Trainer
     from cdrl_train.upload import Uploads
@@ -144,7 +146,7 @@ def main(
         logs=out / "logs",
     )
     context.call_on_close(accelerator.end_training)
-    with accelerator.main_process_first():  # which downloads, or copies what is to be mapped
+    with main_first(accelerator):  # which downloads, or copies what is to be mapped
         data = load_images(
             source,
             attributes=config.data.attributes,
@@ -153,25 +155,30 @@ def main(
     stream = BatchStream(data, config.data, config.seed, accelerator.device)
     trainer = Trainer(config, stream, out, _tell, accelerator)
     untrained = to_model(trainer)  # what could not be exported is not worth training
-    if resume and trainer.is_main:
-        context.with_resource(locked(out, _tell))
+
+    def claim() -> None:
+        with _writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            context.with_resource(locked(out, _tell))
+            if not resume:
+                _refuse_a_run_in(out)  # it may have begun and ended since
+
+    def begin() -> tuple[Trackers, Uploads | None]:
+        uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
+        with _writing_to(out):
+            with replaced_file(out / "config.json") as new:
+                new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+            record_data(untrained, out, data=data_name(source))
+            return Trackers(accelerator, config, out, trainer.step), uploads
+
+    by_main(accelerator, claim)
     resumed = resume and trainer.resume()
     dtype = STORED_TYPES[config.stored_as]
-    if not trainer.is_main:
+    begun = by_main(accelerator, begin)
+    if begun is None:
         trainer.fit(stop=stop)
         return
-    uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            context.with_resource(locked(out, _tell))
-            _refuse_a_run_in(out)  # it may have begun and ended since
-        with replaced_file(out / "config.json") as new:
-            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        record_data(untrained, out, data=data_name(source))
-        curves = Trackers(accelerator, config, out, trainer.step)
-    except OSError as error:
-        raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from error
+    curves, uploads = begun
     progress = Progress(trainer)
     context.call_on_close(progress.close)
     if resumed:
@@ -202,6 +209,8 @@ def main(
             raise click.Abort
         return
 
+    if resumed and not picture_of(out, trainer.step).is_file():  # killed after the last step
+        preview(trainer)
     model = exported()
     save_model(model, out / "model", dtype=dtype)
     _tell(f"model written to {out / 'model'}")
@@ -258,6 +267,15 @@ def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
 def _refuse_a_run_in(out: Path) -> None:
     if (out / "config.json").exists():
         raise InputError(f"{out} already holds a run: add --resume or choose another --out")
+
+
+@contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    """Inside the block it is the folder's fault when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
 
 
 def _tell(text: str) -> None:

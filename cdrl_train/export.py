@@ -85,6 +85,11 @@ def model_of_state(
     )
 
 
+def picture_of(run: Path, step: int) -> Path:
+    """Where a run keeps what its samples looked like at that step."""
+    return run / "samples" / f"step-{step:08d}.png"
+
+
 def add_card(
     model: CDRLModel,
     config: TrainConfig,
@@ -103,7 +108,7 @@ def add_card(
         data: what it was trained on, as the user named it.
         licence, datasets: see `cdrl_infer.card.render`.
     """
-    preview = run / "samples" / f"step-{model.training['steps']:08d}.png"
+    preview = picture_of(run, model.training["steps"])
     if preview.is_file() and preview.stat().st_size <= MAX_PICTURE:
         model.samples = read_bytes(preview.parent, preview.name, MAX_PICTURE)
     model.model_card = render(model, config, data=data, licence=licence, datasets=datasets)

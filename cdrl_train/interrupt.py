@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ONE_REQUEST = 1.0  # seconds
 
 
 class StopRequest:
@@ -24,6 +27,9 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Inside the block SIGTERM and Ctrl-C ask to stop; a second one of either does what it always did.
 
+    Signals of the same second are one request: where a scheduler or a terminal signals a launcher and
+    its processes alike, the launcher passes its own on, and each process hears two.
+
     Only the main thread hears signals; elsewhere the block changes nothing.
     """
     request = StopRequest()
@@ -31,14 +37,19 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    asked = 0.0
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        restore()
+        nonlocal asked
+        if request.signal is None:
+            request.signal, asked = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - asked > ONE_REQUEST:
+            restore()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, ask)

@@ -10,7 +10,7 @@ from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, save_png, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
-from cdrl_train.export import to_model
+from cdrl_train.export import picture_of, to_model
 from cdrl_train.trainer import Trainer
 
 ROWS = 6
@@ -31,7 +31,7 @@ def save_samples(trainer: Trainer) -> Path:
         picture = toy.figure(fits)
     else:
         picture = _grid(CDRLPipeline(model).to(trainer.device))
-    path = trainer.folder / "samples" / f"step-{trainer.step:08d}.png"
+    path = picture_of(trainer.folder, trainer.step)
     path.parent.mkdir(exist_ok=True)
     with replaced_file(path) as new:
         save_png(picture, new, {"step": str(trainer.step)})

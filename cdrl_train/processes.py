@@ -11,19 +11,21 @@ backward pass as DDP's would be; beside K + 3 passes through the network it is s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.errors import ConfigError, InputError, did_you_mean, listing
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 MIXED = {"float32": "no", "bfloat16": "bf16"}
 PATIENCE = timedelta(hours=2)  # while the main process draws samples or saves, the others wait
@@ -129,6 +131,43 @@ def anywhere(accelerator: Accelerator, *answers: bool) -> list[bool]:
     votes = torch.tensor(answers, dtype=torch.float32, device=accelerator.device)
     total: Tensor = accelerator.reduce(votes, "sum")
     return [count > 0 for count in total.tolist()]
+
+
+@contextmanager
+def main_first(accelerator: Accelerator) -> Iterator[None]:
+    """The main process goes through the block before the others do, also where it fails in it.
+
+    The others then find what it has found, files or an error; accelerate's own would leave them waiting.
+    """
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            accelerator.wait_for_everyone()
+
+
+def by_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
+    """What the main process alone does, while the others wait and get None; if it fails, all do.
+
+    Raises:
+        CheckpointError: on the others, the main process failed. On that: whatever it was.
+    """
+    result, failure = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    (failed,) = anywhere(accelerator, failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise CheckpointError(
+            f"process {accelerator.process_index} ends too, since the main one failed: see its message"
+        )
+    return result
 
 
 def gathered(accelerator: Accelerator, mine: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdrl_infer.files import replaced_file
+from cdrl_train.log import Log
 
 REPORT = "report.html"
 POINTS = 400  # of a curve; of more, neighbours are averaged
@@ -59,7 +60,7 @@ def write_report(run: Path) -> Path | None:
     Raises:
         OSError: the page cannot be written.
     """
-    rows, events = read_log(run / "metrics.jsonl")
+    rows, events = read_log(run)
     if not rows:
         return None
     pictures = sorted((run / "samples").glob("step-*.png"))
@@ -69,12 +70,9 @@ def write_report(run: Path) -> Path | None:
     return target
 
 
-def read_log(log: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of figures and those of events; a half-written last line is passed over."""
-    if not log.is_file():
-        return [], []
-    text = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    lines = [json.loads(line) for line in text if line.endswith("\n")]
+    lines = [json.loads(row) for row in Log(run).rows()]
     return [x for x in lines if "event" not in x], [x for x in lines if "event" in x]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import CheckpointError, NumericalError
-from cdrl_infer.files import remove_unfinished, replaced_file
+from cdrl_infer.errors import CheckpointError, NumericalError, listing
+from cdrl_infer.files import remove_unfinished
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
@@ -25,9 +25,18 @@ from cdrl_train import checkpoints, objectives
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import Batch, BatchStream
 from cdrl_train.guard import Diverged, Guard
+from cdrl_train.log import Log
 from cdrl_train.metrics import Figures, Metrics, Sum
 from cdrl_train.networks import build_network
-from cdrl_train.processes import anywhere, average_gradients, gathered, make_accelerator, shares
+from cdrl_train.processes import (
+    anywhere,
+    average_gradients,
+    by_main,
+    gathered,
+    main_first,
+    make_accelerator,
+    shares,
+)
 from cdrl_train.report import write_report
 from cdrl_train.spectral import (
     add_spectral_norm,
@@ -87,6 +96,7 @@ class Trainer:
         self.tell = tell if self.is_main else _keep_quiet
         self.stream = stream
         self.folder = folder
+        self.log = Log(folder)
         self.device = stream.device
         self.schedule = config.schedule
         self.sigma_1 = float(self.schedule.level(1).noise_variance.sqrt())
@@ -371,18 +381,31 @@ class Trainer:
         Raises:
             NumericalError: training diverged, also at lower rates; the last good state is on disk, and
                 the text says where.
-            CheckpointError: the state could not be saved; the one saved before is as it was.
+            CheckpointError: the disk is full or refuses a file; the state saved before is as it was.
         """
         end = self.total_steps if until is None else min(until, self.total_steps)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for folder in (self.folder, self.folder / "checkpoints"):
-                remove_unfinished(folder)
+            for name in ("", "checkpoints", "samples"):
+                remove_unfinished(self.folder / name)
         try:
-            self._fit(end, on_log, on_sample, stop, on_step)
+            with self._writing():
+                self._fit(end, on_log, on_sample, stop, on_step)
         finally:
             if self.is_main:
                 self._report()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside the block an error of the system is one of writing to the run's folder."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None or isinstance(error, ConnectionError):  # our own, or a tracker's
+                raise
+            raise checkpoints.cannot_write(
+                f"write to {self.folder}", self.folder / "checkpoints", error
+            ) from error
 
     def _report(self) -> None:
         try:
@@ -458,8 +481,17 @@ class Trainer:
 
     def _newest(self) -> checkpoints.Loaded | None:
         """The newest state that is whole; the main process first, since it renames damaged ones."""
-        with self.accelerator.main_process_first():
-            return checkpoints.load_newest(self.folder / "checkpoints", self.tell)
+        folder = self.folder / "checkpoints"
+        with main_first(self.accelerator):
+            found = checkpoints.load_newest(folder, self.tell)
+        mine = torch.tensor(-1 if found is None else found.state["step"])
+        steps = [int(step) for step in gathered(self.accelerator, mine)]
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes see different checkpoints in {folder}, of steps {listing(steps)} (-1: "
+                "none); choose an --out on a disk that all of them share"
+            )
+        return found
 
     def _log(self, phase: Phase, on_log: Callable[[dict[str, Any]], object] | None) -> None:
         means = self.metrics.take()
@@ -479,16 +511,8 @@ class Trainer:
             on_log(line)
 
     def _append(self, line: dict[str, Any]) -> None:
-        if not self.is_main:
-            return
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _logged(self) -> list[str]:
-        """The log's whole lines."""
-        log = self.folder / "metrics.jsonl"
-        rows = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-        return [row for row in rows if row.endswith("\n")]
+        if self.is_main:
+            self.log.append(line)
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -496,9 +520,12 @@ class Trainer:
         """Write the whole state; resuming from it continues to the bit on the same device."""
         folder = self.folder / "checkpoints"
         generators = gathered(self.accelerator, _global_generator(self.device).get_state())
-        if self.is_main:
+
+        def write() -> None:
             state = {**self.state(), "global_generators": generators}
             checkpoints.save(folder, self.step, state, self.config.keep_checkpoints)
+
+        by_main(self.accelerator, write)
         self._saved_step = self.step
         return checkpoints.path_of(folder, self.step)
 
@@ -515,7 +542,7 @@ class Trainer:
             "global_generators": [_global_generator(self.device).get_state()],
             "metrics": {"sums": self.metrics.sums, "counts": self.metrics.counts},
             "halvings": self.guard.halvings,
-            "log_lines": len(self._logged()),
+            "log_lines": len(self.log.rows()),
             "ebm": self.ebm.state_dict(),
             "initializer": self.initializer.state_dict(),
             "ebm_ema": self.ebm_ema.state_dict(),
@@ -568,16 +595,15 @@ class Trainer:
         The log's lines after it are dropped: their steps were lost and will be done again.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged, or they are of another run.
+            CheckpointError: there are checkpoints, and all are damaged, or they are of another run;
+                or the disk is full.
         """
         found = self._newest()
         if found is not None:
             self.load_state(found.state)
-        log = self.folder / "metrics.jsonl"
-        if self.is_main and log.is_file():
-            kept = self._logged()[: found.state["log_lines"] if found else 0]
-            with replaced_file(log) as new:
-                new.write_text("".join(kept), encoding="utf-8")
+        logged = found.state["log_lines"] if found else 0
+        with self._writing():
+            by_main(self.accelerator, lambda: self.log.cut(logged))
         return found is not None
 
 

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from test_trainer import DROPOUT, RESIDUAL, images, tiny
 
-from cdrl_infer.errors import ConfigError, NumericalError
+from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
+from cdrl_train import checkpoints
 from cdrl_train.data import BatchStream
 from cdrl_train.trainer import Trainer
 
@@ -91,6 +93,46 @@ def diverged(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def full(folder: Path) -> dict[str, Any]:
+    """The main process alone sees that its disk is full."""
+    run = make(folder / "full")
+
+    def refuse(*_: object) -> None:
+        raise CheckpointError("cannot save step 0")
+
+    with patch("cdrl_train.checkpoints.save", refuse):
+        try:
+            run.fit()
+        except CheckpointError as error:
+            return {"error": str(error)}
+    return {}
+
+
+def apart(folder: Path) -> dict[str, Any]:
+    """Each process sees a folder of its own, of which the main one's has a checkpoint."""
+    if PROCESS == 0:
+        state = {**make(folder / "apart-0").state(), "step": 4}
+        checkpoints.save(folder / "apart-0" / "checkpoints", 4, state, keep=2)
+    else:
+        make(folder / "apart-1")
+    try:
+        make(folder / f"apart-{PROCESS}").resume()
+    except CheckpointError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def damaged(folder: Path) -> dict[str, Any]:
+    """What the main process finds, the others find too."""
+    run = make(folder / "damaged")
+    run.save().write_bytes(b"PK")
+    try:
+        run.resume()
+    except CheckpointError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def unequal(folder: Path) -> dict[str, Any]:
     try:
         make(folder, accumulate=3)
@@ -100,11 +142,21 @@ def unequal(folder: Path) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    case.__name__: case for case in (plain, spectral_norm, dropped_out, resumed, diverged, unequal)
+    case.__name__: case
+    for case in (
+        *(plain, spectral_norm, dropped_out, resumed, diverged),
+        *(full, apart, damaged, unequal),
+    )
 }
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
+    torch.distributed.init_process_group(  # by a file: a free port may be taken by the time it is used
+        "gloo",
+        init_method=f"file://{place.resolve()}/rendezvous",
+        rank=PROCESS,
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     for name, case in CASES.items():
         torch.save(case(place), place / f"{name}-{PROCESS}.pt")

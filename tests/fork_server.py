@@ -1,13 +1,15 @@
 """`cdrl-train` in processes of its own that cost no import: started with ``python -m``, told what to do.
 
 Reads a JSON object a line from stdin, ``{"code": …}`` or ``{"arguments": […]}``, runs it in a fork and
-answers with the fork's process id; a second line waits for it and answers with its exit status.
+answers with the fork's process id; a second line waits for it and answers with its exit status. Where
+none comes, since the tests have ended, the fork is killed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,7 +52,8 @@ def main() -> None:
         if not child:
             run(json.loads(line))
         print(child, flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

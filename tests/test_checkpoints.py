@@ -6,6 +6,7 @@ import builtins
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,33 @@ def test_a_state_comes_back_and_the_manifest_tells_its_checksum(tmp_path: Path) 
     content = path.read_bytes()
     expected = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert manifest == {path.name: expected}
+
+
+def test_a_state_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of what happens to each file, and to the folder that holds the names."""
+    done: list[tuple[str, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append(("name", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    path = checkpoints.save(tmp_path, 3, STATE, keep=2)
+    state, manifest, folder = (
+        file.stat().st_ino for file in (path, tmp_path / checkpoints.MANIFEST, tmp_path)
+    )
+    assert done == [
+        *(("sync", manifest), ("name", manifest), ("sync", folder)),
+        *(("sync", state), ("name", state), ("sync", folder)),
+    ]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ def environment(**more: str) -> dict[str, str]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have run every case."""
     folder = tmp_path_factory.mktemp("two")
-    port = str(free_port())
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "ddp_worker", str(folder)],
@@ -48,7 +47,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 WORLD_SIZE="2",
                 LOCAL_WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
+                MASTER_PORT="1",  # of use to nobody: they meet by a file
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -144,6 +143,22 @@ def test_both_processes_go_back_and_give_up_together(two: Path) -> None:
     first, second = ended(two, "diverged")
     assert first["error"] == second["error"] and "displacement" in first["error"]
     assert first["halvings"] == second["halvings"] == 1
+
+
+def test_where_the_main_process_cannot_save_all_end(two: Path) -> None:
+    first, second = ended(two, "full")
+    assert first["error"] == "cannot save step 0"
+    assert second["error"] == "process 1 ends too, since the main one failed: see its message"
+
+
+def test_checkpoints_that_not_all_processes_see_are_refused(two: Path) -> None:
+    for rank, state in enumerate(ended(two, "apart")):
+        assert f"apart-{rank}/checkpoints, of steps 4, -1 (-1: none); choose" in state["error"]
+
+
+def test_checkpoints_that_are_damaged_are_so_for_all(two: Path) -> None:
+    for state in ended(two, "damaged"):
+        assert "all 1 checkpoints in " in state["error"]
 
 
 def test_a_batch_that_cannot_be_split_is_refused(two: Path) -> None:

@@ -46,6 +46,7 @@ class Process:
     def __init__(self, server: subprocess.Popen[str], output: Path, order: dict[str, Any]) -> None:
         self.server = server
         self.output = output
+        self.code: int | None = None  # once it was waited for
         self._exchange(json.dumps({"output": str(output), **order}))
         self.pid = int(self._answer())
 
@@ -63,8 +64,16 @@ class Process:
 
     def wait(self) -> int:
         """The exit code; minus the signal that killed it."""
-        self._exchange("wait")
-        return int(self._answer())
+        if self.code is None:
+            self._exchange("wait")
+            self.code = int(self._answer())
+        return self.code
+
+    def end(self) -> None:
+        """Have it over, whatever it does: of a test that failed."""
+        if self.code is None:
+            self.send(signal.SIGKILL)
+            self.wait()
 
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8")
@@ -76,6 +85,7 @@ class Starter:
     def __init__(self, server: subprocess.Popen[str], folder: Path) -> None:
         self.server = server
         self.folder = folder
+        self.last: Process | None = None  # the server has one at a time
         self.data = folder / "data.npz"
         images = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
         np.savez(self.data, train_images=images, train_labels=np.arange(16) % 3)
@@ -91,7 +101,10 @@ class Starter:
         return ["--data", str(self.data), "--out", str(out), *here]
 
     def order(self, **order: Any) -> Process:
-        return Process(self.server, self.folder / "output.txt", order)
+        if self.last is not None:
+            self.last.end()
+        self.last = Process(self.server, self.folder / "output.txt", order)
+        return self.last
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +149,11 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 def wait_for_lines(run: Path, count: int) -> None:
+    """Until the log has so many, or the run its model."""
     deadline = time.monotonic() + 300
-    while len(lines_of(run)) < count:
+    while len(lines_of(run)) < count and not (run / "model").exists():
         assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.01)
+        time.sleep(0.001)
 
 
 def test_ten_kills_at_random_moments_lose_nothing_but_the_steps_since_the_last_checkpoint(
@@ -150,8 +164,7 @@ def test_ten_kills_at_random_moments_lose_nothing_but_the_steps_since_the_last_c
     while kills < 10:
         process = start.train(run)
         target = len(lines_of(run)) + moments.randrange(8)
-        while len(lines_of(run)) < target and not (run / "model").exists():
-            time.sleep(0.001)
+        wait_for_lines(run, target)
         time.sleep(moments.uniform(0.0, 0.05))
         process.send(signal.SIGKILL)
         code = process.wait()
@@ -215,6 +228,34 @@ def test_a_kill_at_any_call_of_a_save_leaves_whole_checkpoints(
     assert seen == {"step-00000002.pt", "step-00000003.pt"}
 
 
+IN_A_PICTURE = """
+import os
+from cdrl_train import cli, preview
+def killed(picture, path, text):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+preview.save_png = killed
+cli.main({arguments!r})
+"""
+
+
+def test_a_kill_while_samples_are_written_leaves_nothing_behind(
+    start: Starter, whole: Path, tmp_path: Path
+) -> None:
+    """And they are drawn when the run goes on, though its last step is done."""
+    run = tmp_path / "run"
+    process = start.order(code=IN_A_PICTURE.format(arguments=[*start.options(run), *TINY]))
+    assert process.wait() == -signal.SIGKILL, process.said()
+    (half,) = (run / "samples").iterdir()
+    assert half.name.startswith(".step-")
+    again = start.train(run)
+    assert again.wait() == 0, again.said()
+    assert f"resumed at step {STEPS} of {STEPS}" in again.said()
+    assert [path.name for path in (run / "samples").iterdir()] == [f"step-{STEPS:08d}.png"]
+    assert (run / "model" / "samples.png").is_file()
+    assert_same(run, whole)
+
+
 AT_STEP = """
 import signal, time
 from cdrl_train import cli
@@ -255,16 +296,27 @@ def test_ctrl_c_saves_and_exits_with_130(start: Starter, tmp_path: Path) -> None
     assert newest is not None and checkpoints.load(newest)["step"] == 3
 
 
-def test_the_second_signal_does_what_it_always_did() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_request() as stop:
-        assert not stop()
+def test_a_later_signal_does_what_it_always_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    now = 100.0
+    monkeypatch.setattr("cdrl_train.interrupt.time.monotonic", lambda: now)
+    try:
+        with stop_request() as stop:
+            assert not stop()
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # a launcher's, too
+                os.kill(os.getpid(), number)
+                now += 0.4
+            assert stop() and stop.signal == signal.SIGTERM and not heard
+            now += 0.4
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard == [signal.SIGINT]
+        with stop_request():
+            os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop() and stop.signal == signal.SIGINT
-        assert signal.getsignal(signal.SIGINT) is before
-    with stop_request() as stop:
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_runs_do_not_write_into_one_folder_and_a_killed_one_blocks_nobody(
@@ -332,6 +384,37 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     again = start.train(run)
     assert again.wait() == 0, again.said()
     assert "resumed at step 24" in again.said()
+    assert_same(run, whole)
+
+
+FULL_LOG = """
+import resource, signal
+from cdrl_train import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from cdrl_train.trainer import Trainer
+def train_step(self, _train_step=Trainer.train_step):
+    if self.step == 5:
+        room = os.path.getsize({log!r}) + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    return _train_step(self)
+Trainer.train_step = train_step
+cli.main({arguments!r})
+"""
+
+
+def test_a_disk_too_full_for_the_log_is_one_line_too(
+    start: Starter, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*start.options(run), *TINY]
+    log = str(run / "metrics.jsonl")
+    process = start.order(code=FULL_LOG.format(log=log, arguments=arguments))
+    assert process.wait() == 5, process.said()
+    *_, line = process.said().splitlines()
+    assert line.startswith(f"cdrl-train: error: cannot write to {run}: File too large; make room")
+    assert line.endswith("--resume goes on from step-00000004.pt")
+    again = start.train(run)
+    assert again.wait() == 0, again.said()
     assert_same(run, whole)
 
 

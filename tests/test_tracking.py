@@ -256,7 +256,7 @@ def test_a_report_of_a_long_run_with_events_and_figures_that_are_no_numbers(
     event = {"step": 7, "event": "diverged", "symptoms": {"<loss>": 1}}
     text = "".join(json.dumps(row) + "\n" for row in [*rows, event])
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 8', encoding="utf-8")
-    assert read_log(tmp_path / "metrics.jsonl") == (rows, [event])
+    assert read_log(tmp_path) == (rows, [event])
     assert write_report(tmp_path) == tmp_path / report.REPORT
     page = (tmp_path / report.REPORT).read_text(encoding="utf-8")
     parsed = Wellformed(page)

@@ -153,6 +153,36 @@ def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
         assert torch.allclose(run.ebm_ema.module.state_dict()[weight], expected, atol=1e-7)
 
 
+def test_a_gradient_is_scaled_down_to_the_largest_norm_allowed(tmp_path: Path) -> None:
+    """The log tells the norm before; each network's is its own."""
+    limit = 1e-3
+    runs = [trainer(tiny(clip=clip), tmp_path / str(clip)) for clip in (1e9, limit)]
+    for run in runs:
+        run.fit(until=1)
+    (free,), (clipped,) = (lines_of(run.folder) for run in runs)
+    for name in ("ebm", "initializer"):
+        whole, scaled = (
+            torch.cat([p.grad.flatten() for p in getattr(run, name).parameters()]) for run in runs
+        )
+        assert free[f"grad_norm/{name}"] == clipped[f"grad_norm/{name}"] > 10 * limit
+        assert float(scaled.norm()) == pytest.approx(limit, rel=1e-3)
+        torch.testing.assert_close(scaled / limit, whole / whole.norm(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_networks_lie_channels_last_and_langevins_twin_is_plain_and_frozen(
+    tmp_path: Path,
+) -> None:
+    run = trainer(tiny(spectral_norm=True, ebm=RESIDUAL), tmp_path)
+    run.fit()
+    for network in (run.chain, run.ebm, run.initializer, run.ebm_ema.module):
+        kernels = [p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        assert kernels
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert type(run.chain) is type(run.build()[0])
+    assert not any(parametrize.is_parametrized(module) for module in run.chain.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in run.chain.parameters())
+
+
 def test_the_log_keeps_the_phases_apart(tmp_path: Path) -> None:
     trainer(tiny(log_every=3), tmp_path).fit()
     rows = [(row["step"], row["phase"]) for row in lines_of(tmp_path)]
