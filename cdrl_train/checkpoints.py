@@ -105,8 +105,8 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
         return Loaded(path, state)
     if files:
         raise CheckpointError(
-            f"all {len(files)} checkpoints in {folder} are damaged; put a copy there or start anew "
-            "with another --out"
+            f"{folder} holds no checkpoint that is whole ({len(files)} damaged); put a copy there or "
+            "start anew with another --out"
         )
     return None
 

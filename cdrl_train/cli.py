@@ -97,8 +97,8 @@ def main(
     is split, and a run may go on with another number of processes than it began with.
 
     OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
-    and Ctrl-C save the state after the step at hand, and --resume goes on from it; a second one ends
-    at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at
+    and Ctrl-C save the state after the step at hand, and --resume goes on from it; one more, a second
+    later, ends at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at
     lower rates (the last good state is kept); 4 the model is trained but could not be uploaded
     (`cdrl-hub push OUT/model USER/MODEL` goes on); 5 the disk is full (the last saved state is kept);
     130 interrupted.
@@ -209,10 +209,10 @@ def main(
             raise click.Abort
         return
 
-    if resumed and not picture_of(out, trainer.step).is_file():  # killed after the last step
-        preview(trainer)
-    model = exported()
-    save_model(model, out / "model", dtype=dtype)
+    with trainer.writing():
+        if resumed and not picture_of(out, trainer.step).is_file():  # killed after the last step
+            preview(trainer)
+        save_model(exported(), out / "model", dtype=dtype)
     _tell(f"model written to {out / 'model'}")
     if uploads and not uploads.finish(out / "model", trainer.step):
         raise NetworkError(

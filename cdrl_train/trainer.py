@@ -389,15 +389,19 @@ class Trainer:
             for name in ("", "checkpoints", "samples"):
                 remove_unfinished(self.folder / name)
         try:
-            with self._writing():
+            with self.writing():
                 self._fit(end, on_log, on_sample, stop, on_step)
         finally:
             if self.is_main:
                 self._report()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Inside the block an error of the system is one of writing to the run's folder."""
+    def writing(self) -> Iterator[None]:
+        """Inside the block an error of the system is one of writing to the run's folder.
+
+        Raises:
+            CheckpointError: in its place; it tells where the run can go on from.
+        """
         try:
             yield
         except OSError as error:
@@ -602,7 +606,7 @@ class Trainer:
         if found is not None:
             self.load_state(found.state)
         logged = found.state["log_lines"] if found else 0
-        with self._writing():
+        with self.writing():
             by_main(self.accelerator, lambda: self.log.cut(logged))
         return found is not None
 

@@ -158,7 +158,7 @@ def test_checkpoints_that_not_all_processes_see_are_refused(two: Path) -> None:
 
 def test_checkpoints_that_are_damaged_are_so_for_all(two: Path) -> None:
     for state in ended(two, "damaged"):
-        assert "all 1 checkpoints in " in state["error"]
+        assert "no checkpoint that is whole (1 damaged)" in state["error"]
 
 
 def test_a_batch_that_cannot_be_split_is_refused(two: Path) -> None:

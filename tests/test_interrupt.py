@@ -239,6 +239,16 @@ cli.main({arguments!r})
 """
 
 
+IN_THE_LAST_PICTURE = """
+import errno
+from cdrl_train import cli, preview
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+preview.save_png = full
+cli.main({arguments!r})
+"""
+
+
 def test_a_kill_while_samples_are_written_leaves_nothing_behind(
     start: Starter, whole: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +258,12 @@ def test_a_kill_while_samples_are_written_leaves_nothing_behind(
     assert process.wait() == -signal.SIGKILL, process.said()
     (half,) = (run / "samples").iterdir()
     assert half.name.startswith(".step-")
+    options = [*start.options(run), "--resume"]
+    full = start.order(code=IN_THE_LAST_PICTURE.format(arguments=options))
+    assert full.wait() == 5
+    *_, line = full.said().splitlines()
+    assert line.startswith(f"cdrl-train: error: cannot write to {run}: No space left on device; ")
+    assert line.endswith(f"--resume goes on from step-{STEPS:08d}.pt")
     again = start.train(run)
     assert again.wait() == 0, again.said()
     assert f"resumed at step {STEPS} of {STEPS}" in again.said()
