@@ -98,8 +98,8 @@ def main(
 
     OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
     and Ctrl-C save the state after the step at hand, and --resume goes on from it; one more, a second
-    later, ends at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at
-    lower rates (the last good state is kept); 4 the model is trained but could not be uploaded
+    later, ends at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged,
+    also at lower rates (the last good state is kept); 4 the model is trained but could not be uploaded
     (`cdrl-hub push OUT/model USER/MODEL` goes on); 5 the disk is full (the last saved state is kept);
     130 interrupted.
     """
