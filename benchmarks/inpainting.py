@@ -14,7 +14,7 @@ import click
 import numpy as np
 import torch
 from classifier import Recipe, SmallCNN, load_or_train, predict
-from kept import kept, pixels
+from kept import kept
 from numpy.typing import NDArray
 from options import DATA, MODEL, draws, writes
 from quality import Steps, check_same_kind, judge_warning, model_digest, parse_steps, steps_name
@@ -28,6 +28,7 @@ from cdrl_infer.images import make_grid, to_pil, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.version import __version__
 from cdrl_train.data import load_images
+from cdrl_train.evaluation.sampling import pixels
 from cdrl_train.image_set import ImageSet
 
 SEED_STRIDE = 1000  # sample j of image k is drawn from seed k · SEED_STRIDE + j

@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from report import grown
 from tqdm import tqdm
 
 from cdrl_infer.errors import InputError
-from cdrl_infer.pipeline import CDRLPipelineOutput
-
-
-def pixels(output: CDRLPipelineOutput) -> NDArray[np.uint8]:
-    """(N, C, H, W) uint8 of an output of type "pt"."""
-    return (torch.as_tensor(output.images) * 255).round().to(torch.uint8).numpy()
 
 
 def kept(

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
 from composition import per_cent
-from frechet import CONVENTION, load_extractor
-from kept import kept, pixels
+from kept import kept
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
 from quality import (
@@ -44,6 +43,8 @@ from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline, Sampler
 from cdrl_infer.version import __version__
 from cdrl_train.data import load_images
+from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.sampling import pixels
 
 ADAPT_IMAGES = 16
 SAMPLERS: tuple[Sampler, ...] = ("langevin", "mala", "hmc")
@@ -319,7 +320,7 @@ def evaluate(
     check_same_kind(pipe, test)
     window(n, 0, min(len(train), len(test)))
     cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_extractor(extractor_weights, pipe.device)
+    extractor = load_efficientnet(extractor_weights, pipe.device)
     judge, real = load_or_train(cache, train, test, recipe, progress=True)
     warning = judge_warning(real)
 

@@ -33,16 +33,6 @@ from ood_baselines import (
     classifier_detectors,
     pytorch_ood_detectors,
 )
-from ood_metrics import (
-    CONVENTION,
-    METRICS,
-    Floats,
-    Interval,
-    interval,
-    pixel_auroc,
-    resamplings,
-    sklearn_metrics,
-)
 from ood_report import (
     WANTED_ON,
     aims,
@@ -75,6 +65,16 @@ from cdrl_infer.scoring.scores import SCORES
 from cdrl_infer.version import __version__
 from cdrl_train.calibrate import calibrate, choose
 from cdrl_train.data import data_name, load_images
+from cdrl_train.evaluation.ood_metrics import (
+    CONVENTION,
+    METRICS,
+    Floats,
+    Interval,
+    interval,
+    pixel_auroc,
+    resamplings,
+    sklearn_metrics,
+)
 from cdrl_train.image_set import ImageSet
 
 DEFAULT = "combined"

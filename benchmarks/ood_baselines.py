@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from classifier import SmallCNN, last_features
 from numpy.typing import NDArray
-from ood_metrics import Floats
 from ood_sets import Bytes
 from torch import Tensor
+
+from cdrl_train.evaluation.ood_metrics import Floats
 
 PYTORCH_OOD = "pytorch-ood "  # what its detectors' names begin with
 RIDGE = 1e-4  # of the pixels' mean variance, added to the variance of every direction

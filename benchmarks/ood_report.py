@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ood_baselines import Detector
-from ood_metrics import (
+from ood_sets import Bytes, OutSet, generator
+from report import table
+
+from cdrl_train.evaluation.ood_metrics import (
     METRICS,
     Floats,
     Interval,
@@ -16,8 +19,6 @@ from ood_metrics import (
     resamplings,
     separation,
 )
-from ood_sets import Bytes, OutSet, generator
-from report import table
 
 WANTED = 0.95  # AUROC of the default score on these, where they are given
 WANTED_ON = ("mnist", "notmnist")

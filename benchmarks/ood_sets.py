@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cdrl_infer.errors import InputError
-from cdrl_train.data import load_images
+from cdrl_train.evaluation.outside import generator, read_outside
 
 Bytes = NDArray[np.uint8]  # (N, C, H, W)
 
@@ -130,11 +128,6 @@ MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
 }
 
 
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Each set has its own, so that none depends on which others are made."""
-    return np.random.default_rng([seed, *name.encode()])
-
-
 def make_sets(base: Bytes, seed: int) -> list[OutSet]:
     """Every set of `MADE`, from test images (N, C, H, W), at least two."""
     return [
@@ -151,22 +144,8 @@ def read_sets(
     Raises:
         InputError: no such pair, no such data, images of another shape, or a name that is taken.
     """
-    found: list[OutSet] = []
-    for text in sources:
-        name, _, source = text.partition("=")
-        if not name or not source:
-            raise InputError(f"--outside must be NAME=DATA, as mnist=mnist.npz, got {text!r}")
-        if name in MADE or name in (other.name for other in found):
-            raise InputError(f"--outside: there are two sets of the name {name!r}; choose another")
-        images = load_images(source, "test").images
-        if tuple(images.shape[1:]) != shape:
-            raise InputError(
-                f"--outside {text}: expected images {shape} (C, H, W) as the model has, "
-                f"got {tuple(images.shape[1:])}"
-            )
-        some = generator(seed, name).permutation(len(images))[:count]
-        found.append(OutSet(name, images[torch.from_numpy(np.sort(some))].numpy(), True))
-    return found
+    found = read_outside(sources, shape, count, seed, taken=MADE)
+    return [OutSet(name, images, True) for name, images in found.items()]
 
 
 def _bytes(values: NDArray[Any]) -> Bytes:

@@ -16,8 +16,7 @@ import click
 import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
-from frechet import CONVENTION, frechet_distance, load_extractor
-from kept import pixels
+from frechet import frechet_distance
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
 from report import check_target, grown, plus_minus, save_array, spread, table, write_json
@@ -28,12 +27,18 @@ from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.version import __version__
 from cdrl_train.data import load_images
+from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.sampling import (
+    SEED_STRIDE,
+    balanced_labels,
+    model_digest,
+    pixels,
+    window,
+)
 from cdrl_train.image_set import ImageSet
 
-SEED_STRIDE = 1_000_000  # image k of repeat r is drawn from seed r · SEED_STRIDE + k
 TRAINING = "training images"
 JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST
 Steps = int | tuple[int, ...]
@@ -47,25 +52,6 @@ def steps_name(steps: Steps) -> str:
 def parse_steps(text: str, default: Steps) -> Steps:
     """``"5"``, ``"0,5,5"``, or ``"model"``: the model's default."""
     return default if text == "model" else command.parse_steps(text)
-
-
-def model_digest(folder: Path) -> str:
-    """Of the configuration and the weights; the card and the statistics do not count."""
-    sha = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        if file.name == STATISTICS:
-            continue
-        sha.update(file.relative_to(folder).as_posix().encode())
-        sha.update(file.read_bytes())
-    return sha.hexdigest()[:12]
-
-
-def window(n: int, repeat: int, total: int) -> slice:
-    """Images n·r … n·(r+1) - 1 for repeat r; from the start again where the set is used up."""
-    if n > total:
-        raise InputError(f"n must be at most {total}, the number of images, got {n}")
-    start = n * (repeat % (total // n))
-    return slice(start, start + n)
 
 
 @dataclass(frozen=True)
@@ -85,11 +71,7 @@ class SamplePools:
 
     def labels(self, count: int) -> Tensor:
         """(N, A) indices."""
-        columns, left = [], torch.arange(count)
-        for size in self.num_classes:
-            columns.append(left % size)
-            left = left // size
-        return torch.stack(columns, dim=1)
+        return balanced_labels(self.num_classes, count)
 
     def images(self, steps: Steps, repeat: int, count: int) -> NDArray[np.uint8]:
         """The first ``count`` samples of a repeat.
@@ -310,7 +292,7 @@ def evaluate(
     for n in sizes:
         window(n, 0, min(len(train), len(test)))
     cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_extractor(extractor_weights, pipe.device)
+    extractor = load_efficientnet(extractor_weights, pipe.device)
 
     judge, real = load_or_train(cache, train, test, Recipe(), progress=True)
     warning = judge_warning(real)

@@ -15,10 +15,10 @@ import click
 import numpy as np
 import torch
 from classifier import Recipe, SmallCNN, load_or_train, share_recognised
-from frechet import CONVENTION, frechet_distance, load_extractor
+from frechet import frechet_distance
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, draws, writes
-from quality import Features, SamplePools, judge_warning, model_digest, window
+from quality import Features, SamplePools, judge_warning
 from report import check_target, plus_minus, table, write_json
 
 from cdrl_infer.checkpoint import ImageShape, save_model
@@ -30,6 +30,8 @@ from cdrl_infer.version import __version__
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import count
 from cdrl_train.data import BatchStream, load_images
+from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.sampling import model_digest, window
 from cdrl_train.export import to_model
 from cdrl_train.image_set import ImageSet
 from cdrl_train.presets import preset
@@ -273,7 +275,7 @@ def evaluate(
     window(num_samples, 0, min(len(training), len(test)))
     plans = {recipe: plan(recipe, training, tflop * TERA, common) for recipe in recipes}
     cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_extractor(extractor_weights, torch.device(device))
+    extractor = load_efficientnet(extractor_weights, torch.device(device))
     network, real = load_or_train(cache, training, test, Recipe(), progress=True)
     features = Features(extractor, cache)
     judge = Judge(network, features, test, num_samples, seeds, cache, batch_size)

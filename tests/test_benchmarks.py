@@ -14,13 +14,14 @@ import scipy.linalg
 import torch
 from classifier import Recipe, load_or_train, predict
 from click.testing import CliRunner
-from frechet import Extractor, frechet_distance
+from frechet import frechet_distance
 from numpy.typing import NDArray
 from report import grown, plus_minus, table
 
 from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 from cdrl_train.image_set import ImageSet
 
 Array = NDArray[np.float64]
@@ -80,7 +81,7 @@ def test_features_see_grey_as_rgb_at_112_pixels_in_the_range_of_the_network() ->
         return x.repeat(1, 2, 1, 1)
 
     images = np.stack([np.full((1, 28, 28), value, np.uint8) for value in (0, 127, 255)])
-    features = Extractor(network, "stub", torch.device("cpu"), batch_size=2)(images)
+    features = EfficientNetLite0(network, "stub", torch.device("cpu"), batch_size=2)(images)
     assert [tuple(x.shape) for x in seen] == [(2, 3, 112, 112), (1, 3, 112, 112)]
     np.testing.assert_allclose(features, np.repeat([[-127 / 128], [0], [1]], 6, axis=1))
 
@@ -179,7 +180,7 @@ def test_features_are_extracted_once(tmp_path: Path) -> None:
         calls.append(len(x))
         return x
 
-    features = quality.Features(Extractor(network, "stub", torch.device("cpu")), tmp_path)
+    features = quality.Features(EfficientNetLite0(network, "stub", torch.device("cpu")), tmp_path)
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 4, 4), np.uint8)
     first = features(images[:4], "four", part=2)
     np.testing.assert_allclose(features(images, "five", part=2)[:4], first)

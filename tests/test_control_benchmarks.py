@@ -16,7 +16,6 @@ import pytest
 import torch
 from classifier import Recipe
 from click.testing import CliRunner
-from frechet import Extractor
 from kept import kept
 from neighbours import precision_recall
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from report import mean_error, with_error
 from cdrl_infer.checkpoint import Attribute, CDRLModel, save_model
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 
 RECIPE = Recipe(widths=(4,), epochs=1, batch_size=8)
 SIDE, CLASSES = 8, 3
@@ -59,9 +59,9 @@ def _stub_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
     def network(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)[..., None, None]
 
-    stub = Extractor(network, "stub", torch.device("cpu"))
+    stub = EfficientNetLite0(network, "stub", torch.device("cpu"))
     for module in (guidance, kernels):
-        monkeypatch.setattr(module, "load_extractor", lambda weights, device: stub)
+        monkeypatch.setattr(module, "load_efficientnet", lambda weights, device: stub)
 
 
 def test_a_set_has_all_precision_and_recall_of_itself_and_none_of_a_far_one() -> None:

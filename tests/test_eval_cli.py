@@ -81,8 +81,8 @@ def test_a_folder_of_pictures(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--model MODEL --data DATA", "nothing to do: add --calibrate"),
-        ("--data DATA --calibrate", "Missing option '--model'"),
+        ("--data DATA --calibrate", "name it, --model FOLDER"),
+        ("--model MODEL --data DATA --calibrate --repeats 2", "--repeats is not for it"),
         ("--model MODEL --calibrate", "Missing option '--data'"),
         ("--model nowhere --data DATA --calibrate", "nowhere: expected a model folder, found none"),
         ("--model MODEL --data nowhere --calibrate", "no data at 'nowhere'"),

@@ -33,7 +33,7 @@ LAYERS = [
     ["detector"],
     ["cli"],
 ]
-TRAINING = ("cdrl_train", "torchvision", "accelerate", "tensorboard")
+TRAINING = ("cdrl_train", "torchvision", "torch_fidelity", "accelerate", "tensorboard")
 LAYER = {name: k for k, names in enumerate(LAYERS) for name in names}
 
 

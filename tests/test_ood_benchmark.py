@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import ood
 import ood_autoencoder
-import ood_metrics
 import ood_sets
 import pytest
 import torch
@@ -43,6 +42,7 @@ from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.scoring.scores import SCORES
 from cdrl_train.calibrate import calibrate, choose
 from cdrl_train.data import load_images
+from cdrl_train.evaluation import ood_metrics
 from cdrl_train.image_set import ImageSet
 
 RECIPE = Recipe(widths=(4,), epochs=1, batch_size=8)
@@ -511,7 +511,7 @@ def test_what_is_missing_is_said_before_any_work(
 ) -> None:
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "sklearn", None)
-        with pytest.raises(InputError, match=r"pip install 'cdrl\[benchmark\]'"):
+        with pytest.raises(InputError, match=r"pip install 'cdrl\[eval\]'"):
             ood.evaluate(**options)
     pytest.importorskip("sklearn")
     with pytest.raises(InputError, match="expected at most 48 images"):

@@ -12,11 +12,11 @@ import recipes
 import torch
 from classifier import Recipe
 from click.testing import CliRunner
-from frechet import Extractor
 from recipes import TERA, plan, train
 
 from cdrl_infer.errors import InputError
 from cdrl_train.data import load_images
+from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 from cdrl_train.image_set import ImageSet
 
 NETWORK = '"widths": [8], "num_blocks": 1, "embedding_dim": 8, "patch_size": 2'
@@ -81,8 +81,8 @@ def test_the_command(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def network(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)[..., None, None]
 
-    stub = Extractor(network, "stub", torch.device("cpu"))
-    monkeypatch.setattr(recipes, "load_extractor", lambda weights, device: stub)
+    stub = EfficientNetLite0(network, "stub", torch.device("cpu"))
+    monkeypatch.setattr(recipes, "load_efficientnet", lambda weights, device: stub)
     monkeypatch.setattr(recipes, "Recipe", lambda: Recipe(widths=(4,), epochs=1, batch_size=8))
     out, figure = tmp_path / "out.json", tmp_path / "curves.png"
     arguments = ["--data", data, "--tflop", "2e-4", "--points", "2", "--n", "6", "--seeds", "2"]

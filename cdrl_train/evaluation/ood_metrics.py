@@ -38,7 +38,7 @@ def sklearn_metrics() -> Any:
         from sklearn import metrics
     except ImportError as error:
         raise InputError(
-            f"{error}: the benchmark needs more packages: pip install 'cdrl[benchmark]'"
+            f"{error}: these figures need scikit-learn: pip install 'cdrl[eval]'"
         ) from None
     return metrics
 
