@@ -66,7 +66,15 @@ if TYPE_CHECKING:
     metavar="tensorboard|wandb|trackio|none",
     help="Where curves and samples are shown, beside metrics.jsonl.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="yes",
+    type=click.Choice(["yes", "auto"]),
+    metavar="[auto]",
+    help="Go on with the run in --out; auto: or begin it where there is none, by the same command each "
+    "time, --preset, --config and --set as at first.",
+)
 @click.option(
     "--push-to-hub",
     "repo_id",
@@ -87,7 +95,7 @@ def main(
     out: Path | None,
     device: str | None,
     trackers: tuple[str, ...],
-    resume: bool,
+    resume: str | None,
     repo_id: str | None,
     private: bool | None,
 ) -> None:
@@ -98,16 +106,17 @@ def main(
 
     OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
     and Ctrl-C save the state after the step at hand, and --resume goes on from it; one more, a second
-    later, ends at once. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged,
-    also at lower rates (the last good state is kept); 4 the model is trained but could not be uploaded
-    (`cdrl-hub push OUT/model USER/MODEL` goes on); 5 the disk is full (the last saved state is kept);
-    130 interrupted.
+    later, ends at once. A scheduler that repeats one command needs --resume auto in it. Exit codes: 0
+    done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at lower rates (the last good
+    state is kept); 4 the model is trained but could not be uploaded (`cdrl-hub push OUT/model
+    USER/MODEL` goes on); 5 the disk is full (the last saved state is kept); 130 interrupted.
     """
     from cdrl_train.presets import preset as named_preset
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public are of --push-to-hub; add it or leave them out")
-    config = _config(preset, file, out if resume else None, resume).override(list(assignments))
+    goes_on = resume == "yes"  # with a run that is there, and its options
+    config = _config(preset, file, out if goes_on else None, goes_on).override(list(assignments))
     named_preset(config.name)  # the card tells how the run differs from it
     from cdrl_train.networks import check_networks
 
@@ -122,8 +131,7 @@ def main(
         _dry_run(config, source, device)
         return
     out = out or Path("runs") / config.name
-    if not resume:
-        _refuse_a_run_in(out)
+    _check_folder(out, config, resume)
     from cdrl_train.interrupt import stop_request
     from cdrl_train.lock import locked
 
@@ -160,8 +168,7 @@ def main(
         with _writing_to(out):
             out.mkdir(parents=True, exist_ok=True)
             context.with_resource(locked(out, _tell))
-            if not resume:
-                _refuse_a_run_in(out)  # it may have begun and ended since
+            _check_folder(out, config, resume)  # a run may have begun and ended since
 
     def begin() -> tuple[Trackers, Uploads | None]:
         uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
@@ -172,7 +179,7 @@ def main(
             return Trackers(accelerator, config, out, trainer.step), uploads
 
     by_main(accelerator, claim)
-    resumed = resume and trainer.resume()
+    resumed = resume is not None and trainer.resume()
     dtype = STORED_TYPES[config.stored_as]
     begun = by_main(accelerator, begin)
     if begun is None:
@@ -223,7 +230,6 @@ def main(
 
 def _config(preset: str | None, file: Path | None, out: Path | None, resume: bool) -> TrainConfig:
     """The stored options of a run to resume, else those of a file, else a preset's."""
-    from cdrl_train.config import TrainConfig
     from cdrl_train.presets import preset as named_preset
 
     if resume:
@@ -238,11 +244,18 @@ def _config(preset: str | None, file: Path | None, out: Path | None, resume: boo
         raise InputError("--preset and --config both give the options: leave one out")
     if file is None:
         return named_preset(preset or "fashion-mnist")
+    if resume and not file.is_file():
+        raise InputError(f"nothing to resume in {out}: there is no {file.name}")
+    return _read_config(file)
+
+
+def _read_config(file: Path) -> TrainConfig:
+    """Options as a file of JSON holds them."""
+    from cdrl_train.config import TrainConfig
+
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if resume:
-            raise InputError(f"nothing to resume in {out}: {file.name} cannot be read") from error
         raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
     try:
         return TrainConfig.from_dict(values)
@@ -264,9 +277,22 @@ def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
         click.echo(line)
 
 
-def _refuse_a_run_in(out: Path) -> None:
-    if (out / "config.json").exists():
+def _check_folder(out: Path, config: TrainConfig, resume: str | None) -> None:
+    """A run that is there is not begun again, nor gone on with by other options unless asked to."""
+    if resume == "yes" or not (out / "config.json").exists():
+        return
+    if resume is None:
         raise InputError(f"{out} already holds a run: add --resume or choose another --out")
+    held = _read_config(out / "config.json")
+    differing = config.assignments(held)
+    if differing:
+        value: Any = held.to_dict()
+        for key in differing[0].partition("=")[0].split("."):
+            value = value.get(key)
+        raise InputError(
+            f"{out} holds a run whose options differ: expected {json.dumps(value)}, got {differing[0]}; "
+            "give those of the run, change them by --resume with --set, or choose another --out"
+        )
 
 
 @contextmanager

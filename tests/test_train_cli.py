@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,56 @@ def test_resume_goes_on_where_a_killed_run_was(data: str, tmp_path: Path) -> Non
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["--data", data, "--out", str(out), *TINY, "--resume", "auto"]
+    begun = train(*command)
+    assert begun.exit_code == 0 and "resumed" not in begun.output, begun.output
+    whole = (out / "model/ebm/model.safetensors").read_bytes()
+    shutil.rmtree(out / "model")
+    (out / "checkpoints" / "step-00000005.pt").unlink()
+    again = train(*command)
+    assert again.exit_code == 0 and "resumed at step 4 of 5" in again.output, again.output
+    assert (out / "model/ebm/model.safetensors").read_bytes() == whole
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["--data", data, "--out", str(out), *TINY, "--resume", "auto"]
+    assert train(*command).exit_code == 0
+    whole = (out / "model/ebm/model.safetensors").read_bytes()
+    for name in ("model", "samples", "checkpoints"):
+        shutil.rmtree(out / name)
+    again = train(*command)
+    assert again.exit_code == 0 and "resumed" not in again.output, again.output
+    assert (out / "model/ebm/model.safetensors").read_bytes() == whole
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("clip=2", "expected 1.0, got clip=2.0"),
+        ("ebm.widths=[16]", "expected [8], got ebm.widths=[16]"),
+        ("ebm.data_variance=0.5", "expected null, got ebm.data_variance=0.5"),
+    ],
+)
+def test_one_command_means_the_same_options(
+    data: str, tmp_path: Path, change: str, message: str
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    command = ["--data", data, "--out", str(out), *TINY]
+    options = train(*command, "--print-config").output
+    (out / "config.json").write_text(options)
+    refused = train(*command, "--resume", "auto", "--set", change, "--set", "seed=3")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+    assert f"{out} holds a run whose options differ: {message}; " in refused.output
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+    assert (out / "config.json").read_text() == options
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,6 +219,7 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(data: str, tmp_path: Path) 
         (["--config", "odd.json"], "'name' is missing"),
         (["--resume"], "--resume goes on with the run in --out: name it"),
         (["--resume", "--config", "a.json", "--out", "x"], "leave --preset and --config out"),
+        (["--resume", "a.json"], "'a.json' is not one of 'yes', 'auto'"),
         (["--preset", "mnist", "--set", "data.source="], "no data: add --data"),
         (["--preset", "cifar10", "--set", "ebm.widht=96"], "did you mean 'width'"),
         (["--preset", "imagenet32-cond"], "train_data_batch_1.npz: it comes from"),
