@@ -71,6 +71,10 @@ def newest(folder: Path) -> Path | None:
     return files[-1] if files else None
 
 
+class Damaged(CheckpointError):
+    """A checkpoint whose content is not that of a training state; to be read again is no help."""
+
+
 class Loaded(NamedTuple):
     """A training state and where it was found."""
 
@@ -86,7 +90,8 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
         tell: hears of each damaged one, which is then set aside.
 
     Raises:
-        CheckpointError: there are some, and all are damaged.
+        CheckpointError: there are some, and all are damaged; or one cannot be read, damaged or not, and
+            then none is set aside.
     """
     files = all_of(folder)
     damaged: list[Path] = []
@@ -95,7 +100,7 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
     for path in reversed(files):
         try:
             state = load(path)
-        except CheckpointError as error:
+        except Damaged as error:
             tell(str(error))
             damaged.append(path)
             continue
@@ -122,23 +127,31 @@ def load(path: Path) -> dict[str, Any]:
     A file that the manifest does not list (a copy made by hand) is read unchecked.
 
     Raises:
-        CheckpointError: the file is damaged or holds something else.
+        Damaged: the file is damaged or holds something else.
+        CheckpointError: the system does not give it, or has too little memory.
     """
     entry = _listed(path.parent).get(path.name)
     try:
-        if entry is not None and entry != _entry_of(path):
-            raise CheckpointError(
-                f"{path} cannot be read: its content is not what was written, by the checksum in "
-                f"{MANIFEST}"
-            )
+        found = _entry_of(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); see to that, or move it away to go on "
+            "from the one before"
+        ) from error
+    if entry not in (None, found):
+        raise Damaged(
+            f"{path} cannot be read: its content is not what was written, by the checksum in {MANIFEST}"
+        )
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except Exception as error:  # a foreign pickle can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read ({reason})") from error
+        # With the right checksum it is not the file's fault, whatever torch calls a lack of memory.
+        whole = entry is not None or isinstance(error, MemoryError)
+        kind = CheckpointError if whole else Damaged
+        raise kind(f"{path} cannot be read ({reason})") from error
     if not isinstance(state, dict) or "step" not in state:
-        raise CheckpointError(f"{path} is not a training state of this package")
+        raise Damaged(f"{path} is not a training state of this package")
     return state
 
 

@@ -201,6 +201,53 @@ def test_when_all_are_damaged_it_is_an_error_every_time(tmp_path: Path) -> None:
         assert len(told) == 2
 
 
+def test_what_the_system_does_not_give_is_an_error_and_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {"step": step}, keep=3)
+    checkpoints.path_of(tmp_path, 3).write_bytes(b"PK")  # this one is damaged
+    before = names_in(tmp_path)
+
+    def forbidden(path: Path, *arguments: Any) -> Any:
+        if path.name == "step-00000002.pt":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return builtins.open(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "open", forbidden, raising=False)
+        with pytest.raises(CheckpointError, match=r"2\.pt cannot be read \(Permission denied\); see"):
+            checkpoints.load_newest(tmp_path, lambda text: None)
+    assert names_in(tmp_path) == before
+    found = checkpoints.load_newest(tmp_path, lambda text: None)
+    assert found is not None and found.state == {"step": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "listed"),
+    [
+        (MemoryError(), True),
+        (MemoryError(), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+    ],
+)
+def test_too_little_memory_is_an_error_and_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, listed: bool
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, {"step": step}, keep=2)
+    if not listed:
+        (tmp_path / "manifest.json").unlink()
+    before = names_in(tmp_path)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=r"2\.pt cannot be read \(.*[Mm]emory"):
+        checkpoints.load_newest(tmp_path, lambda text: None)
+    assert names_in(tmp_path) == before
+
+
 def test_an_empty_folder_has_no_newest(tmp_path: Path) -> None:
     assert checkpoints.load_newest(tmp_path, pytest.fail) is None
     assert checkpoints.load_newest(tmp_path / "nothing", pytest.fail) is None
