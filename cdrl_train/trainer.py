@@ -558,7 +558,8 @@ class Trainer:
         """The inverse of `state`.
 
         Raises:
-            CheckpointError: another format, or tensors that do not fit this run's networks.
+            CheckpointError: another format, tensors that do not fit this run's networks, or more steps
+                than the run has.
         """
         if state.get("format") != STATE_FORMAT:
             raise CheckpointError(
@@ -568,6 +569,11 @@ class Trainer:
             raise CheckpointError(
                 f"this run was trained on data with fingerprint {state['data']}, the data given has "
                 f"{self.data_fingerprint}; resume with the same images"
+            )
+        if state["step"] > self.total_steps:
+            raise CheckpointError(
+                f"the training state is that of step {state['step']}, the options end the run at step "
+                f"{self.total_steps}; raise cooperative.steps or warm_start.steps"
             )
         try:
             for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):

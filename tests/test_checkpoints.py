@@ -216,7 +216,9 @@ def test_what_the_system_does_not_give_is_an_error_and_not_damage(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "open", forbidden, raising=False)
-        with pytest.raises(CheckpointError, match=r"2\.pt cannot be read \(Permission denied\); see"):
+        with pytest.raises(
+            CheckpointError, match=r"2\.pt cannot be read \(Permission denied\); see"
+        ):
             checkpoints.load_newest(tmp_path, lambda text: None)
     assert names_in(tmp_path) == before
     found = checkpoints.load_newest(tmp_path, lambda text: None)

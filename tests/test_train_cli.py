@@ -251,8 +251,16 @@ def test_a_refused_resume_leaves_the_run_as_it_was(data: str, tmp_path: Path) ->
     out = tmp_path / "run"
     assert train("--data", data, "--out", str(out), *TINY).exit_code == 0
     resume = ["--data", data, "--out", str(out), "--resume"]
-    refused = train(*resume, "--set", "ebm.widths=[16]")
-    assert (refused.exit_code, "does not fit" in refused.output) == (2, True), refused.output
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for change, message in (
+        ("ebm.widths=[16]", "does not fit"),
+        ("cooperative.steps=1", "is that of step 5, the options end the run at step 4; raise"),
+    ):
+        refused = train(*resume, "--track", "none", "--set", change)
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+        assert message in refused.output
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert after == before
     assert train(*resume).exit_code == 0
 
 
