@@ -132,7 +132,7 @@ def main(
         return
     out = out or Path("runs") / config.name
     _check_folder(out, config, resume)
-    from cdrl_train.interrupt import stop_request
+    from cdrl_train.interrupt import Stopped, stop_request
     from cdrl_train.lock import locked
 
     context = click.get_current_context()  # its resources are let go of when the command ends
@@ -193,7 +193,9 @@ def main(
 
     def preview(run: Trainer) -> None:
         try:
-            curves.picture(save_samples(run), run.step)
+            curves.picture(save_samples(run, stop), run.step)
+        except Stopped:
+            return
         except NumericalError as error:
             _tell(f"no samples of step {run.step}: {error}")
         if uploads and run.step < run.total_steps:
@@ -209,7 +211,11 @@ def main(
         curves.log(line)
 
     trainer.fit(on_log=logged, on_sample=preview, stop=stop, on_step=progress.advance)
-    if trainer.step < trainer.total_steps:  # asked to stop, this process or another
+    done, pictured = trainer.step == trainer.total_steps, picture_of(out, trainer.step).is_file
+    if done and resumed and not pictured():  # killed after the last step
+        with trainer.writing():
+            preview(trainer)
+    if not done or (stop() and not pictured()):  # asked to stop, this process or another
         by = f" by {stop.signal.name}" if stop.signal else ""
         _tell(f"stopped{by} at step {trainer.step}; --resume goes on from it")
         if stop.signal == signal.SIGINT:
@@ -217,8 +223,6 @@ def main(
         return
 
     with trainer.writing():
-        if resumed and not picture_of(out, trainer.step).is_file():  # killed after the last step
-            preview(trainer)
         save_model(exported(), out / "model", dtype=dtype)
     _tell(f"model written to {out / 'model'}")
     if uploads and not uploads.finish(out / "model", trainer.step):

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal becomes a question that the training loop asks between two steps."""
+"""Being told to stop: a signal becomes a question, asked between two steps or two levels of a picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 ONE_REQUEST = 1.0  # seconds
+
+
+class Stopped(Exception):
+    """A piece of work was left unfinished, since the run was asked to stop."""
 
 
 class StopRequest:

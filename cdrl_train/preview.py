@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -11,26 +12,38 @@ from cdrl_infer.images import make_grid, save_png, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
 from cdrl_train.export import picture_of, to_model
+from cdrl_train.interrupt import Stopped
 from cdrl_train.trainer import Trainer
 
 ROWS = 6
 
 
-def save_samples(trainer: Trainer) -> Path:
+def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> Path:
     """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``.
 
     A grid of images; of a model of the checkerboard all levels beside the truth, and how far from it.
 
+    Args:
+        trainer: the run.
+        stop: asked before and after each level; once it says yes, there is no picture.
+
     Raises:
         NumericalError: sampling left the finite numbers.
+        Stopped: ``stop`` said yes.
     """
+
+    def go_on_or_stop(*_: object) -> None:
+        if stop():
+            raise Stopped
+
+    go_on_or_stop()
     model = to_model(trainer)
     if trainer.data_fingerprint == toy.checkerboard().fingerprint():
-        fits = toy.measure(model)
+        fits = toy.measure(model, on_level_end=go_on_or_stop)
         trainer.tell(f"step {trainer.step}: {toy.spoken(fits)}")
         picture = toy.figure(fits)
     else:
-        picture = _grid(CDRLPipeline(model).to(trainer.device))
+        picture = _grid(CDRLPipeline(model).to(trainer.device), go_on_or_stop)
     path = picture_of(trainer.folder, trainer.step)
     path.parent.mkdir(exist_ok=True)
     with replaced_file(path) as new:
@@ -38,14 +51,19 @@ def save_samples(trainer: Trainer) -> Path:
     return path
 
 
-def _grid(pipe: CDRLPipeline) -> Image.Image:
+def _grid(pipe: CDRLPipeline, on_level_end: Callable[..., None]) -> Image.Image:
     """A column per class of the first attribute; the others take turns, row by row."""
     counts = [len(attribute.values) for attribute in pipe.model.labels]
     first, *others = counts or (ROWS,)
     labels = [
         (k % first, *((k // first + k % first) % n for n in others)) for k in range(ROWS * first)
     ]
-    out = pipe(class_labels=labels if counts else None, seeds=range(ROWS * first), progress=False)
+    out = pipe(
+        class_labels=labels if counts else None,
+        seeds=range(ROWS * first),
+        callback_on_level_end=on_level_end,
+        progress=False,
+    )
     if not isinstance(out.images, list):
         raise TypeError(type(out.images))
     return make_grid(out.images, first, upscale=viewing_scale(out.images[0], 56))

@@ -6,7 +6,7 @@ density is that of the usual toy (a 4 x 4 board, uniform on its 8 dark squares),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,6 +113,7 @@ def measure(
     num_samples: int = SAMPLES,
     langevin_steps: int | Sequence[int] | None = None,
     seed: int = 0,
+    on_level_end: Callable[[LevelEnd], None] = lambda end: None,
 ) -> list[Fit]:
     """Energies and samples of a model of the checkerboard against the truth, noisiest level first.
 
@@ -123,6 +124,7 @@ def measure(
         num_samples: all drawn at once.
         langevin_steps: K; by default the model's.
         seed: of all that is random.
+        on_level_end: called after each level.
 
     Raises:
         InputError: a model of other images.
@@ -162,6 +164,7 @@ def measure(
                 of_exact=total_variation(shares(noised), blocks),
             )
         )
+        on_level_end(end)
 
     proposal, random = InitializerProposal(model.initializer), BatchRandom(num_samples, chains)
     sampler.sample(energy, proposal, random, POINT.shape, compare)

@@ -272,6 +272,42 @@ def test_a_kill_while_samples_are_written_leaves_nothing_behind(
     assert_same(run, whole)
 
 
+DURING_A_PICTURE = """
+import signal
+from cdrl_infer import sampler
+from cdrl_train import cli
+def descend(self, *arguments, _descend=sampler.CooperativeSampler._descend):
+    print("level", arguments[3])
+    os.kill(os.getpid(), signal.{name})
+    return _descend(self, *arguments)
+sampler.CooperativeSampler._descend = descend
+cli.main({arguments!r})
+"""
+
+
+@pytest.mark.parametrize(("step", "name", "code"), [(24, "SIGTERM", 0), (STEPS, "SIGINT", 130)])
+def test_a_picture_is_abandoned_when_asked_to_stop_and_the_state_saved(
+    start: Starter, whole: Path, tmp_path: Path, step: int, name: str, code: int
+) -> None:
+    run = tmp_path / "run"
+    often = ["--set", "checkpoint_every=1000", "--set", f"sample_every={step}"]
+    arguments = [*start.options(run), *TINY, *often]
+    process = start.order(code=DURING_A_PICTURE.format(name=name, arguments=arguments))
+    assert process.wait() == code, process.said()
+    assert process.said().count("level") == 1  # of two
+    assert f"stopped by {name} at step {step}; --resume goes on" in process.said()
+    newest = checkpoints.newest(run / "checkpoints")
+    assert newest is not None and checkpoints.load(newest)["step"] == step
+    assert not (run / "model").exists() and not list(run.glob("samples/*"))
+    again = start.train(run)
+    assert again.wait() == 0, again.said()
+    # What is missing at the end is drawn, the one on the way is not.
+    last = f"step-{STEPS:08d}.png"
+    assert [path.name for path in (run / "samples").iterdir()] == [last]
+    assert (run / "samples" / last).read_bytes() == (whole / "samples" / last).read_bytes()
+    assert_same(run, whole)
+
+
 AT_STEP = """
 import signal, time
 from cdrl_train import cli

@@ -24,7 +24,9 @@ from cdrl_train import toy
 from cdrl_train.cli import main
 from cdrl_train.config import DataConfig
 from cdrl_train.data import BatchStream, load_images
+from cdrl_train.interrupt import Stopped
 from cdrl_train.presets import preset
+from cdrl_train.preview import save_samples
 from cdrl_train.trainer import Trainer
 
 SCHEDULE = preset("toy-2d").schedule
@@ -261,3 +263,12 @@ def test_the_picture_has_x1_to_the_right_and_x2_upwards() -> None:
     assert pixels[-1, -1] == 0 and (pixels < 255).sum() == 1
     block = np.asarray(toy.panel(toy.coarse(masses), 1 / 16))
     assert (block < 255).sum() == 16 and block[-1, -1] == 0
+
+
+def test_a_figure_is_abandoned_at_the_next_level(tmp_path: Path) -> None:
+    config = preset("toy-2d")
+    stream = BatchStream(toy.checkerboard(), config.data, config.seed, "cpu")
+    answers = iter([False, False, True])
+    with pytest.raises(Stopped):
+        save_samples(Trainer(config, stream, tmp_path), answers.__next__)
+    assert next(answers, None) is None and not list(tmp_path.rglob("*.png"))
