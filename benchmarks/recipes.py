@@ -35,6 +35,7 @@ from cdrl_train.evaluation.sampling import model_digest, window
 from cdrl_train.export import to_model
 from cdrl_train.image_set import ImageSet
 from cdrl_train.presets import preset
+from cdrl_train.state import resume
 from cdrl_train.trainer import Trainer
 
 TERA = 1e12
@@ -120,7 +121,7 @@ def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str)
         with replaced_file(stored) as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     trainer = Trainer(config, BatchStream(data, config.data, config.seed, device), folder)
-    trainer.resume()
+    resume(trainer)
 
     def keep(run: Trainer) -> None:
         save_model(to_model(run), folder / f"model-{run.step:08d}")

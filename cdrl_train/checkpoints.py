@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -42,11 +43,26 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         for old in all_of(folder)[:-keep]:
             old.unlink()
     except OSError as error:
-        raise cannot_write(f"save step {step} to {folder}", folder, error) from error
+        raise _cannot(f"save step {step} to {folder}", folder, error) from error
     return target
 
 
-def cannot_write(what: str, folder: Path, error: OSError) -> CheckpointError:
+@contextmanager
+def writing_to(run: Path) -> Iterator[None]:
+    """Inside the block an error of the system is one of writing to the run's folder.
+
+    Raises:
+        CheckpointError: in its place; it tells where the run can go on from.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):  # our own, or a tracker's
+            raise
+        raise _cannot(f"write to {run}", run / "checkpoints", error) from error
+
+
+def _cannot(what: str, folder: Path, error: OSError) -> CheckpointError:
     """The error of a run that a disk refuses a file, by what was to be done."""
     kept = newest(folder)
     return CheckpointError(

@@ -1,25 +1,21 @@
-"""``cdrl-train``: arguments only."""
+"""``cdrl-train``: from arguments to options; the run itself is `cdrl_train.run`."""
 
 from __future__ import annotations
 
 import json
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.errors import ConfigError, InputError, NetworkError, NumericalError
-from cdrl_infer.files import replaced_file
+from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
-    from cdrl_infer.checkpoint import CDRLModel
     from cdrl_train.config import TrainConfig
+    from cdrl_train.run import Resume
 
 
 @click.command(
@@ -68,6 +64,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--resume",
+    "resuming",
     is_flag=False,
     flag_value="yes",
     type=click.Choice(["yes", "auto"]),
@@ -95,7 +92,7 @@ def main(
     out: Path | None,
     device: str | None,
     trackers: tuple[str, ...],
-    resume: str | None,
+    resuming: Resume | None,
     repo_id: str | None,
     private: bool | None,
 ) -> None:
@@ -111,15 +108,13 @@ def main(
     state is kept); 4 the model is trained but could not be uploaded (`cdrl-hub push OUT/model
     USER/MODEL` goes on); 5 the disk is full (the last saved state is kept); 130 interrupted.
     """
+    from cdrl_train.networks import check_networks
     from cdrl_train.presets import preset as named_preset
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public are of --push-to-hub; add it or leave them out")
-    goes_on = resume == "yes"  # with a run that is there, and its options
-    config = _config(preset, file, out if goes_on else None, goes_on).override(list(assignments))
+    config = _config(preset, file, out, resuming).override(list(assignments))
     named_preset(config.name)  # the card tells how the run differs from it
-    from cdrl_train.networks import check_networks
-
     check_networks(config)
     if print_config:
         click.echo(json.dumps(config.to_dict(), indent=2))
@@ -130,113 +125,34 @@ def main(
     if dry_run:
         _dry_run(config, source, device)
         return
-    out = out or Path("runs") / config.name
-    _check_folder(out, config, resume)
-    from cdrl_train.interrupt import Stopped, stop_request
-    from cdrl_train.lock import locked
+    from cdrl_train.interrupt import stop_request
 
-    context = click.get_current_context()  # its resources are let go of when the command ends
-    stop = context.with_resource(stop_request())
-    from cdrl_infer.checkpoint import save_model
-    from cdrl_infer.device import usable_device
-    from cdrl_train.data import BatchStream, data_name, load_images
-    from cdrl_train.export import STORED_TYPES, add_card, picture_of, record_data, to_model
-    from cdrl_train.preview import save_samples
-    from cdrl_train.processes import by_main, main_first, make_accelerator
-    from cdrl_train.tracking import Progress, Trackers
-    from cdrl_train.trainer import Trainer
-    from cdrl_train.upload import Uploads
+    with stop_request() as stop:
+        from cdrl_train.run import train
 
-    accelerator = make_accelerator(
-        config.precision,
-        None if device is None else usable_device(device),
-        trackers=[name for name in trackers if name != "none"],
-        logs=out / "logs",
-    )
-    context.call_on_close(accelerator.end_training)
-    with main_first(accelerator):  # which downloads, or copies what is to be mapped
-        data = load_images(
+        stopped_by = train(
+            config,
             source,
-            attributes=config.data.attributes,
-            in_memory=config.data.in_memory_mib * 2**20,
+            out or Path("runs") / config.name,
+            device=device,
+            trackers=[name for name in trackers if name != "none"],
+            resuming=resuming,
+            repo_id=repo_id,
+            private=private,
+            stop=stop,
         )
-    stream = BatchStream(data, config.data, config.seed, accelerator.device)
-    trainer = Trainer(config, stream, out, _tell, accelerator)
-    untrained = to_model(trainer)  # what could not be exported is not worth training
-
-    def claim() -> None:
-        with _writing_to(out):
-            out.mkdir(parents=True, exist_ok=True)
-            context.with_resource(locked(out, _tell))
-            _check_folder(out, config, resume)  # a run may have begun and ended since
-
-    def begin() -> tuple[Trackers, Uploads | None]:
-        uploads = Uploads(repo_id, private=private, dtype=dtype, tell=_tell) if repo_id else None
-        with _writing_to(out):
-            with replaced_file(out / "config.json") as new:
-                new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-            record_data(untrained, out, data=data_name(source))
-            return Trackers(accelerator, config, out, trainer.step), uploads
-
-    by_main(accelerator, claim)
-    resumed = resume is not None and trainer.resume()
-    dtype = STORED_TYPES[config.stored_as]
-    begun = by_main(accelerator, begin)
-    if begun is None:
-        trainer.fit(stop=stop)
-        return
-    curves, uploads = begun
-    progress = Progress(trainer)
-    context.call_on_close(progress.close)
-    if resumed:
-        _tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
-
-    def preview(run: Trainer) -> None:
-        try:
-            curves.picture(save_samples(run, stop), run.step)
-        except Stopped:
-            return
-        except NumericalError as error:
-            _tell(f"no samples of step {run.step}: {error}")
-        if uploads and run.step < run.total_steps:
-            uploads.start(exported(), run.step)
-
-    def exported() -> CDRLModel:
-        model = to_model(trainer)
-        add_card(model, config, out, data=data_name(source))
-        return model
-
-    def logged(line: dict[str, Any]) -> None:
-        progress.log(line)
-        curves.log(line)
-
-    trainer.fit(on_log=logged, on_sample=preview, stop=stop, on_step=progress.advance)
-    done, pictured = trainer.step == trainer.total_steps, picture_of(out, trainer.step).is_file
-    if done and resumed and not pictured():  # killed after the last step
-        with trainer.writing():
-            preview(trainer)
-    if not done or (stop() and not pictured()):  # asked to stop, this process or another
-        by = f" by {stop.signal.name}" if stop.signal else ""
-        _tell(f"stopped{by} at step {trainer.step}; --resume goes on from it")
-        if stop.signal == signal.SIGINT:
-            raise click.Abort
-        return
-
-    with trainer.writing():
-        save_model(exported(), out / "model", dtype=dtype)
-    _tell(f"model written to {out / 'model'}")
-    if uploads and not uploads.finish(out / "model", trainer.step):
-        raise NetworkError(
-            f"the model is in {out / 'model'} but not on the Hub; "
-            f"`cdrl-hub push {out / 'model'} {repo_id}` sends it"
-        )
+    if stopped_by == signal.SIGINT:
+        raise click.Abort
 
 
-def _config(preset: str | None, file: Path | None, out: Path | None, resume: bool) -> TrainConfig:
+def _config(
+    preset: str | None, file: Path | None, out: Path | None, resuming: Resume | None
+) -> TrainConfig:
     """The stored options of a run to resume, else those of a file, else a preset's."""
+    from cdrl_train.config import TrainConfig
     from cdrl_train.presets import preset as named_preset
 
-    if resume:
+    if resuming == "yes":
         if preset is not None or file is not None:
             raise InputError(
                 "--resume goes on with the run's own options: leave --preset and --config out"
@@ -244,27 +160,13 @@ def _config(preset: str | None, file: Path | None, out: Path | None, resume: boo
         if out is None:
             raise InputError("--resume goes on with the run in --out: name it")
         file = out / "config.json"
+        if not file.is_file():
+            raise InputError(f"nothing to resume in {out}: there is no {file.name}")
     elif preset is not None and file is not None:
         raise InputError("--preset and --config both give the options: leave one out")
     if file is None:
         return named_preset(preset or "fashion-mnist")
-    if resume and not file.is_file():
-        raise InputError(f"nothing to resume in {out}: there is no {file.name}")
-    return _read_config(file)
-
-
-def _read_config(file: Path) -> TrainConfig:
-    """Options as a file of JSON holds them."""
-    from cdrl_train.config import TrainConfig
-
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
-    try:
-        return TrainConfig.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
+    return TrainConfig.read(file)
 
 
 def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
@@ -279,40 +181,6 @@ def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
     image, num_classes = expected(source, config.data)
     for line in dry_run(config, image, num_classes, accelerator.device):
         click.echo(line)
-
-
-def _check_folder(out: Path, config: TrainConfig, resume: str | None) -> None:
-    """A run that is there is not begun again, nor gone on with by other options unless asked to."""
-    if resume == "yes" or not (out / "config.json").exists():
-        return
-    if resume is None:
-        raise InputError(f"{out} already holds a run: add --resume or choose another --out")
-    held = _read_config(out / "config.json")
-    differing = config.assignments(held)
-    if differing:
-        value: Any = held.to_dict()
-        for key in differing[0].partition("=")[0].split("."):
-            value = value.get(key)
-        raise InputError(
-            f"{out} holds a run whose options differ: expected {json.dumps(value)}, got {differing[0]}; "
-            "give those of the run, change them by --resume with --set, or choose another --out"
-        )
-
-
-@contextmanager
-def _writing_to(out: Path) -> Iterator[None]:
-    """Inside the block it is the folder's fault when a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
-
-
-def _tell(text: str) -> None:
-    """A line on stderr, above the bar if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from cdrl_infer.checkpoint import SamplerDefaults
-from cdrl_infer.errors import ConfigError
+from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.networks.config import from_config
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.objectives import ContrastiveWeight, Coupling
@@ -190,6 +191,23 @@ class TrainConfig:
             ConfigError: a key that does not exist, or a value of another type.
         """
         return from_config(cls, values, "config")
+
+    @classmethod
+    def read(cls, file: Path) -> TrainConfig:
+        """From a file of JSON, as ``cdrl-train --print-config`` and a run write it.
+
+        Raises:
+            InputError: no such file, or other content.
+            ConfigError: as in `from_dict`.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
 
     def assignments(self, base: TrainConfig) -> list[str]:
         """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""

@@ -21,6 +21,7 @@ from cdrl_train.card import render
 from cdrl_train.config import TrainConfig
 from cdrl_train.networks import build_network
 from cdrl_train.spectral import add_spectral_norm, folded_state
+from cdrl_train.state import snapshot
 from cdrl_train.trainer import Trainer
 
 STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -45,7 +46,7 @@ class DataRecord:
 def to_model(trainer: Trainer) -> CDRLModel:
     """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is."""
     image = ImageShape(*trainer.stream.images.shape[1:])
-    return model_of_state(trainer.config, image, trainer.stream.data.attributes, trainer.state())
+    return model_of_state(trainer.config, image, trainer.stream.data.attributes, snapshot(trainer))
 
 
 def model_of_state(
@@ -54,7 +55,7 @@ def model_of_state(
     labels: tuple[Attribute, ...],
     state: Mapping[str, Any],
 ) -> CDRLModel:
-    """The averaged networks of a training state (`Trainer.state`), on the CPU.
+    """The averaged networks of a training state (`cdrl_train.state.snapshot`), on the CPU.
 
     Raises:
         CheckpointError: the state is not of this run's networks.

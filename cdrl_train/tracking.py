@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 NOT_CURVES = {"step", "phase", "event", "hours"}
 
 
+def tell(text: str) -> None:
+    """A line on stderr, above the bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class Trackers:
     """TensorBoard, W&B or trackio, whichever the accelerator was made with; the main process writes.
 
@@ -89,17 +94,13 @@ class Progress:
         """Go to where the run is: forward, or back where it diverged."""
         self.bar.update(run.images_seen - self.bar.n)
 
-    def tell(self, text: str) -> None:
-        """A line above the bar."""
-        tqdm.write(text, file=sys.stderr)
-
     def log(self, line: dict[str, Any]) -> None:
         """A line of ``metrics.jsonl``, in short."""
         shown = ("loss/", "grad_norm/")
         values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
         speed = line["images_per_second"]
         left = tqdm.format_interval((self.total - line["images"]) / speed)
-        self.tell(
+        tell(
             f"{line['phase']} {line['step']}  {values}  {speed:.3g} images/s  {left} left at this speed"
         )
 

@@ -1,12 +1,11 @@
-"""The training loop: two phases on one state that can be stopped and resumed at any step."""
+"""The training steps: two phases on one state, see `cdrl_train.state`, and the loop around them."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import CheckpointError, NumericalError, listing
+from cdrl_infer.errors import NumericalError
 from cdrl_infer.files import remove_unfinished
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level
-from cdrl_train import checkpoints, objectives
+from cdrl_train import checkpoints, objectives, state
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data import Batch, BatchStream
 from cdrl_train.guard import Diverged, Guard
@@ -31,9 +30,6 @@ from cdrl_train.networks import build_network
 from cdrl_train.processes import (
     anywhere,
     average_gradients,
-    by_main,
-    gathered,
-    main_first,
     make_accelerator,
     shares,
 )
@@ -50,7 +46,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Phase = Literal["warm_start", "cooperative"]
-STATE_FORMAT = 2
 
 
 class Part(NamedTuple):
@@ -129,8 +124,6 @@ class Trainer:
         self.ebm_ema = AveragedModel(self.ebm, multi_avg_fn=average).eval()
         self.initializer_ema = AveragedModel(self.initializer, multi_avg_fn=average).eval()
 
-        if not self.is_main:  # dropout is the one thing that each process draws for itself
-            _global_generator(self.device).manual_seed(self._own_seed())
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = 0  # over both phases
         self.images_seen = 0
@@ -138,8 +131,10 @@ class Trainer:
         self.optimizers = self._new_optimizers()
         self.metrics = Metrics()
         self.guard = Guard(config)
-        self._saved_step: int | None = None
+        self.saved_step: int | None = None  # the newest on the disk
         self._back_at: int | None = None  # where the guard went back to last
+        if not self.is_main:
+            state.seed_global_generator(self)
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         """Fresh networks of this run, without spectral norm: the EBM and the initializer."""
@@ -156,10 +151,6 @@ class Trainer:
 
     def _compiled(self, network: nn.Module) -> Any:
         return torch.compile(network) if self.config.compile and _learns(network) else network
-
-    def _own_seed(self) -> int:
-        process: int = self.accelerator.process_index
-        return self.config.seed + 1_000_003 * process
 
     # -- phases ---------------------------------------------------------------------------------
 
@@ -389,27 +380,11 @@ class Trainer:
             for name in ("", "checkpoints", "samples"):
                 remove_unfinished(self.folder / name)
         try:
-            with self.writing():
+            with checkpoints.writing_to(self.folder):
                 self._fit(end, on_log, on_sample, stop, on_step)
         finally:
             if self.is_main:
                 self._report()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inside the block an error of the system is one of writing to the run's folder.
-
-        Raises:
-            CheckpointError: in its place; it tells where the run can go on from.
-        """
-        try:
-            yield
-        except OSError as error:
-            if error.errno is None or isinstance(error, ConnectionError):  # our own, or a tracker's
-                raise
-            raise checkpoints.cannot_write(
-                f"write to {self.folder}", self.folder / "checkpoints", error
-            ) from error
 
     def _report(self) -> None:
         try:
@@ -425,14 +400,15 @@ class Trainer:
         stop: Callable[[], bool],
         on_step: Callable[[Trainer], object] | None,
     ) -> None:
-        if self._saved_step is None:
-            self.save()  # what the guard goes back to, and a disk that is full is known at once
+        if self.saved_step is None:
+            # What the guard goes back to; and a disk that is full is known at once.
+            state.save(self)
         saved_at = time.monotonic()
         while self.step < end:
             due = time.monotonic() - saved_at > 60 * self.config.checkpoint_minutes
             stopping, due = anywhere(self.accelerator, stop(), due)
-            if (stopping or due) and self._saved_step != self.step:
-                self.save()
+            if (stopping or due) and self.saved_step != self.step:
+                state.save(self)
                 saved_at = time.monotonic()
             if stopping:
                 return
@@ -454,7 +430,7 @@ class Trainer:
             if self.step % self.config.log_every == 0 or last or self.phase != phase:
                 self._log(phase, on_log)
             if self.step % self.config.checkpoint_every == 0 or last:
-                self.save()
+                state.save(self)
                 saved_at = time.monotonic()
             sampling = last or (self.step % self.config.sample_every == 0 and not stop())
             if self.is_main and on_sample is not None and sampling:
@@ -468,34 +444,20 @@ class Trainer:
             # The first step's figures do not depend on the rates: this state itself is bad.
             checkpoints.set_aside(states[-1])
             self.tell(f"{states[-1].name} blows up at its first step: set aside")
-        found = self._newest()
+        found = state.newest(self)
         if found is None or halvings > self.guard.retries:
             self._append({**error.record(), "event": "stopped", "halvings": halvings - 1})
             raise NumericalError(
                 f"{error}, after going back {halvings - 1} times at half the rates; {error.advice}; "
                 f"last good state: {found.path if found else 'none'}"
             ) from error
-        self.load_state(found.state)
+        state.restore(self, found.state)
         self.guard.halvings, self._back_at = halvings, self.step
         self._append({**error.record(), "back_to": self.step, "rate_scale": self.guard.rate_scale})
         self.tell(
             f"{error}; back to step {self.step}, rates now {self.guard.rate_scale:g} of the run's "
             f"(try {halvings} of {self.guard.retries})"
         )
-
-    def _newest(self) -> checkpoints.Loaded | None:
-        """The newest state that is whole; the main process first, since it renames damaged ones."""
-        folder = self.folder / "checkpoints"
-        with main_first(self.accelerator):
-            found = checkpoints.load_newest(folder, self.tell)
-        mine = torch.tensor(-1 if found is None else found.state["step"])
-        steps = [int(step) for step in gathered(self.accelerator, mine)]
-        if len(set(steps)) > 1:
-            raise CheckpointError(
-                f"the processes see different checkpoints in {folder}, of steps {listing(steps)} (-1: "
-                "none); choose an --out on a disk that all of them share"
-            )
-        return found
 
     def _log(self, phase: Phase, on_log: Callable[[dict[str, Any]], object] | None) -> None:
         means = self.metrics.take()
@@ -518,115 +480,9 @@ class Trainer:
         if self.is_main:
             self.log.append(line)
 
-    # -- state ----------------------------------------------------------------------------------
-
-    def save(self) -> Path:
-        """Write the whole state; resuming from it continues to the bit on the same device."""
-        folder = self.folder / "checkpoints"
-        generators = gathered(self.accelerator, _global_generator(self.device).get_state())
-
-        def write() -> None:
-            state = {**self.state(), "global_generators": generators}
-            checkpoints.save(folder, self.step, state, self.config.keep_checkpoints)
-
-        by_main(self.accelerator, write)
-        self._saved_step = self.step
-        return checkpoints.path_of(folder, self.step)
-
-    def state(self) -> dict[str, Any]:
-        """Everything the next step depends on; of several processes, on this one."""
-        return {
-            "format": STATE_FORMAT,
-            "data": self.data_fingerprint,
-            "step": self.step,
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "stream": self.stream.state(),
-            "generator": self.generator.get_state(),
-            "global_generators": [_global_generator(self.device).get_state()],
-            "metrics": {"sums": self.metrics.sums, "counts": self.metrics.counts},
-            "halvings": self.guard.halvings,
-            "log_lines": len(self.log.rows()),
-            "ebm": self.ebm.state_dict(),
-            "initializer": self.initializer.state_dict(),
-            "ebm_ema": self.ebm_ema.state_dict(),
-            "initializer_ema": self.initializer_ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`.
-
-        Raises:
-            CheckpointError: another format, tensors that do not fit this run's networks, or more steps
-                than the run has.
-        """
-        if state.get("format") != STATE_FORMAT:
-            raise CheckpointError(
-                f"training state has format {state.get('format')}, this version reads {STATE_FORMAT}"
-            )
-        if state["data"] != self.data_fingerprint:
-            raise CheckpointError(
-                f"this run was trained on data with fingerprint {state['data']}, the data given has "
-                f"{self.data_fingerprint}; resume with the same images"
-            )
-        if state["step"] > self.total_steps:
-            raise CheckpointError(
-                f"the training state is that of step {state['step']}, the options end the run at step "
-                f"{self.total_steps}; raise cooperative.steps or warm_start.steps"
-            )
-        try:
-            for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):
-                getattr(self, name).load_state_dict(state[name])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"the training state does not fit this run's options: {reason}"
-            ) from error
-        self.step, self.images_seen = state["step"], state["images_seen"]
-        self.seconds = state["seconds"]
-        self.stream.load_state(state["stream"])
-        self.generator.set_state(state["generator"])
-        own, generators = self.accelerator.process_index, state["global_generators"]
-        if own < len(generators):
-            _global_generator(self.device).set_state(generators[own])
-        else:  # a process more than the run had
-            _global_generator(self.device).manual_seed(self._own_seed() + self.step)
-        self.metrics.sums = dict(state["metrics"]["sums"])
-        self.metrics.counts = dict(state["metrics"]["counts"])
-        self.guard.halvings = state["halvings"]
-        self._saved_step = self.step
-
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint of the folder that is whole, if there is one.
-
-        The log's lines after it are dropped: their steps were lost and will be done again.
-
-        Raises:
-            CheckpointError: there are checkpoints, and all are damaged, or they are of another run;
-                or the disk is full.
-        """
-        found = self._newest()
-        if found is not None:
-            self.load_state(found.state)
-        logged = found.state["log_lines"] if found else 0
-        with self.writing():
-            by_main(self.accelerator, lambda: self.log.cut(logged))
-        return found is not None
-
 
 def _keep_quiet(text: str) -> None:
     """On all but the main process."""
-
-
-def _global_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from."""
-    if device.type != "cuda":
-        return torch.default_generator
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
 
 
 def _learns(network: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from test_trainer import DROPOUT, RESIDUAL, images, tiny
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
 from cdrl_train import checkpoints
 from cdrl_train.data import BatchStream
+from cdrl_train.state import resume, save, snapshot
 from cdrl_train.trainer import Trainer
 
 # Of few enough weights that none has a gradient of the size of rounding: Adam moves a weight by its rate
@@ -47,7 +48,7 @@ def trained(run: Recorder) -> dict[str, Any]:
     """Train to the end without writing anything; the losses and the last state."""
     while run.step < run.total_steps:
         run.train_step()
-    return {"losses": run.losses, **run.state()}
+    return {"losses": run.losses, **snapshot(run)}
 
 
 def plain(folder: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def plain(folder: Path) -> dict[str, Any]:
         on_sample=lambda run: called.append("sample"),
         on_step=lambda run: called.append("step"),
     )
-    return {"called": called, "losses": run.losses, **run.state()}
+    return {"called": called, "losses": run.losses, **snapshot(run)}
 
 
 def spectral_norm(folder: Path) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def spectral_norm(folder: Path) -> dict[str, Any]:
 def dropped_out(folder: Path) -> dict[str, Any]:
     run = make(folder / "whole", initializer=DROPOUT)
     run.fit()
-    return run.state()
+    return snapshot(run)
 
 
 def resumed(folder: Path) -> dict[str, Any]:
@@ -79,9 +80,9 @@ def resumed(folder: Path) -> dict[str, Any]:
     first.fit(stop=lambda: PROCESS == 1 and first.step == 3)
     torch.rand(1 + PROCESS)
     second = make(folder / "cut", initializer=DROPOUT)
-    assert second.resume()
+    assert resume(second)
     second.fit()
-    return {"stopped": first.step, "resumed": second.step, **second.state()}
+    return {"stopped": first.step, "resumed": second.step, **snapshot(second)}
 
 
 def diverged(folder: Path) -> dict[str, Any]:
@@ -111,12 +112,12 @@ def full(folder: Path) -> dict[str, Any]:
 def apart(folder: Path) -> dict[str, Any]:
     """Each process sees a folder of its own, of which the main one's has a checkpoint."""
     if PROCESS == 0:
-        state = {**make(folder / "apart-0").state(), "step": 4}
+        state = {**snapshot(make(folder / "apart-0")), "step": 4}
         checkpoints.save(folder / "apart-0" / "checkpoints", 4, state, keep=2)
     else:
         make(folder / "apart-1")
     try:
-        make(folder / f"apart-{PROCESS}").resume()
+        resume(make(folder / f"apart-{PROCESS}"))
     except CheckpointError as error:
         return {"error": str(error)}
     return {}
@@ -125,9 +126,9 @@ def apart(folder: Path) -> dict[str, Any]:
 def damaged(folder: Path) -> dict[str, Any]:
     """What the main process finds, the others find too."""
     run = make(folder / "damaged")
-    run.save().write_bytes(b"PK")
+    save(run).write_bytes(b"PK")
     try:
-        run.resume()
+        resume(run)
     except CheckpointError as error:
         return {"error": str(error)}
     return {}

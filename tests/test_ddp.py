@@ -18,6 +18,7 @@ from test_train_cli import TINY
 from test_trainer import lines_of, tensors
 
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.state import snapshot
 
 HERE = Path(__file__).parent
 NETWORKS = ("ebm", "initializer", "ebm_ema", "initializer_ema")
@@ -104,7 +105,7 @@ def test_accumulating_changes_nothing_but_rounding(tmp_path: Path) -> None:
 
 
 def test_the_averages_move_on_every_process(two: Path, tmp_path: Path) -> None:
-    begun = ddp_worker.make(tmp_path).state()
+    begun = snapshot(ddp_worker.make(tmp_path))
     for state in ended(two, "plain"):
         for name in ("ebm_ema", "initializer_ema"):
             before, after = tensors(begun[name]), tensors(state[name])

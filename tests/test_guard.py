@@ -16,6 +16,7 @@ from cdrl_train import checkpoints
 from cdrl_train.config import PhaseConfig
 from cdrl_train.data import BatchStream
 from cdrl_train.guard import KINDS, Diverged, Guard
+from cdrl_train.state import resume, snapshot
 from cdrl_train.trainer import Trainer
 
 NO_WARM_START = PhaseConfig(0, 8, "markov", 1e-3, 1e-3)
@@ -124,7 +125,7 @@ def test_going_back_is_exact(tmp_path: Path) -> None:
     other.fit(until=4)
     other.guard.halvings = 1
     other.fit()
-    a, b = tensors(run.state()), tensors(other.state())
+    a, b = tensors(snapshot(run)), tensors(snapshot(other))
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
@@ -135,10 +136,10 @@ def test_the_halved_rate_is_part_of_the_state(tmp_path: Path) -> None:
     first.fit(until=6)
     assert first.guard.halvings == 2
     second, told = failing(tmp_path / "cut", {})
-    assert second.resume() and second.guard.halvings == 2
+    assert resume(second) and second.guard.halvings == 2
     second.fit()
     assert not told
-    a, b = tensors(whole.state()), tensors(second.state())
+    a, b = tensors(snapshot(whole)), tensors(snapshot(second))
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
 
@@ -157,10 +158,10 @@ def test_a_kill_after_going_back_repeats_it(tmp_path: Path) -> None:
         first.fit(on_log=kill)
     assert len(events(tmp_path / "cut")) == 1
     second, _ = failing(tmp_path / "cut", {3: 1})
-    assert second.resume() and second.guard.halvings == 0
+    assert resume(second) and second.guard.halvings == 0
     second.fit()
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
-    a, b = tensors(whole.state()), tensors(second.state())
+    a, b = tensors(snapshot(whole)), tensors(snapshot(second))
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
@@ -177,7 +178,7 @@ def test_it_stops_with_a_diagnosis_after_so_many_tries(tmp_path: Path) -> None:
     assert [line["event"] for line in events(tmp_path)] == ["diverged", "diverged", "stopped"]
     assert [line.get("rate_scale") for line in events(tmp_path)] == [0.5, 0.25, None]
     again = trainer(tiny(), tmp_path)
-    assert again.resume() and again.step == 4
+    assert resume(again) and again.step == 4
     again.fit()
     assert again.step == 8
 

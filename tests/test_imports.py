@@ -102,6 +102,18 @@ print("LOADED", "torch" in sys.modules, "numpy" in sys.modules, "PIL" in sys.mod
     assert "LOADED False False False" in run(code)
 
 
+def test_a_run_is_read_from_the_arguments_down_to_the_disk() -> None:
+    """cli -> run -> trainer -> state -> checkpoints: each module loads the next ones alone."""
+    code = """
+import sys
+order = ["checkpoints", "state", "trainer", "run", "cli"]
+for k, name in enumerate(order):
+    __import__(f"cdrl_train.{name}")
+    print([later for later in order[k + 1:] if f"cdrl_train.{later}" in sys.modules])
+"""
+    assert run(code) == "[]\n" * 5
+
+
 def test_exported_names_and_what_they_load() -> None:
     code = """
 import sys, cdrl_infer

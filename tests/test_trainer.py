@@ -22,6 +22,7 @@ from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainC
 from cdrl_train.data import BatchStream, ImageSet
 from cdrl_train.export import to_model
 from cdrl_train.spectral import folded_state
+from cdrl_train.state import resume, save, snapshot
 from cdrl_train.trainer import Trainer
 
 NETWORK = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
@@ -112,21 +113,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
         shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
     torch.rand(7)  # another process has drawn other numbers
     second = trainer(config, tmp_path / "cut")
-    assert second.resume()
+    assert resume(second)
     assert second.step == cut
     second.fit()
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
-    a, b = tensors(whole.state()), tensors(second.state())
+    a, b = tensors(snapshot(whole)), tensors(snapshot(second))
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def test_both_phases_train_both_networks_and_move_the_averages(tmp_path: Path) -> None:
     run = trainer(tiny(), tmp_path)
-    seen = [tensors(run.state())]
+    seen = [tensors(snapshot(run))]
     for until in (4, 8):
         run.fit(until=until)
-        seen.append(tensors(run.state()))
+        seen.append(tensors(snapshot(run)))
     for before, after in itertools.pairwise(seen):
         for name in ("ebm", "initializer", "ebm_ema", "initializer_ema"):
             weights = [k for k in after if k.startswith(f".{name}.") and k in before]
@@ -218,10 +219,10 @@ def test_compiling_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
     config = tiny()
-    trainer(config, tmp_path).save()
+    save(trainer(config, tmp_path))
     other = Trainer(config, BatchStream(images(19), config.data, 0, "cpu"), tmp_path)
     with pytest.raises(CheckpointError, match="fingerprint"):
-        other.resume()
+        resume(other)
 
 
 def test_no_warm_start_is_the_papers_recipe(tmp_path: Path) -> None:
@@ -239,10 +240,10 @@ def test_energies_that_run_away_are_noticed(tmp_path: Path) -> None:
 
 
 def test_a_state_of_other_networks_is_refused(tmp_path: Path) -> None:
-    trainer(tiny(), tmp_path).save()
+    save(trainer(tiny(), tmp_path))
     other = trainer(tiny(ebm={"class": "EnergyUNet", **NETWORK, "num_blocks": 2}), tmp_path)
     with pytest.raises(CheckpointError, match="does not fit"):
-        other.resume()
+        resume(other)
 
 
 def test_spectral_norm_bounds_the_weights_and_folds_away(tmp_path: Path) -> None:

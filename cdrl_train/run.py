@@ -1,0 +1,197 @@
+"""A run in a folder: begun or gone on with, trained, shown while it trains, and its model written."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cdrl_infer.checkpoint import CDRLModel, save_model
+from cdrl_infer.device import usable_device
+from cdrl_infer.errors import InputError, NetworkError, NumericalError
+from cdrl_infer.files import replaced_file
+from cdrl_train.checkpoints import writing_to
+from cdrl_train.config import TrainConfig
+from cdrl_train.data import BatchStream, data_name, load_images
+from cdrl_train.export import CONFIG, STORED_TYPES, add_card, picture_of, record_data, to_model
+from cdrl_train.interrupt import Stopped, StopRequest
+from cdrl_train.lock import locked
+from cdrl_train.preview import save_samples
+from cdrl_train.processes import by_main, main_first, make_accelerator
+from cdrl_train.state import resume
+from cdrl_train.tracking import Progress, Trackers, tell
+from cdrl_train.trainer import Trainer
+from cdrl_train.upload import Uploads
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Resume = Literal["yes", "auto"]
+
+
+def train(
+    config: TrainConfig,
+    source: str,
+    out: Path,
+    *,
+    device: str | None,
+    trackers: Sequence[str],
+    resuming: Resume | None,
+    repo_id: str | None,
+    private: bool | None,
+    stop: StopRequest,
+) -> signal.Signals | None:
+    """Train in a folder; on the main of several processes also show the run and write its model.
+
+    Args:
+        config: the run.
+        source: of the data, see `cdrl_train.data.load_images`.
+        out: the folder.
+        device: None: a GPU where there is one.
+        trackers: of `cdrl_train.processes.TRACKERS`.
+        resuming: None: begin a run, where there is none; "yes": go on with the one that is there;
+            "auto": the one or the other, the latter by the same options alone.
+        repo_id, private: where to upload the model, see `Uploads`.
+        stop: asked between steps, and between levels of a picture.
+
+    Returns:
+        The signal by which this process was asked to stop, if the run ended for it.
+
+    Raises:
+        CDRLError: see the exit codes of `cdrl-train`.
+    """
+    _check_folder(out, config, resuming)
+    with ExitStack() as stack:
+        accelerator = make_accelerator(
+            config.precision,
+            None if device is None else usable_device(device),
+            trackers=trackers,
+            logs=out / "logs",
+        )
+        stack.callback(accelerator.end_training)
+        trainer = _trainer(config, source, out, accelerator)
+        untrained = to_model(trainer)  # what could not be exported is not worth training
+        by_main(accelerator, lambda: stack.enter_context(_claimed(out, config, resuming)))
+        resumed = resuming is not None and resume(trainer)
+        begun = by_main(accelerator, lambda: _begin(trainer, untrained, source, repo_id, private))
+        if begun is None:  # another process shows and writes
+            trainer.fit(stop=stop)
+            return None
+        curves, uploads = begun
+        progress = stack.enter_context(closing(Progress(trainer)))
+        if resumed:
+            tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
+
+        def preview(trainer: Trainer) -> None:
+            try:
+                curves.picture(save_samples(trainer, stop), trainer.step)
+            except Stopped:
+                return
+            except NumericalError as error:
+                tell(f"no samples of step {trainer.step}: {error}")
+            if uploads and trainer.step < trainer.total_steps:
+                uploads.start(_exported(trainer, source), trainer.step)
+
+        def log(line: dict[str, Any]) -> None:
+            progress.log(line)
+            curves.log(line)
+
+        trainer.fit(on_log=log, on_sample=preview, stop=stop, on_step=progress.advance)
+        done, picture = trainer.step == trainer.total_steps, picture_of(out, trainer.step)
+        if done and resumed and not picture.is_file():  # killed after the last step
+            with writing_to(out):
+                preview(trainer)
+        # Asked to stop, this process or another; or while the last picture was drawn.
+        if not done or (stop() and not picture.is_file()):
+            by = f" by {stop.signal.name}" if stop.signal else ""
+            tell(f"stopped{by} at step {trainer.step}; --resume goes on from it")
+            return stop.signal
+        _write_model(trainer, source, uploads)
+    return None
+
+
+def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> None:
+    """A run that is there is not begun again, nor gone on with by other options unless asked to."""
+    if resuming == "yes" or not (out / CONFIG).exists():
+        return
+    if resuming is None:
+        raise InputError(f"{out} already holds a run: add --resume or choose another --out")
+    held = TrainConfig.read(out / CONFIG)
+    differing = config.assignments(held)
+    if differing:
+        value: Any = held.to_dict()
+        for key in differing[0].partition("=")[0].split("."):
+            value = value.get(key)
+        raise InputError(
+            f"{out} holds a run whose options differ: expected {json.dumps(value)}, got {differing[0]}; "
+            "give those of the run, change them by --resume with --set, or choose another --out"
+        )
+
+
+def _trainer(config: TrainConfig, source: str, out: Path, accelerator: Accelerator) -> Trainer:
+    """With the data read: by the main process first, which downloads, or copies what is to be mapped."""
+    with main_first(accelerator):
+        data = load_images(
+            source,
+            attributes=config.data.attributes,
+            in_memory=config.data.in_memory_mib * 2**20,
+        )
+    stream = BatchStream(data, config.data, config.seed, accelerator.device)
+    return Trainer(config, stream, out, tell, accelerator)
+
+
+@contextmanager
+def _claimed(out: Path, config: TrainConfig, resuming: Resume | None) -> Iterator[None]:
+    """Inside the block the folder is there, and this run's alone."""
+    with ExitStack() as stack:
+        with _folder_at_fault(out):
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out, tell))
+            _check_folder(out, config, resuming)  # a run may have begun and ended since
+        yield
+
+
+def _begin(
+    trainer: Trainer, model: CDRLModel, source: str, repo_id: str | None, private: bool | None
+) -> tuple[Trackers, Uploads | None]:
+    """Ask the Hub, and write what makes the folder a run's: its options and what its data are."""
+    config, out = trainer.config, trainer.folder
+    dtype = STORED_TYPES[config.stored_as]
+    uploads = Uploads(repo_id, private=private, dtype=dtype, tell=tell) if repo_id else None
+    with _folder_at_fault(out):
+        with replaced_file(out / CONFIG) as new:
+            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        record_data(model, out, data=data_name(source))
+        return Trackers(trainer.accelerator, config, out, trainer.step), uploads
+
+
+def _exported(trainer: Trainer, source: str) -> CDRLModel:
+    """The model as it is now, with its card."""
+    model = to_model(trainer)
+    add_card(model, trainer.config, trainer.folder, data=data_name(source))
+    return model
+
+
+def _write_model(trainer: Trainer, source: str, uploads: Uploads | None) -> None:
+    """Into the folder, and to the Hub if asked to."""
+    folder = trainer.folder / "model"
+    with writing_to(trainer.folder):
+        save_model(_exported(trainer, source), folder, dtype=STORED_TYPES[trainer.config.stored_as])
+    tell(f"model written to {folder}")
+    if uploads and not uploads.finish(folder, trainer.step):
+        raise NetworkError(
+            f"the model is in {folder} but not on the Hub; "
+            f"`cdrl-hub push {folder} {uploads.repo_id}` sends it"
+        )
+
+
+@contextmanager
+def _folder_at_fault(out: Path) -> Iterator[None]:
+    """Inside the block it is the folder's fault when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
