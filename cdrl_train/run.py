@@ -74,13 +74,14 @@ def train(
         stack.callback(accelerator.end_training)
         trainer = _trainer(config, source, out, accelerator)
         untrained = to_model(trainer)  # what could not be exported is not worth training
+        # Before there is a folder: one that the Hub refuses leaves none.
+        uploads = by_main(accelerator, lambda: _uploads(config, repo_id, private))
         by_main(accelerator, lambda: stack.enter_context(_claimed(out, config, resuming)))
         resumed = resuming is not None and resume(trainer)
-        begun = by_main(accelerator, lambda: _begin(trainer, untrained, source, repo_id, private))
-        if begun is None:  # another process shows and writes
+        curves = by_main(accelerator, lambda: _begin(trainer, untrained, source))
+        if curves is None:  # another process shows and writes
             trainer.fit(stop=stop)
             return None
-        curves, uploads = begun
         progress = stack.enter_context(closing(Progress(trainer)))
         if resumed:
             tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
@@ -154,18 +155,20 @@ def _claimed(out: Path, config: TrainConfig, resuming: Resume | None) -> Iterato
         yield
 
 
-def _begin(
-    trainer: Trainer, model: CDRLModel, source: str, repo_id: str | None, private: bool | None
-) -> tuple[Trackers, Uploads | None]:
-    """Ask the Hub, and write what makes the folder a run's: its options and what its data are."""
-    config, out = trainer.config, trainer.folder
+def _uploads(config: TrainConfig, repo_id: str | None, private: bool | None) -> Uploads | None:
+    """To a repository that is made here, if there is to be one."""
     dtype = STORED_TYPES[config.stored_as]
-    uploads = Uploads(repo_id, private=private, dtype=dtype, tell=tell) if repo_id else None
+    return Uploads(repo_id, private=private, dtype=dtype, tell=tell) if repo_id else None
+
+
+def _begin(trainer: Trainer, model: CDRLModel, source: str) -> Trackers:
+    """Write what makes the folder a run's, its options and what its data are, and begin its curves."""
+    config, out = trainer.config, trainer.folder
     with _folder_at_fault(out):
         with replaced_file(out / CONFIG) as new:
             new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         record_data(model, out, data=data_name(source))
-        return Trackers(trainer.accelerator, config, out, trainer.step), uploads
+        return Trackers(trainer.accelerator, config, out, trainer.step)
 
 
 def _exported(trainer: Trainer, source: str) -> CDRLModel:
