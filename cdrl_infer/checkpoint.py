@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -29,7 +30,13 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from cdrl_infer.errors import CheckpointError, ConfigError, did_you_mean, listing
+from cdrl_infer.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericalError,
+    did_you_mean,
+    listing,
+)
 from cdrl_infer.files import replaced_folder
 from cdrl_infer.networks.config import check_keys, from_config
 from cdrl_infer.networks.skeleton import skeleton
@@ -55,6 +62,8 @@ VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED_TYPES = ("F16", "BF16", "F32")
 MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # what no model needs to exceed
 PNG_START = b"\x89PNG\r\n\x1a\n"
+
+_log = logging.getLogger(__name__)
 
 # The classes a folder may name, by role; a new network is one more line here.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -297,7 +306,8 @@ def save_model(
 ) -> None:
     """Write a model folder, whole or not at all; a model that is there already is replaced.
 
-    Weights of other variants that are there stay if they are those of this model.
+    Weights of other variants that are there stay if they are those of this model. Statistics of other
+    weights than the model's are left out, with a warning: a training that ended here is not lost.
 
     Args:
         model: what to write; its networks may be on any device.
@@ -343,7 +353,11 @@ def save_model(
     if model.samples is not None:
         files[PICTURE] = model.samples
     if model.statistics is not None:
-        files[STATISTICS] = model.statistics.to_bytes()
+        try:
+            model.statistics.check_weights(model)
+            files[STATISTICS] = model.statistics.to_bytes()
+        except (ConfigError, NumericalError) as error:
+            _log.warning("%s is not written to %s: %s; calibrate again", STATISTICS, folder, error)
     _check_readable(files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

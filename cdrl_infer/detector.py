@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdrl_infer.arguments import check_choice, check_seed, number, positive
 from cdrl_infer.checkpoint import ImageShape
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import check_share, fewest_images, measure
@@ -105,14 +105,21 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             InputError: images of another size or type, or with values out of range.
+            ConfigError: the networks, which are the pipeline's, have other weights than at ``fit``.
             NumericalError: a score that is not finite.
             sklearn.exceptions.NotFittedError: before ``fit``.
         """
         check_is_fitted(self, "pipe_")
         images = self._images(X)
-        found = self.pipe_.score(
-            images, self.score_name, batch_size=self.batch_size, progress=False
-        )
+        try:
+            found = self.pipe_.score(
+                images, self.score_name, batch_size=self.batch_size, progress=False
+            )
+        except ConfigError:
+            raise ConfigError(
+                "expected the weights that the pipeline had when the detector was fitted, found others; "
+                "fit it again"
+            ) from None
         return np.asarray(-found.scores)
 
     def decision_function(self, X: Any) -> np.ndarray:

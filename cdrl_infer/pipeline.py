@@ -36,7 +36,7 @@ from cdrl_infer.concepts import Concept, Expression, find_concept, parse
 from cdrl_infer.conditioning import Composed, Conditioning, Guided, Labelled
 from cdrl_infer.device import usable_device
 from cdrl_infer.energies.pinned import PinnedPixels
-from cdrl_infer.errors import InputError, NumericalError, listing
+from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import (
     MODES,
     each_image,
@@ -52,6 +52,7 @@ from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
 from cdrl_infer.scoring.features import NoisedImages, draw_noise
 from cdrl_infer.scoring.maps import heat_map
+from cdrl_infer.scoring.reference import ReferenceStatistics
 from cdrl_infer.scoring.scores import SCORES, FittedScore
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class CDRLPipeline:
         self.model = model
         self.name = name
         self.device = torch.device("cpu")
+        self._known: list[tuple[object, object]] = []  # see `_check_weights`
         for network in self._networks:
             network.eval().requires_grad_(False)
         self.to("cpu")
@@ -279,6 +281,25 @@ class CDRLPipeline:
             network.to(device=place, memory_format=torch.channels_last)
         self.device = place
         return self
+
+    def _check_weights(self, statistics: ReferenceStatistics) -> None:
+        """Raise `ConfigError` unless the statistics are of these weights.
+
+        Computed at the first call, and again after either was replaced, moved or written to (which
+        PyTorch counts, but for what is done to ``parameter.data``).
+        """
+        weights = [t for n in self._networks for t in (*n.parameters(), *n.buffers())]
+        known = [(statistics, None), *((t, (t._version, t.device)) for t in weights)]
+        if len(known) == len(self._known) and all(
+            a is b and state == before
+            for (a, state), (b, before) in zip(known, self._known, strict=True)
+        ):
+            return
+        try:
+            statistics.check_weights(self.model)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name!r}: {error}; calibrate again, {CALIBRATE}") from None
+        self._known = known
 
     @property
     def _networks(self) -> tuple[Any, Any]:
@@ -499,6 +520,7 @@ class CDRLPipeline:
             InputError: an argument that cannot be right, images of another size or type, or NaN in
                 them, no images at all, or a calibrated score or threshold of a model that was not
                 calibrated.
+            ConfigError: a calibration that is needed is of other weights.
             NumericalError: a score that is not finite.
         """
         check_choice("score", score, tuple(SCORES))
@@ -534,6 +556,8 @@ class CDRLPipeline:
         total = None
         if isinstance(images, (Image.Image, np.ndarray, Tensor, list, tuple)):
             total = sum(1 for _ in each_image(images, shape, resize=resize))  # refused before work
+        if statistics is not None and (reference is not None or isinstance(rule, FittedScore)):
+            self._check_weights(statistics)
 
         noise = draw_noise(self.model.schedule, shape, seed)
         fit = None if statistics is None else statistics.fit

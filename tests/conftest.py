@@ -20,7 +20,7 @@ from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_infer.scoring.reference import ReferenceStatistics
+from cdrl_infer.scoring.reference import PLAIN, ReferenceStatistics, probe
 from cdrl_infer.scoring.scores import SCORES
 
 CLASSES = ("Shirt", "Sneaker", "Bag")
@@ -52,12 +52,20 @@ def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -
     )
 
 
-def make_statistics(values: Sequence[float], num_levels: int = 3) -> ReferenceStatistics:
-    """Statistics made by hand: standard normal features, and the same scores of every name."""
+def make_statistics(
+    values: Sequence[float], num_levels: int = 3, model: CDRLModel | None = None
+) -> ReferenceStatistics:
+    """Statistics made by hand: standard normal features, and the same scores of every name.
+
+    Of the model's weights, if one is given.
+    """
     scores = {name: torch.tensor(values, dtype=torch.float64) for name in SCORES}
     mean = torch.zeros(3 * num_levels, dtype=torch.float64)
     covariance = torch.eye(len(mean), dtype=torch.float64)
-    return ReferenceStatistics(mean, covariance, scores, 0, "by hand", 2 * len(values))
+    known_by = torch.zeros(len(PLAIN), len(mean), dtype=torch.float64)
+    if model is not None:
+        known_by = probe(model, 0)
+    return ReferenceStatistics(mean, covariance, scores, 0, "by hand", 2 * len(values), known_by)
 
 
 @pytest.fixture(scope="session")

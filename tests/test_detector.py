@@ -25,7 +25,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from cdrl_infer import detector as module
 from cdrl_infer.checkpoint import CDRLModel, ImageShape
 from cdrl_infer.detector import CDRLDetector
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.pipeline import CDRLPipeline
@@ -198,6 +198,18 @@ def test_fitting_leaves_the_pipeline_alone(tiny: CDRLPipeline) -> None:
     assert detector.pipe is tiny and tiny.model is model and model.statistics is statistics
     assert detector.pipe_.model.ebm is model.ebm
     assert all(torch.equal(v, weights[k]) for k, v in model.ebm.state_dict().items())
+
+
+def test_networks_that_change_after_fit_are_refused() -> None:
+    """They are the pipeline's."""
+    pipe = CDRLPipeline(make_model(CLASSES))
+    detector = CDRLDetector(pipe).fit(rows(60, 0))
+    detector.predict(rows(4, 1))
+    pipe.model.ebm.load_state_dict(make_model(CLASSES, seed=1).ebm.state_dict())
+    for ask in (detector.predict, detector.score_samples, detector.decision_function):
+        with pytest.raises(ConfigError, match="found others; fit it again"):
+            ask(rows(4, 1))
+    detector.fit(rows(60, 0)).predict(rows(4, 1))
 
 
 @pytest.mark.parametrize(

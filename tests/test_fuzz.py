@@ -163,8 +163,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
             schedule=NoiseSchedule(num_levels=2),
             image=ImageShape(1, 4, 4),
             labels=(Attribute("class", CLASSES),),
-            statistics=make_statistics([0.5, 1.0, 2.0], num_levels=2),
         )
+        model.statistics = make_statistics([0.5, 1.0, 2.0], num_levels=2, model=model)
         model.model_card = render(model, "tiny", facts={}, text="")
         folder = tmp_path_factory.mktemp("fuzz") / "model"
         save_model(model, folder)

@@ -573,7 +573,7 @@ def test_a_variant_is_added_and_fetched_in_place_of_the_plain_weights(
 def test_statistics_go_with_their_weights(
     user: Client, server: HubServer, model: CDRLModel, folder: Path, tmp_path: Path
 ) -> None:
-    model.statistics = make_statistics([1.0, 2.0, 3.0])
+    model.statistics = make_statistics([1.0, 2.0, 3.0], model=model)
     save_model(model, tmp_path / "model")
     push(user, tmp_path / "model", "user/calibrated")
     repo = server.repositories["user/calibrated"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cdrl_infer import hub
 from cdrl_infer.checkpoint import CDRLModel, load_model, model_files, save_model
 from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.scoring import reference
+from cdrl_infer.scoring.features import ScoredModel
 from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
 from cdrl_infer.scoring.scores import SCORES
 from cdrl_train.calibrate import calibrate, choose
@@ -153,7 +159,7 @@ def test_a_broken_model_is_not_calibrated() -> None:
     pipe = CDRLPipeline(make_model())
     with torch.no_grad():
         pipe.model.initializer.unet.stem.bias[0] = torch.nan
-    with pytest.raises(NumericalError, match="features of the images are not finite"):
+    with pytest.raises(NumericalError, match="features of plain images are not finite"):
         calibrate(pipe, noise(40, 0), data="x")
 
 
@@ -168,6 +174,132 @@ def test_images_are_chosen_at_random() -> None:
     assert len(choose(images[:1].expand(5001, 1, 8, 8), None, seed=1)) == 5000
     with pytest.raises(InputError, match="expected at most 50 images, all there are, got 51"):
         choose(images, 51, seed=1)
+
+
+# -- the weights they belong to -----------------------------------------------------------------
+
+OTHER = (
+    "'custom': the reference statistics are of other weights: expected features of a plain .* image "
+    "within .* of those at the calibration, found them .* away; calibrate again, `cdrl-eval --calib"
+)
+
+
+@pytest.fixture
+def own(tiny: CDRLPipeline, statistics: ReferenceStatistics) -> CDRLPipeline:
+    """Calibrated, with networks of its own."""
+    return CDRLPipeline(replace(copy.deepcopy(tiny.model), statistics=statistics))
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The models that were probed."""
+    asked: list[object] = []
+    work = reference.probe
+
+    def counted(model: ScoredModel, seed: int) -> Tensor:
+        asked.append(model)
+        return work(model, seed)
+
+    monkeypatch.setattr(reference, "probe", counted)
+    return asked
+
+
+def trained_on(pipe: CDRLPipeline) -> None:
+    """A step of a training, of weights that stood still otherwise."""
+    with torch.no_grad():
+        for network in (pipe.model.ebm, pipe.model.initializer):
+            for parameter in network.parameters():
+                parameter.add_(0.1 * parameter.std() * torch.ones_like(parameter).bernoulli_())
+
+
+def test_statistics_of_another_model_are_refused(
+    own: CDRLPipeline, saved: Path, tmp_path: Path
+) -> None:
+    save_model(make_model(CLASSES, seed=1), tmp_path / "other")
+    shutil.copy(saved / STATISTICS, tmp_path / "other")
+    pipe = CDRLPipeline(load_model(tmp_path / "other"))
+    for name in SCORES:  # those that are not fitted have p-values
+        with pytest.raises(ConfigError, match=OTHER) as caught:
+            pipe.score(noise(2, 0), name)
+        assert str(caught.value).isprintable()
+    for options in ({"level": 2}, {"seed": 4}):  # where statistics are not looked at
+        assert pipe.score(noise(2, 0), "energy", **options).p_values is None
+
+
+@pytest.mark.parametrize("network", ["ebm", "initializer"])
+def test_each_network_counts(own: CDRLPipeline, network: str) -> None:
+    other = make_model(CLASSES, seed=1)
+    own.model = replace(own.model, **{network: getattr(other, network)})
+    with pytest.raises(ConfigError, match=OTHER):
+        own.score(noise(2, 0))
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_variants_of_the_same_weights_pass(own: CDRLPipeline, tmp_path: Path, variant: str) -> None:
+    own.save_pretrained(tmp_path / "tiny", variant=variant)
+    pipe = CDRLPipeline.from_pretrained(tmp_path / "tiny", variant=variant)
+    weights = [p.model.ebm.state_dict().values() for p in (own, pipe)]
+    assert not all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert pipe.score(noise(2, 0)).p_values is not None
+
+
+def test_weights_are_probed_once(own: CDRLPipeline, saved: Path, probes: list[object]) -> None:
+    pipe = CDRLPipeline.from_pretrained(saved)
+    assert probes == []  # loading stays quick
+    for name in SCORES:
+        pipe.score(noise(2, 0), name)
+    pipe.to("cpu").score(noise(2, 0))
+    assert probes == [pipe.model]
+    pickle.loads(pickle.dumps(pipe)).score(noise(2, 0))
+    own.score(noise(2, 0))
+    assert len(probes) == 3
+    own.score(noise(2, 0), "energy", level=2)
+    own.model.statistics = calibrate(own, noise(40, 1), data="x")
+    own.score(noise(2, 0))
+    assert len(probes) == 5
+
+
+def test_weights_that_change_in_memory(own: CDRLPipeline) -> None:
+    before = copy.deepcopy(own.model.ebm.state_dict())
+    assert own.score(noise(2, 0)).p_values is not None
+    trained_on(own)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=OTHER):
+            own.score(noise(2, 0))
+    own.model.ebm.load_state_dict(before)
+    with pytest.raises(ConfigError, match=OTHER):
+        own.score(noise(2, 0))
+    own.model.statistics = calibrate(own, noise(40, 1), data="x")
+    assert own.score(noise(2, 0)).p_values is not None
+
+
+def test_weights_that_changed_are_saved_without_the_statistics(
+    own: CDRLPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A training is not lost for them, and what is written is true."""
+    own.save_pretrained(tmp_path / "tiny")
+    assert (tmp_path / "tiny" / STATISTICS).exists() and not caplog.records
+    trained_on(own)
+    own.save_pretrained(tmp_path / "tiny")
+    assert not (tmp_path / "tiny" / STATISTICS).exists()
+    (record,) = caplog.records
+    assert f"{STATISTICS} is not written" in record.message
+    assert "are of other weights" in record.message and "calibrate again" in record.message
+    ebm = load_model(tmp_path / "tiny").ebm.state_dict()
+    assert all(torch.equal(v, ebm[k]) for k, v in own.model.ebm.state_dict().items())
+
+    pushed: list[str] = []
+
+    def push(folder: Path, *_: object, **__: object) -> Any:
+        pushed.extend(path.name for path in folder.iterdir())
+        return SimpleNamespace(url="address")
+
+    monkeypatch.setattr(hub, "push", push)
+    own.push_to_hub("user/model")
+    assert "config.json" in pushed and STATISTICS not in pushed
 
 
 # -- the file -----------------------------------------------------------------------------------
@@ -211,14 +343,15 @@ def test_round_trip(saved: Path, statistics: ReferenceStatistics, tmp_path: Path
 
 def test_the_file_is_what_docs_format_says(saved: Path) -> None:
     with safe_open(saved / STATISTICS, "pt") as file:  # type: ignore[no-untyped-call]
-        assert file.metadata() == {"version": "1", "data": "noise", "count": "301", "seed": "3"}
+        assert file.metadata() == {"version": "2", "data": "noise", "count": "301", "seed": "3"}
     tensors = load_file(saved / STATISTICS)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert shapes.pop("mean") == (9,) and shapes.pop("covariance") == (9, 9)
+    assert shapes.pop("probe") == (3, 9)
     assert shapes == {f"scores/{name}": (150,) for name in SCORES}
     text = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
     section = text.split("\n### statistics.safetensors")[1].split("\n## ")[0]
-    assert all(f"`{name}`" in section for name in ("mean", "covariance", *SCORES))
+    assert all(f"`{name}`" in section for name in ("mean", "covariance", "probe", *SCORES))
 
 
 def test_statistics_go_with_their_weights(copied: Path, tiny: CDRLPipeline) -> None:
@@ -280,8 +413,11 @@ def four_levels(tensors: Tensors, _: Metadata) -> None:
         ),
         (lambda t, _: t.update(mean=t["mean"].float()), r"in F64, found \(9,\) in F32"),
         (lambda t, _: t.update(mean=t["mean"].long()), r"in F64, found \(9,\) in I64"),
-        (say(version="2"), "expected statistics of version 1, found '2'"),
-        (lambda _, m: m.clear(), "expected statistics of version 1, found 'none'"),
+        (put("probe", (2, 8), torch.nan), "probe holds NaN or infinity"),
+        (cut("probe"), r"expected probe of shape \(3, 9\) in F64, found \(2, 9\) in F64"),
+        (lambda t, _: t.pop("probe"), "lacks tensors probe"),
+        (say(version="1"), "expected statistics of version 2, found '1'"),
+        (lambda _, m: m.clear(), "expected statistics of version 2, found 'none'"),
         (say(count="-4"), "expected an integer count, found '-4'"),
         (say(count="1e3"), "expected an integer count, found '1e3'"),
         (say(count="٣٠١"), "expected an integer count"),

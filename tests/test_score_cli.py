@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import CLASSES, make_model
 from PIL import Image
 
 from cdrl_infer import __version__, plots
-from cdrl_infer.checkpoint import load_model, save_model
+from cdrl_infer.checkpoint import STATISTICS, load_model, save_model
 from cdrl_infer.cli.score import SCORES, _overlay_names, main
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import to_pil
@@ -483,6 +485,21 @@ def test_scores_without_a_calibration_are_refused(score: Any, folder: Path) -> N
         result = score("images", "--model", str(folder), *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert "cdrl-eval --calibrate" in result.stderr
+
+
+def test_a_calibration_of_other_weights_is_refused(
+    score: Any, calibrated: Path, tmp_path: Path
+) -> None:
+    save_model(make_model(CLASSES, seed=1), tmp_path / "other")
+    shutil.copy(calibrated / STATISTICS, tmp_path / "other")
+    before = listed()
+    for arguments in ([], ["--score", "energy"], ["--out", "a.csv", "--plot", "p.png"]):
+        result = score("images", "--model", str(tmp_path / "other"), *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.count("\n") == 1
+        assert "'other': the reference statistics are of other weights" in result.stderr
+        assert "calibrate again, `cdrl-eval --calibrate" in result.stderr
+    assert listed() == before
 
 
 def test_help_and_version_do_not_import_torch() -> None:

@@ -37,6 +37,11 @@ class ScoredModel(Protocol):
         ...
 
     @property
+    def image(self) -> Any:
+        """The shape of one image, as ``image.shape``: (C, H, W)."""
+        ...
+
+    @property
     def labels(self) -> Sequence[Any]:
         """One entry per attribute."""
         ...

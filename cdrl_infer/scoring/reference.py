@@ -22,10 +22,13 @@ from cdrl_infer.scoring.scores import SCORES, Gaussian
 from cdrl_infer.untrusted import StoredTensors
 
 STATISTICS = "statistics.safetensors"
-VERSION = "1"  # of the file; goes up with every score that is new or computed in another way
+VERSION = "2"  # of the file; goes up with every score that is new or computed in another way
 MAX_COUNT, MAX_DATA = 2**21, 200  # of images, and of the characters of their set's name
 PREFIX = "scores/"
 MEND = "delete the file and calibrate the model again"
+PLAIN = {"black": 0.0, "grey": 0.5, "white": 1.0}  # images of one brightness, for any model
+# How far the same weights may be: LIMIT-COMMENT
+MAX_MOVED = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,8 @@ class ReferenceStatistics:
         seed: of the noise.
         data: the name of the images' set.
         count: N, of both halves together.
+        probe: (3, 3T) float64, the features of plain images by the weights that all of this is of; see
+            `probe`.
 
     Raises:
         ConfigError: shapes or types that do not fit, values that are not finite or not sorted, a
@@ -51,6 +56,7 @@ class ReferenceStatistics:
     seed: int
     data: str
     count: int
+    probe: Tensor
 
     def __post_init__(self) -> None:
         features, held_out = self.num_levels * 3, self.count // 2
@@ -59,7 +65,11 @@ class ReferenceStatistics:
                 f"expected the scores {listing(SCORES)}, got {listing(sorted(self.scores))!s:.200}"
             )
         check_origin(self.data, self.count, self.seed)
-        shapes = {"mean": (features,), "covariance": (features, features)}
+        shapes = {
+            "mean": (features,),
+            "covariance": (features, features),
+            "probe": (len(PLAIN), features),
+        }
         for name, tensor in self.tensors().items():
             shape = shapes.get(name, (held_out,))
             if tuple(tensor.shape) != shape or tensor.dtype != torch.float64:
@@ -127,13 +137,35 @@ class ReferenceStatistics:
     def tensors(self) -> dict[str, Tensor]:
         """As they are stored, by name."""
         scores = {PREFIX + name: values for name, values in self.scores.items()}
-        return {"mean": self.mean, "covariance": self.covariance, **scores}
+        return {"mean": self.mean, "covariance": self.covariance, "probe": self.probe, **scores}
 
     def check_levels(self, num_levels: int) -> None:
         """Raise `ConfigError` unless they are of a model of that many levels."""
         if self.num_levels != num_levels:
             raise ConfigError(
                 f"{STATISTICS} is of a model of {self.num_levels} levels, this one has {num_levels}"
+            )
+
+    def check_weights(self, model: ScoredModel) -> None:
+        """Raise `ConfigError` unless they are of these weights, as far as plain images tell.
+
+        What is compared is how far the features of a plain image have moved, as a Mahalanobis distance:
+        no feature can have moved by more of its standard deviations, and no score that is a distance by
+        more than that (the triangle inequality).
+
+        Args:
+            model: a `cdrl_infer.checkpoint.CDRLModel`.
+
+        Raises:
+            NumericalError: features that are not finite.
+        """
+        moved = self.fit.distance(self.mean + probe(model, self.seed) - self.probe)
+        k = int(moved.argmax())
+        if moved[k] > MAX_MOVED:
+            raise ConfigError(
+                f"the reference statistics are of other weights: expected features of a plain "
+                f"{list(PLAIN)[k]} image within {MAX_MOVED:g} standard deviations of those at the "
+                f"calibration, found them {float(moved[k]):.3g} away"
             )
 
     def to_bytes(self) -> bytes:
@@ -161,6 +193,24 @@ def check_share(fpr: float, held_out: int) -> None:
 def fewest_images(num_levels: int) -> int:
     """N that statistics need: in each half twice as many as there are features."""
     return 12 * num_levels
+
+
+def probe(model: ScoredModel, seed: int) -> Tensor:
+    """Features of a black, a grey and a white image, (3, 3T): what weights are known by.
+
+    Args:
+        model: a `cdrl_infer.checkpoint.CDRLModel`.
+        seed: of the noise.
+
+    Raises:
+        NumericalError: features that are not finite.
+    """
+    shape = model.image.shape
+    images = torch.stack([torch.full(shape, value) for value in PLAIN.values()])
+    features = NoisedImages.of(model, images, draw_noise(model.schedule, shape, seed)).all
+    if not bool(features.isfinite().all()):
+        raise NumericalError("features of plain images are not finite; check the model")
+    return features
 
 
 def measure(
@@ -191,6 +241,7 @@ def measure(
     if len(images) < fewest:
         raise InputError(f"calibrating needs at least {fewest} images, got {len(images)}")
     check_origin(data, len(images), seed)
+    known_by = probe(model, seed)
     order = random_order(len(images), seed)
     noise = draw_noise(model.schedule, images.shape[1:], seed)
     held_out = len(images) // 2
@@ -219,6 +270,7 @@ def measure(
         seed=seed,
         data=data,
         count=len(images),
+        probe=known_by,
     )
 
 
@@ -273,6 +325,7 @@ def read_statistics(folder: Path, num_levels: int) -> ReferenceStatistics | None
         shapes: dict[str, tuple[int, ...]] = {
             "mean": (features,),
             "covariance": (features, features),
+            "probe": (len(PLAIN), features),
             **{PREFIX + name: (held_out,) for name in SCORES},
         }
         tensors = {n: t.clone() for n, t in stored.read(shapes, ["F64"], MEND).items()}
@@ -280,6 +333,7 @@ def read_statistics(folder: Path, num_levels: int) -> ReferenceStatistics | None
         return ReferenceStatistics(
             mean=tensors["mean"],
             covariance=tensors["covariance"],
+            probe=tensors["probe"],
             scores={name: tensors[PREFIX + name] for name in SCORES},
             data=found.get("data", ""),
             **numbers,
