@@ -289,7 +289,8 @@ class CDRLPipeline:
         PyTorch counts, but for what is done to ``parameter.data``).
         """
         weights = [t for n in self._networks for t in (*n.parameters(), *n.buffers())]
-        known = [(statistics, None), *((t, (t._version, t.device)) for t in weights)]
+        known: list[tuple[object, object]] = [(statistics, None)]
+        known += [(t, (t._version, t.device)) for t in weights]
         if len(known) == len(self._known) and all(
             a is b and state == before
             for (a, state), (b, before) in zip(known, self._known, strict=True)

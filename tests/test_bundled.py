@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -16,8 +17,15 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.checkpoint import STATISTICS, bundled_models, find_model, model_files
+from cdrl_infer.checkpoint import (
+    STATISTICS,
+    bundled_models,
+    find_model,
+    load_model,
+    model_files,
+)
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import ConfigError
 from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
 
 LABELS = ["Trouser", "Sneaker", "Bag"] * 8
@@ -56,6 +64,26 @@ def test_what_is_in_the_folder(bundled: CDRLPipeline) -> None:
     assert bundled.model.samples is not None and "](samples.png)" in card
     names = {file.relative_to(find_model()).as_posix() for file in files}
     assert names | {STATISTICS} == set(model_files())
+
+
+def test_statistics_are_of_their_weights_and_no_others() -> None:
+    models = {name: load_model(find_model(name)) for name in bundled_models()}
+    for name, model in models.items():
+        assert model.statistics is not None
+        model.statistics.check_weights(model)
+        rounded, further = copy.deepcopy(model), copy.deepcopy(model)
+        torch.manual_seed(0)
+        for role in ("ebm", "initializer"):
+            with torch.no_grad():
+                for p in getattr(rounded, role).parameters():
+                    p.copy_(p.bfloat16())
+                for p in getattr(further, role).parameters():
+                    p.mul_(1 + 0.01 * torch.randn_like(p))
+        model.statistics.check_weights(rounded)
+        others = [other for key, other in models.items() if key != name]
+        for other in (further, *others):
+            with pytest.raises(ConfigError, match="are of other weights"):
+                model.statistics.check_weights(other)
 
 
 def test_the_hub_reads_the_card_and_its_figures(bundled: CDRLPipeline) -> None:
