@@ -28,8 +28,8 @@ PREFIX = "scores/"
 MEND = "delete the file and calibrate the model again"
 PLAIN = {"black": 0.0, "grey": 0.5, "white": 1.0}  # images of one brightness, for any model
 # What a probe may have moved by, see `check_weights`. Measured on the bundled models: 0.3 for weights
-# rounded to bfloat16, 0.07 for TF32, 2.5 after 30 training steps; at 1, p-values have moved by some 0.03 in
-# the mean. docs/scoring.md has the table.
+# rounded to bfloat16, 0.07 for TF32, 2.5 after 30 training steps; at 1, p-values have moved by some
+# 0.03 in the mean. docs/scoring.md has the table.
 MAX_MOVED = 1.0
 
 
