@@ -203,7 +203,9 @@ def draw_curves(points: dict[str, list[Point]], floor: float, real: float, file:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, row in points.items():
         x = [point.flops / TERA for point in row]
-        left.plot(x, [np.mean(point.distance) for point in row], marker="o", label=name)
+        left.plot(
+            x, [np.mean(point.distance) for point in row], marker="o", label=name.partition(",")[0]
+        )
         right.plot(x, [100 * point.recognised for point in row], marker="o", label=name)
     left.axhline(floor, color="grey", linestyle=":", label="training images")
     right.axhline(100 * real, color="grey", linestyle=":", label="real test images")
