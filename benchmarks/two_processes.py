@@ -27,6 +27,7 @@ from cdrl_infer.errors import CDRLError
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import stand_in_attributes
 from cdrl_train.data import BatchStream
+from cdrl_train.ending import end_process
 from cdrl_train.image_set import ImageSet
 from cdrl_train.processes import make_accelerator
 from cdrl_train.trainer import Trainer
@@ -189,7 +190,4 @@ def work(file: Path) -> None:
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
-    # Threads of gloo can abort a process while its interpreter shuts down (pytorch pull request 179291),
-    # one time in some fifteen here; all that is to be written has been.
-    sys.stdout.flush()
-    os._exit(0)
+    end_process(0)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
+from cdrl_train.ending import OneOfSeveral
 
 if TYPE_CHECKING:
     from cdrl_train.config import TrainConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    "cdrl-train", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+    "cdrl-train", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option(
     "--preset",

@@ -10,17 +10,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cdrl_infer.cli.command import OneLineErrors, open_target, parse_steps, uses_a_model
+from cdrl_infer.cli.command import open_target, parse_steps, uses_a_model
 from cdrl_infer.cli.score import SCORES
 from cdrl_infer.errors import CDRLError, CheckpointError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
+from cdrl_train.ending import OneOfSeveral
 
 CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
 
 
 @click.command(
-    "cdrl-eval", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+    "cdrl-eval", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @uses_a_model
 @click.option(

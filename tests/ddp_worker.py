@@ -18,6 +18,7 @@ from test_trainer import DROPOUT, RESIDUAL, images, tiny
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
 from cdrl_train import checkpoints
 from cdrl_train.data import BatchStream
+from cdrl_train.ending import end_process
 from cdrl_train.state import resume, save, snapshot
 from cdrl_train.trainer import Trainer
 
@@ -161,3 +162,5 @@ if __name__ == "__main__":
     )
     for name, case in CASES.items():
         torch.save(case(place), place / f"{name}-{PROCESS}.pt")
+    torch.distributed.destroy_process_group()
+    end_process(0)

@@ -597,6 +597,7 @@ import dataclasses, sys
 from pathlib import Path
 import numpy as np
 from cdrl_infer.errors import InputError
+from cdrl_train.ending import end_process
 from cdrl_train.evaluation.evaluate import Evaluation, Request
 from cdrl_train.evaluation.together import Processes
 
@@ -620,6 +621,7 @@ except InputError as error:
 else:
     raise SystemExit("no error")
 processes.leave()
+end_process(0)
 """
 
 
