@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,13 +95,13 @@ def plan(text: str, data: ImageSet, flops: float, common: Sequence[str]) -> Plan
     each = [0 if work is None else work.flops for work in (cost.warm_start, cost.cooperative)]
     phases = (config.warm_start, config.cooperative)
     share = flops / sum(flop * phase.steps for flop, phase in zip(each, phases, strict=True))
-    warm, cooperative = (
-        replace(phase, steps=round(share * phase.steps), warm_up=min(phase.warm_up, steps // 10))
-        for phase in phases
-        for steps in [round(share * phase.steps)]
-    )
-    if (phases[0].steps and not warm.steps) or (phases[1].steps and not cooperative.steps):
-        raise InputError(f"{text}: {flops / TERA:g} TFLOP are less than a step of each phase")
+    scaled = []
+    for phase in phases:
+        steps = round(share * phase.steps)
+        if phase.steps and not steps:
+            raise InputError(f"{text}: {flops / TERA:g} TFLOP are less than a step of each phase")
+        scaled.append(replace(phase, steps=steps, warm_up=min(phase.warm_up, steps // 10)))
+    warm, cooperative = scaled
     return Plan(replace(config, warm_start=warm, cooperative=cooperative), *each)
 
 
@@ -114,12 +113,11 @@ def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str)
     config = replace(config, sample_every=every, checkpoint_every=total, keep_checkpoints=1)
     stored = folder / "config.json"
     if stored.is_file():
-        if TrainConfig.from_dict(json.loads(stored.read_text(encoding="utf-8"))) != config:
+        if TrainConfig.read(stored) != config:
             raise InputError(f"{folder} holds a run with other options: choose another --runs")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(stored) as new:
-            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        config.write(stored)
     trainer = Trainer(config, BatchStream(data, config.data, config.seed, device), folder)
     resume(trainer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -50,7 +49,7 @@ def render(
 with these options:
 
 ```json
-{json.dumps(config.to_dict(), indent=2)}
+{config.to_json()}
 ```
 """
     return card.render(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +116,7 @@ def main(
     named_preset(config.name)  # the card tells how the run differs from it
     check_networks(config)
     if print_config:
-        click.echo(json.dumps(config.to_dict(), indent=2))
+        click.echo(config.to_json())
         return
     source = source or config.data.source
     if not source:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.errors import ConfigError, InputError
+from cdrl_infer.files import replaced_file
 from cdrl_infer.networks.config import from_config
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.objectives import ContrastiveWeight, Coupling
@@ -208,6 +209,19 @@ class TrainConfig:
             return cls.from_dict(values)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
+
+    def to_json(self) -> str:
+        """The text that `read` takes, without a last line end."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def write(self, file: Path) -> None:
+        """The inverse of `read`; the file appears whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replaced_file(file) as new:
+            new.write_text(self.to_json() + "\n", encoding="utf-8")
 
     def assignments(self, base: TrainConfig) -> list[str]:
         """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""

@@ -14,6 +14,11 @@ from typing import Any, NoReturn
 from cdrl_infer.cli.command import OneLineErrors
 
 
+def one_of_several() -> bool:
+    """Whether `torchrun` or `accelerate launch` has started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def end_process(code: int) -> NoReturn:
     """End at once with that exit code; whatever has to be closed must have been."""
     sys.stdout.flush()
@@ -29,6 +34,6 @@ class OneOfSeveral(OneLineErrors):
         try:
             return super().main(*args, **kwargs)
         except SystemExit as ended:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(ended.code, int):
+            if one_of_several() and isinstance(ended.code, int):
                 end_process(ended.code)
             raise

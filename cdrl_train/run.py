@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from cdrl_infer.checkpoint import CDRLModel, save_model
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import InputError, NetworkError, NumericalError
-from cdrl_infer.files import replaced_file
 from cdrl_train.checkpoints import writing_to
 from cdrl_train.config import TrainConfig
 from cdrl_train.data import BatchStream, data_name, load_images
@@ -165,8 +164,7 @@ def _begin(trainer: Trainer, model: CDRLModel, source: str) -> Trackers:
     """Write what makes the folder a run's, its options and what its data are, and begin its curves."""
     config, out = trainer.config, trainer.folder
     with _folder_at_fault(out):
-        with replaced_file(out / CONFIG) as new:
-            new.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        config.write(out / CONFIG)
         record_data(model, out, data=data_name(source))
         return Trackers(trainer.accelerator, config, out, trainer.step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ class Trackers:
         )
         for tracker in accelerator.trackers:
             if tracker.name == "tensorboard":  # its own form of a configuration is another run
-                text = json.dumps(config.to_dict(), indent=2)
+                text = config.to_json()
                 tracker.log({"config": f"```json\n{text}\n```"}, step)
             else:
                 tracker.store_init_configuration(config.to_dict())

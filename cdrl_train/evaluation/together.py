@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import CDRLError
+from cdrl_train.ending import one_of_several
 from cdrl_train.processes import make_accelerator
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Processes:
             InputError: no such device, or several processes and no accelerate.
         """
         place = None if device is None else usable_device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if one_of_several():
             accelerator = make_accelerator(device=place)
             return cls(accelerator, accelerator.device)
         return cls(None, place or usable_device("cuda" if torch.cuda.is_available() else "cpu"))
