@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.config import Configurable
+from cdrl_infer.networks.gaussian import checked_variance, gaussian_constants
 from cdrl_infer.networks.patch_unet import Conditioning, PatchUNet
 from cdrl_infer.schedule import Level
 
@@ -46,12 +46,10 @@ class EnergyUNet(Configurable, nn.Module):
         data_variance: float = 0.5,
     ) -> None:
         super().__init__()
-        if not data_variance > 0:
-            raise ConfigError(f"data_variance must be positive, got {data_variance}")
+        self.data_variance = checked_variance(data_variance)
         self.unet = PatchUNet(
             in_channels, widths, num_blocks, patch_size, embedding_dim, num_classes
         )
-        self.data_variance = data_variance
 
     @property
     def size_multiple(self) -> int:
@@ -62,10 +60,8 @@ class EnergyUNet(Configurable, nn.Module):
         self, level: Level, labels: Tensor | None = None
     ) -> tuple[Conditioning, Tensor, Tensor, Tensor]:
         """All that is constant in a level: the U-Net's conditioning, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
-        signal = level.alpha**2 * self.data_variance
-        precision = 1 / (signal + level.sigma_bar**2)
-        weight = (signal * precision).sqrt() / level.sigma_bar
-        return self.unet.condition(level.logsnr, labels), 1 / level.scale, precision, weight
+        conditioning = self.unet.condition(level.logsnr, labels)
+        return conditioning, *gaussian_constants(level, self.data_variance)
 
     def forward(self, y: Tensor, condition: tuple[Conditioning, Tensor, Tensor, Tensor]) -> Tensor:
         """(B, C, H, W) -> (B,) log-density in nats, up to a constant of the level and labels."""

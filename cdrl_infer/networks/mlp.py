@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.config import Configurable
+from cdrl_infer.networks.gaussian import checked_variance, gaussian_constants
 from cdrl_infer.networks.layers import (
     LabelEmbedding,
     add_labels,
@@ -105,10 +106,8 @@ class MLPEnergy(Configurable, nn.Module):
         data_variance: float = 0.5,
     ) -> None:
         super().__init__()
-        if not data_variance > 0:
-            raise ConfigError(f"data_variance must be positive, got {data_variance}")
+        self.data_variance = checked_variance(data_variance)
         self.mlp = MLP(in_channels * num_pixels, 1, width, num_blocks, num_classes)
-        self.data_variance = data_variance
 
     @property
     def size_multiple(self) -> int:
@@ -119,10 +118,8 @@ class MLPEnergy(Configurable, nn.Module):
         self, level: Level, labels: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """All that is constant in a level: the shifts of the blocks, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
-        signal = level.alpha**2 * self.data_variance
-        precision = 1 / (signal + level.sigma_bar**2)
-        weight = (signal * precision).sqrt() / level.sigma_bar
-        return self.mlp.condition(level.logsnr, labels), 1 / level.scale, precision, weight
+        conditioning = self.mlp.condition(level.logsnr, labels)
+        return conditioning, *gaussian_constants(level, self.data_variance)
 
     def forward(self, y: Tensor, condition: tuple[list[Tensor], Tensor, Tensor, Tensor]) -> Tensor:
         """(B, C, H, W) -> (B,) log-density in nats, up to a constant of the level and labels."""
