@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdrl_infer.files import replaced_file
-from cdrl_train.image_set import ImageSet
+from cdrl_train.data.image_set import ImageSet
 
 
 @dataclass(frozen=True)

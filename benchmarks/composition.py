@@ -21,16 +21,16 @@ from report import check_target, table, write_json
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
-from cdrl_infer.concepts import And, Concept, Expression, Or, Weighted
+from cdrl_infer.conditions.expressions import And, Concept, Expression, Or, Weighted
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
-from cdrl_train.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
-from cdrl_train.data import COLOURED, load_images
+from cdrl_train.data.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import COLOURED, load_images
 from cdrl_train.evaluation.sampling import pixels
-from cdrl_train.image_set import ImageSet
 
 JUDGE_SEED = 2  # of the renders that the judge learns from: all pairs, unlike the model's
 

@@ -36,14 +36,14 @@ from quality import (
 )
 from report import check_target, plus_minus, table, write_json
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, to_pil, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
-from cdrl_train.data import load_images
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
 from cdrl_train.evaluation.sampling import pixels
 

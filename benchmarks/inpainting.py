@@ -20,16 +20,16 @@ from options import DATA, MODEL, draws, writes
 from quality import Steps, check_same_kind, judge_warning, model_digest, parse_steps, steps_name
 from report import check_target, mean_error, table, with_error, write_json
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, to_pil, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
-from cdrl_train.data import load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.sampling import pixels
-from cdrl_train.image_set import ImageSet
 
 SEED_STRIDE = 1000  # sample j of image k is drawn from seed k · SEED_STRIDE + j
 BOX_SEED = 0

@@ -37,12 +37,12 @@ from report import check_target, mean_error, table, with_error, write_json
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline, Sampler
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
-from cdrl_train.data import load_images
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
 from cdrl_train.evaluation.sampling import pixels
 

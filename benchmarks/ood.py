@@ -49,7 +49,6 @@ from quality import Extracts, Features, check_same_shape, model_digest
 from report import check_target, table, write_json
 from torch import Tensor
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
@@ -62,9 +61,11 @@ from cdrl_infer.scoring.reference import (
     read_statistics,
 )
 from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
 from cdrl_train.calibrate import calibrate, choose
-from cdrl_train.data import data_name, load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import data_name, load_images
 from cdrl_train.evaluation.ood_metrics import (
     CONVENTION,
     METRICS,
@@ -75,7 +76,6 @@ from cdrl_train.evaluation.ood_metrics import (
     resamplings,
     sklearn_metrics,
 )
-from cdrl_train.image_set import ImageSet
 
 DEFAULT = "combined"
 SIZE = "compressed size"

@@ -23,12 +23,13 @@ from report import check_target, grown, plus_minus, save_array, spread, table, w
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
-from cdrl_train.data import load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
 from cdrl_train.evaluation.sampling import (
     SEED_STRIDE,
@@ -37,7 +38,6 @@ from cdrl_train.evaluation.sampling import (
     pixels,
     window,
 )
-from cdrl_train.image_set import ImageSet
 
 TRAINING = "training images"
 JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST

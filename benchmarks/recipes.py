@@ -20,22 +20,24 @@ from options import DATA, EXTRACTOR, draws, writes
 from quality import Features, SamplePools, judge_warning
 from report import check_target, plus_minus, table, write_json
 
-from cdrl_infer.checkpoint import ImageShape, save_model
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
+from cdrl_infer.model import ImageShape
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import save_model
 from cdrl_infer.version import __version__
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import count
-from cdrl_train.data import BatchStream, load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.state import resume
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
 from cdrl_train.evaluation.sampling import model_digest, window
 from cdrl_train.export import to_model
-from cdrl_train.image_set import ImageSet
 from cdrl_train.presets import preset
-from cdrl_train.state import resume
-from cdrl_train.trainer import Trainer
 
 TERA = 1e12
 RECIPES = (

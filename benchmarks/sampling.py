@@ -20,10 +20,10 @@ from options import MODEL
 from report import table, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdrl_infer.checkpoint import find_model
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
 
 MATMUL = 1024  # a product of two MATMUL x MATMUL matrices

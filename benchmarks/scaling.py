@@ -16,12 +16,12 @@ import click
 from report import check_target, table, write_json
 from two_processes import Measured, measure
 
-from cdrl_infer.checkpoint import ImageShape
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.errors import InputError
+from cdrl_infer.model import ImageShape
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Cost, Work, count
-from cdrl_train.data import expected
+from cdrl_train.data.sources import expected
 from cdrl_train.presets import PRESETS, preset
 
 HOUR = 3600.0

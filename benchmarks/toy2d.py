@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 from report import check_target, table
 
-from cdrl_infer.checkpoint import find_model, load_model
 from cdrl_infer.cli.command import OneLineErrors, parse_steps
 from cdrl_infer.images import save_png
+from cdrl_infer.storage.folder import find_model, load_model
 from cdrl_train.toy import figure, measure
 
 HEADER = ("model", "K", "gradients", "energy", "samples", "exact samples")

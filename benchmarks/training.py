@@ -35,19 +35,20 @@ from transcription import (
     in_default_layout,
 )
 
-import cdrl_train.trainer as trainer_module
+import cdrl_train.engine.trainer as trainer_module
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.device import usable_device
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.schedule import Level
 from cdrl_infer.version import __version__
-from cdrl_train import objectives
 from cdrl_train.config import TrainConfig
-from cdrl_train.data import BatchStream, load_images
-from cdrl_train.image_set import ImageSet
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.trainer import Trainer
+from cdrl_train.objectives import losses as objectives
 from cdrl_train.presets import preset
-from cdrl_train.trainer import Trainer
 
 OURS = "the trainer"
 PLAIN = "transcription"
@@ -109,7 +110,7 @@ class Live:
 
 @contextmanager
 def norms_recomputed(network: nn.Module) -> Iterator[None]:
-    """In place of `cdrl_train.spectral.normalised`: σ is left alone, W / σ(W) is not kept."""
+    """In place of `cdrl_train.engine.spectral.normalised`: σ is left alone, W / σ(W) is not kept."""
     network.eval()
     yield
 

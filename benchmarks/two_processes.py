@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import torch
 
-from cdrl_infer.checkpoint import ImageShape
 from cdrl_infer.errors import CDRLError
+from cdrl_infer.model import ImageShape
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import stand_in_attributes
-from cdrl_train.data import BatchStream
-from cdrl_train.ending import end_process
-from cdrl_train.image_set import ImageSet
-from cdrl_train.processes import make_accelerator
-from cdrl_train.trainer import Trainer
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.distributed import make_accelerator
+from cdrl_train.engine.ending import end_process
+from cdrl_train.engine.trainer import Trainer
 
 EXCHANGES = 10  # all-reduces timed, after one to warm up
 

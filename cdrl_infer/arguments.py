@@ -11,8 +11,8 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.model import Attribute
 from cdrl_infer.random import PerImageRandom
 
 Label = str | SupportsIndex | None

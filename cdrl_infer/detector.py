@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl_infer.arguments import check_choice, check_seed, number, positive
-from cdrl_infer.checkpoint import ImageShape
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
+from cdrl_infer.model import ImageShape
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import check_share, fewest_images, measure
 from cdrl_infer.scoring.scores import SCORES

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer import hub
 from cdrl_infer.arguments import (
     ImageLabel,
     Noise,
@@ -31,9 +30,8 @@ from cdrl_infer.arguments import (
     number,
     positive,
 )
-from cdrl_infer.checkpoint import CDRLModel, load_model, save_model
-from cdrl_infer.concepts import Concept, Expression, find_concept, parse
-from cdrl_infer.conditioning import Composed, Conditioning, Guided, Labelled
+from cdrl_infer.conditions.conditions import Composed, Conditioning, Guided, Labelled
+from cdrl_infer.conditions.expressions import Concept, Expression, find_concept, parse
 from cdrl_infer.device import usable_device
 from cdrl_infer.energies.pinned import PinnedPixels
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
@@ -49,11 +47,14 @@ from cdrl_infer.images import (
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
 from cdrl_infer.scoring.features import NoisedImages, draw_noise
 from cdrl_infer.scoring.maps import heat_map
 from cdrl_infer.scoring.reference import ReferenceStatistics
 from cdrl_infer.scoring.scores import SCORES, FittedScore
+from cdrl_infer.storage import hub
+from cdrl_infer.storage.folder import load_model, save_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -211,7 +212,7 @@ class CDRLPipeline:
             device: where to put the networks; by default the CPU.
 
         Raises:
-            CheckpointError, ConfigError: see `cdrl_infer.checkpoint.load_model`.
+            CheckpointError, ConfigError: see `cdrl_infer.storage.folder.load_model`.
             NetworkError: the Hub could not be reached and the cache does not hold the model.
             InputError: an argument that cannot be right.
         """
@@ -235,7 +236,7 @@ class CDRLPipeline:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, variant: str | None = None
     ) -> None:
-        """Write a folder for `from_pretrained`; see `cdrl_infer.checkpoint.save_model`."""
+        """Write a folder for `from_pretrained`; see `cdrl_infer.storage.folder.save_model`."""
         save_model(self.model, folder, variant=variant)
 
     def push_to_hub(
@@ -252,7 +253,7 @@ class CDRLPipeline:
     ) -> str:
         """Upload the model to ``user/model`` in one commit; returns the commit's address.
 
-        See `cdrl_infer.hub.push` for the arguments and errors.
+        See `cdrl_infer.storage.hub.push` for the arguments and errors.
         """
         hub.check_push(repo_id, revision=revision, create_pr=create_pr)
         with tempfile.TemporaryDirectory() as scratch:
@@ -409,7 +410,7 @@ class CDRLPipeline:
         """Draw images of several concepts at once, such as ``"red & (dress | coat) & ~dark"``.
 
         Costs one network evaluation for each concept named and one for none of them. What the
-        operators mean, and what they assume, is in `cdrl_infer.concepts` and docs/control.md.
+        operators mean, and what they assume, is in docs/control.md.
 
         Args:
             expression: a text (``&``, ``|``, ``~``, brackets, ``^`` and a weight), or expressions of

@@ -71,7 +71,7 @@ class CooperativeSampler:
         schedule: the levels.
         langevin_steps: K, one int for all levels or T ints for t = T … 1, the order in which they run.
         kernel: the transition kernel; Langevin's is the paper's.
-        score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.convert` for where another is needed.
+        score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.storage.authors`.
         restarts: R; each costs what the way down costs without.
 
     Raises:

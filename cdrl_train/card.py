@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from cdrl_infer import card
-from cdrl_infer.checkpoint import CDRLModel
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.storage import card
 from cdrl_train.config import TrainConfig
 from cdrl_train.presets import preset
 
@@ -25,7 +25,7 @@ def render(
         model: with its training record.
         config: the run's.
         data: what it was trained on, as the user named it.
-        licence, datasets: see `cdrl_infer.card.render`.
+        licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     record = model.training
     warm, cooperative = config.warm_start, config.cooperative

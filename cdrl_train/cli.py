@@ -10,7 +10,7 @@ import click
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
-from cdrl_train.ending import OneOfSeveral
+from cdrl_train.engine.ending import OneOfSeveral
 
 if TYPE_CHECKING:
     from cdrl_train.config import TrainConfig
@@ -124,7 +124,7 @@ def main(
     if dry_run:
         _dry_run(config, source, device)
         return
-    from cdrl_train.interrupt import stop_request
+    from cdrl_train.engine.interrupt import stop_request
 
     with stop_request() as stop:
         from cdrl_train.run import train
@@ -171,9 +171,9 @@ def _config(
 def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
     """Print what a run would cost. Data are read where their shape is not known without."""
     from cdrl_infer.device import usable_device
-    from cdrl_train.data import expected
+    from cdrl_train.data.sources import expected
     from cdrl_train.dry_run import dry_run
-    from cdrl_train.processes import make_accelerator
+    from cdrl_train.engine.distributed import make_accelerator
 
     place = None if device is None else usable_device(device)
     accelerator = make_accelerator(config.precision, place)

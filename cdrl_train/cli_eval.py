@@ -15,7 +15,7 @@ from cdrl_infer.cli.score import SCORES
 from cdrl_infer.errors import CDRLError, CheckpointError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.version import __version__
-from cdrl_train.ending import OneOfSeveral
+from cdrl_train.engine.ending import OneOfSeveral
 
 CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
 
@@ -232,11 +232,11 @@ def _calibrate(
     import torch
 
     from cdrl_infer.arguments import check_seed, positive
-    from cdrl_infer.checkpoint import load_model
     from cdrl_infer.pipeline import CDRLPipeline
     from cdrl_infer.scoring.reference import STATISTICS
+    from cdrl_infer.storage.folder import load_model
     from cdrl_train.calibrate import calibrate, choose
-    from cdrl_train.data import data_name, load_images
+    from cdrl_train.data.sources import data_name, load_images
 
     seed, batch_size = check_seed(seed), positive("--batch-size", batch_size)
     wanted = None if count is None else positive("-n", count)

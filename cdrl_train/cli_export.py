@@ -31,7 +31,7 @@ def export(
     mine. Weights are stored as the run says (stored_as) if neither --dtype nor --variant is given.
     """
     stored = check_target(folder, dtype, variant)
-    from cdrl_infer.checkpoint import save_model
+    from cdrl_infer.storage.folder import save_model
     from cdrl_train.export import STORED_TYPES, export_run
 
     model, config = export_run(run, step, licence=licence, datasets=datasets)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdrl_infer.checkpoint import SamplerDefaults
+from cdrl_infer.config import from_config
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.files import replaced_file
-from cdrl_infer.networks.config import from_config
+from cdrl_infer.model import SamplerDefaults
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_train.objectives import ContrastiveWeight, Coupling
+from cdrl_train.objectives.losses import ContrastiveWeight, Coupling
 
 Precision = Literal["float32", "bfloat16"]
 Storage = Literal["float32", "float16"]

@@ -18,16 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cdrl_infer.checkpoint import Attribute, ImageShape, check_sizes
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import Attribute, ImageShape, check_sizes
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import Level
-from cdrl_train import objectives
 from cdrl_train.config import PhaseConfig, TrainConfig
+from cdrl_train.engine.spectral import layers_to_norm
 from cdrl_train.networks import build_network
-from cdrl_train.spectral import layers_to_norm
+from cdrl_train.objectives import losses as objectives
 
 SAMPLE_BATCH = 64  # what `CDRLPipeline` draws at once
 PER_VALUE = 4 * 4  # bytes: a weight, its average and Adam's two moments

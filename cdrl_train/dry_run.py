@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from cdrl_infer.checkpoint import ImageShape
+from cdrl_infer.model import ImageShape
 from cdrl_train.config import PhaseConfig, TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Work, count, stand_in_attributes
-from cdrl_train.data import BatchStream
-from cdrl_train.image_set import ImageSet
-from cdrl_train.trainer import Trainer
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.trainer import Trainer
 
 STEPS = 3  # timed, after one to warm up
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, labels_from
+from cdrl_infer.config import check_keys, from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
 from cdrl_infer.files import replaced_file
-from cdrl_infer.networks.config import check_keys, from_config
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape
+from cdrl_infer.storage.folder import labels_from
 from cdrl_infer.untrusted import MAX_PICTURE, read_bytes, read_json
-from cdrl_train import checkpoints
 from cdrl_train.card import render
 from cdrl_train.config import TrainConfig
+from cdrl_train.engine import checkpoints
+from cdrl_train.engine.spectral import add_spectral_norm, folded_state
+from cdrl_train.engine.state import snapshot
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
-from cdrl_train.spectral import add_spectral_norm, folded_state
-from cdrl_train.state import snapshot
-from cdrl_train.trainer import Trainer
 
 STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
 CONFIG, DATA = "config.json", "data.json"  # in a run's folder
@@ -55,7 +56,7 @@ def model_of_state(
     labels: tuple[Attribute, ...],
     state: Mapping[str, Any],
 ) -> CDRLModel:
-    """The averaged networks of a training state (`cdrl_train.state.snapshot`), on the CPU.
+    """The averaged networks of a training state (`cdrl_train.engine.state.snapshot`), on the CPU.
 
     Raises:
         CheckpointError: the state is not of this run's networks.
@@ -107,7 +108,7 @@ def add_card(
         config: the run's.
         run: its folder.
         data: what it was trained on, as the user named it.
-        licence, datasets: see `cdrl_infer.card.render`.
+        licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     preview = picture_of(run, model.training["steps"])
     if preview.is_file() and preview.stat().st_size <= MAX_PICTURE:
@@ -134,7 +135,7 @@ def export_run(
     Args:
         run: the folder of the run.
         step: of the checkpoint; by default the newest.
-        licence, datasets: for the card, see `cdrl_infer.card.render`.
+        licence, datasets: for the card, see `cdrl_infer.storage.card.render`.
 
     Raises:
         CheckpointError: not the folder of a run, or no such checkpoint.

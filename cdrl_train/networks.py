@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdrl_infer.checkpoint import network_class
+from cdrl_infer.config import from_config
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.config import from_config
+from cdrl_infer.networks.registry import network_class
 from cdrl_train.config import TrainConfig
-from cdrl_train.spectral import layers_to_norm
+from cdrl_train.engine.spectral import layers_to_norm
 
 
 def build_network(

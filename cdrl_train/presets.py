@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cdrl_infer.checkpoint import SamplerDefaults
 from cdrl_infer.errors import ConfigError, did_you_mean, listing
+from cdrl_infer.model import SamplerDefaults
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
 

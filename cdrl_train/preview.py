@@ -11,9 +11,9 @@ from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, save_png, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
+from cdrl_train.engine.interrupt import Stopped
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import picture_of, to_model
-from cdrl_train.interrupt import Stopped
-from cdrl_train.trainer import Trainer
 
 ROWS = 6
 

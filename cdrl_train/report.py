@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdrl_infer.files import replaced_file
-from cdrl_train.log import Log
+from cdrl_train.engine.log import Log
 
 REPORT = "report.html"
 POINTS = 400  # of a curve; of more, neighbours are averaged

@@ -9,20 +9,22 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdrl_infer.checkpoint import CDRLModel, save_model
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import InputError, NetworkError, NumericalError
-from cdrl_train.checkpoints import writing_to
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.storage.folder import save_model
 from cdrl_train.config import TrainConfig
-from cdrl_train.data import BatchStream, data_name, load_images
+from cdrl_train.data.sources import data_name, load_images
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.checkpoints import writing_to
+from cdrl_train.engine.distributed import by_main, main_first, make_accelerator
+from cdrl_train.engine.interrupt import Stopped, StopRequest
+from cdrl_train.engine.lock import locked
+from cdrl_train.engine.state import resume
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import CONFIG, STORED_TYPES, add_card, picture_of, record_data, to_model
-from cdrl_train.interrupt import Stopped, StopRequest
-from cdrl_train.lock import locked
 from cdrl_train.preview import save_samples
-from cdrl_train.processes import by_main, main_first, make_accelerator
-from cdrl_train.state import resume
 from cdrl_train.tracking import Progress, Trackers, tell
-from cdrl_train.trainer import Trainer
 from cdrl_train.upload import Uploads
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def train(
         source: of the data, see `cdrl_train.data.load_images`.
         out: the folder.
         device: None: a GPU where there is one.
-        trackers: of `cdrl_train.processes.TRACKERS`.
+        trackers: of `cdrl_train.engine.distributed.TRACKERS`.
         resuming: None: begin a run, where there is none; "yes": go on with the one that is there;
             "auto": the one or the other, the latter by the same options alone.
         repo_id, private: where to upload the model, see `Uploads`.

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.checkpoint import CDRLModel, ImageShape
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import captioned, make_grid
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 from cdrl_infer.schedule import Level
-from cdrl_train.image_set import ImageSet
+from cdrl_train.data.image_set import ImageSet
 
 CHECKERBOARD = "checkerboard"  # the source
 POINT = ImageShape(channels=1, height=1, width=2)

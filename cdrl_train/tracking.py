@@ -15,7 +15,7 @@ from cdrl_train.config import TrainConfig
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from cdrl_train.trainer import Trainer
+    from cdrl_train.engine.trainer import Trainer
 
 NOT_CURVES = {"step", "phase", "event", "hours"}
 
@@ -29,7 +29,7 @@ class Trackers:
     """TensorBoard, W&B or trackio, whichever the accelerator was made with; the main process writes.
 
     Args:
-        accelerator: by `cdrl_train.processes.make_accelerator`.
+        accelerator: by `cdrl_train.engine.distributed.make_accelerator`.
         config: the run's, shown beside its curves.
         run: its folder, after which it is named.
         step: it begins or goes on at; what TensorBoard holds of later ones is dropped.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from cdrl_infer import hub
-from cdrl_infer.checkpoint import CDRLModel, save_model
 from cdrl_infer.errors import CDRLError, NetworkError
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.storage import hub
+from cdrl_infer.storage.folder import save_model
 
 
 class Uploads:
@@ -21,7 +22,7 @@ class Uploads:
 
     Args:
         repo_id: ``user/model``; made if it does not exist.
-        private: see `cdrl_infer.hub.push`.
+        private: see `cdrl_infer.storage.hub.push`.
         dtype: of the stored weights.
         tell: gets a line on each upload that was made, failed or passed over.
 

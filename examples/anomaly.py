@@ -12,7 +12,7 @@ import torch
 
 from cdrl_infer import CDRLPipeline
 from cdrl_infer.images import make_grid, to_pil
-from cdrl_infer.plots import overlay
+from cdrl_infer.scoring.plots import overlay
 
 LABELS = ("Trouser", "Sneaker", "Dress", "Bag", "Coat")
 LEVEL = 3  # large enough a noise to see a patch, small enough to see little else

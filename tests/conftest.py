@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdrl_infer.checkpoint import (
-    Attribute,
-    CDRLModel,
-    ImageShape,
-    SamplerDefaults,
-    save_model,
-)
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.reference import PLAIN, ReferenceStatistics, probe
 from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.storage.folder import save_model
 
 CLASSES = ("Shirt", "Sneaker", "Bag")
 

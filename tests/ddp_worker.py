@@ -16,11 +16,11 @@ import torch
 from test_trainer import DROPOUT, RESIDUAL, images, tiny
 
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
-from cdrl_train import checkpoints
-from cdrl_train.data import BatchStream
-from cdrl_train.ending import end_process
-from cdrl_train.state import resume, save, snapshot
-from cdrl_train.trainer import Trainer
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine import checkpoints
+from cdrl_train.engine.ending import end_process
+from cdrl_train.engine.state import resume, save, snapshot
+from cdrl_train.engine.trainer import Trainer
 
 # Of few enough weights that none has a gradient of the size of rounding: Adam moves a weight by its rate
 # whatever its gradient's size, and so would make such rounding large.
@@ -102,7 +102,7 @@ def full(folder: Path) -> dict[str, Any]:
     def refuse(*_: object) -> None:
         raise CheckpointError("cannot save step 0")
 
-    with patch("cdrl_train.checkpoints.save", refuse):
+    with patch("cdrl_train.engine.checkpoints.save", refuse):
         try:
             run.fit()
         except CheckpointError as error:

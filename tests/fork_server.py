@@ -16,7 +16,8 @@ from pathlib import Path
 import accelerate
 import torch
 
-from cdrl_train import checkpoints, cli, export, preview, tracking, trainer, upload
+from cdrl_train import cli, export, preview, tracking, upload
+from cdrl_train.engine import checkpoints, trainer
 
 LOADED = (accelerate, torch, checkpoints, export, preview, tracking, trainer, upload)
 

@@ -18,11 +18,11 @@ from frechet import frechet_distance
 from numpy.typing import NDArray
 from report import grown, plus_minus, table
 
-from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
+from cdrl_infer.model import Attribute
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.data.image_set import ImageSet
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
-from cdrl_train.image_set import ImageSet
 
 Array = NDArray[np.float64]
 

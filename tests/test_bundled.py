@@ -17,16 +17,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.checkpoint import (
+from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+from cdrl_infer.storage.folder import (
     STATISTICS,
     bundled_models,
     find_model,
     load_model,
     model_files,
 )
-from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import ConfigError
-from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
 
 LABELS = ["Trouser", "Sneaker", "Bag"] * 8
 

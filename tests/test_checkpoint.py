@@ -17,25 +17,14 @@ from conftest import CLASSES, make_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cdrl_infer.checkpoint import (
-    NETWORKS,
-    OPTIONAL,
-    Attribute,
-    CDRLModel,
-    ImageShape,
-    SamplerDefaults,
-    check_sizes,
-    find_model,
-    load_model,
-    model_files,
-    network_class,
-    save_model,
-)
+from cdrl_infer.config import Configurable, from_config
 from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError
-from cdrl_infer.networks.config import Configurable, from_config
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults, check_sizes
 from cdrl_infer.networks.energy_unet import EnergyUNet
+from cdrl_infer.networks.registry import NETWORKS, network_class
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.storage.folder import OPTIONAL, find_model, load_model, model_files, save_model
 
 SMALL: dict[str, dict[str, Any]] = {
     "EnergyUNet": {"widths": (8, 12), "embedding_dim": 16, "num_classes": (3, 2)},

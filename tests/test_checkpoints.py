@@ -15,7 +15,7 @@ import torch
 
 from cdrl_infer.errors import CheckpointError
 from cdrl_infer.files import remove_unfinished
-from cdrl_train import checkpoints
+from cdrl_train.engine import checkpoints
 
 STATE = {"step": 3, "x": torch.arange(5_000, dtype=torch.float32)}
 

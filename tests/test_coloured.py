@@ -10,12 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
-from cdrl_train.coloured import ATTRIBUTES, BACKGROUNDS, COLOURS, GARMENTS, HELD_OUT, RGB, render
+from cdrl_infer.model import Attribute
 from cdrl_train.config import DataConfig
-from cdrl_train.data import FASHION_MNIST_CLASSES, BatchStream, load_images
-from cdrl_train.image_set import ImageSet
+from cdrl_train.data.coloured import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    GARMENTS,
+    HELD_OUT,
+    RGB,
+    render,
+)
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import FASHION_MNIST_CLASSES, load_images
+from cdrl_train.data.stream import BatchStream
 
 
 def clothes(n: int = 2_000) -> ImageSet:

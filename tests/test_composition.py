@@ -11,8 +11,8 @@ import torch
 from conftest import make_model
 from torch import Tensor
 
-from cdrl_infer.concepts import Concept, Expression, parse
-from cdrl_infer.conditioning import Composed, Guided
+from cdrl_infer.conditions.conditions import Composed, Guided
+from cdrl_infer.conditions.expressions import Concept, Expression, parse
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy

@@ -12,10 +12,10 @@ import torch
 from classifier import Recipe
 from conftest import make_model
 
-from cdrl_infer.checkpoint import save_model
-from cdrl_infer.concepts import Concept, parse
+from cdrl_infer.conditions.expressions import Concept, parse
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_train.coloured import ATTRIBUTES, HELD_OUT
+from cdrl_infer.storage.folder import save_model
+from cdrl_train.data.coloured import ATTRIBUTES, HELD_OUT
 
 
 @pytest.fixture(scope="module")

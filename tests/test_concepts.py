@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl_infer.concepts import (
+from cdrl_infer.conditions.expressions import (
     MAX_BRANCHES,
     MAX_DEPTH,
     And,

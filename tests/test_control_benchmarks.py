@@ -23,9 +23,10 @@ from PIL import Image
 from quality import SEED_STRIDE, SamplePools
 from report import mean_error, with_error
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, save_model
 from cdrl_infer.errors import InputError
+from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import save_model
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 
 RECIPE = Recipe(widths=(4,), epochs=1, batch_size=8)

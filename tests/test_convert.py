@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from cdrl_infer.checkpoint import load_model
 from cdrl_infer.cli.hub import main
-from cdrl_infer.convert import convert, imagenet_classes, load_authors_checkpoint
 from cdrl_infer.errors import CDRLError, CheckpointError
 from cdrl_infer.networks.residual_ebm import ResidualEBM
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.storage.authors import convert, imagenet_classes, load_authors_checkpoint
+from cdrl_infer.storage.folder import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 AUTHORS = FIXTURES / "authors-cond.pth.tar"

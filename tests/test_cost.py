@@ -12,20 +12,20 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdrl_infer.checkpoint import ImageShape, SamplerDefaults
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.model import ImageShape, SamplerDefaults
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Tally, count, stand_in_attributes
-from cdrl_train.data import BatchStream
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.stream import BatchStream
 from cdrl_train.dry_run import dry_run
-from cdrl_train.image_set import ImageSet
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
-from cdrl_train.trainer import Trainer
 
 IMAGE = ImageShape(3, 8, 8)
 ENERGY_UNET = {"class": "EnergyUNet", "widths": [8, 12], "num_blocks": 1, "embedding_dim": 16}

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl_infer.checkpoint import Attribute, ImageShape
-from cdrl_infer.convert import imagenet_names
 from cdrl_infer.errors import InputError
+from cdrl_infer.model import Attribute, ImageShape
+from cdrl_infer.storage.authors import imagenet_names
 from cdrl_train.config import DataConfig
-from cdrl_train.data import BatchStream, ImageSet, expected, load_images
-from cdrl_train.published import FASHION_MNIST_CLASSES
+from cdrl_train.data.published import FASHION_MNIST_CLASSES
+from cdrl_train.data.sources import ImageSet, expected, load_images
+from cdrl_train.data.stream import BatchStream
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5), dtype=np.uint8)
 LABELS = np.arange(12, dtype=np.uint8) % 10

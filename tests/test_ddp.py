@@ -18,7 +18,7 @@ from test_train_cli import TINY
 from test_trainer import lines_of, tensors
 
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_train.state import snapshot
+from cdrl_train.engine.state import snapshot
 
 HERE = Path(__file__).parent
 NETWORKS = ("ebm", "initializer", "ebm_ema", "initializer_ema")

@@ -23,9 +23,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
 from cdrl_infer import detector as module
-from cdrl_infer.checkpoint import CDRLModel, ImageShape
 from cdrl_infer.detector import CDRLDetector
 from cdrl_infer.errors import ConfigError, InputError
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.pipeline import CDRLPipeline

@@ -10,22 +10,23 @@ import pytest
 import torch
 from conftest import make_model
 
-from cdrl_infer.checkpoint import CDRLModel, load_model, save_model
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import ComposedProposal, InitializerProposal
 from cdrl_infer.random import BatchRandom, PerImageRandom
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_train import objectives
+from cdrl_infer.storage.folder import load_model, save_model
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.cost import stand_in_attributes
-from cdrl_train.data import BatchStream
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.state import resume
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import to_model
-from cdrl_train.image_set import ImageSet
-from cdrl_train.state import resume
-from cdrl_train.trainer import Trainer
+from cdrl_train.objectives import losses as objectives
 
 ENERGY = {"class": "EnergyUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
 

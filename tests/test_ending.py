@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import atexit, os, click
 from cdrl_infer.errors import InputError
-from cdrl_train.ending import OneOfSeveral
+from cdrl_train.engine.ending import OneOfSeveral
 
 atexit.register(os.abort)  # as gloo's threads do
 

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cdrl_infer.checkpoint import load_model
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import STATISTICS
+from cdrl_infer.storage.folder import load_model
 from cdrl_train.calibrate import calibrate, choose
 from cdrl_train.cli_eval import main
 

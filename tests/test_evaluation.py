@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from test_ddp import environment, free_port
 from torch import Tensor, nn
 
-from cdrl_infer.card import with_figures
 from cdrl_infer.errors import CheckpointError, InputError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.card import with_figures
 from cdrl_train.cli_eval import main
 from cdrl_train.evaluation import evaluate, fidelity, sampling
 from cdrl_train.evaluation.cache import FeatureCache
@@ -597,7 +597,7 @@ import dataclasses, sys
 from pathlib import Path
 import numpy as np
 from cdrl_infer.errors import InputError
-from cdrl_train.ending import end_process
+from cdrl_train.engine.ending import end_process
 from cdrl_train.evaluation.evaluate import Evaluation, Request
 from cdrl_train.evaluation.together import Processes
 

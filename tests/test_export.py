@@ -17,11 +17,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from test_train_cli import TINY
 
-from cdrl_infer.checkpoint import CDRLModel, load_model
 from cdrl_infer.cli.hub import main as hub
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.storage.folder import load_model
 from cdrl_infer.untrusted import MAX_PICTURE
-from cdrl_train import checkpoints
 from cdrl_train.cli import main as train
+from cdrl_train.engine import checkpoints
 from cdrl_train.export import record_data
 from cdrl_train.presets import preset
 

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from cdrl_infer.checkpoint import (
-    FORMAT_VERSION,
-    MAX_NAME,
-    MAX_STEPS,
-    NETWORKS,
-    VARIANTS,
-    find_model,
-    model_files,
-)
+from cdrl_infer.model import MAX_NAME, MAX_STEPS
+from cdrl_infer.networks.registry import NETWORKS
+from cdrl_infer.storage.folder import FORMAT_VERSION, VARIANTS, find_model, model_files
 from cdrl_infer.untrusted import MAX_HEADER, MAX_PICTURE, MAX_TEXT
 
 TEXT = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")

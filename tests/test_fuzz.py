@@ -24,16 +24,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdrl_infer.card import render
-from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, load_model, save_model
-from cdrl_infer.convert import convert
 from cdrl_infer.errors import CDRLError
 from cdrl_infer.images import open_image
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape
 from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.networks.residual_ebm import ResidualEBM
 from cdrl_infer.networks.unet import UNetInitializer
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.storage.authors import convert
+from cdrl_infer.storage.card import render
+from cdrl_infer.storage.folder import load_model, save_model
 
 AUTHORS = Path(__file__).parent / "fixtures" / "authors-uncond.pth.tar"
 MEGABYTES = 200  # the memory that all tries together may add; a single blow-up takes gigabytes

@@ -12,12 +12,12 @@ import torch
 from test_trainer import images, lines_of, tensors, tiny, trainer
 
 from cdrl_infer.errors import NumericalError
-from cdrl_train import checkpoints
 from cdrl_train.config import PhaseConfig
-from cdrl_train.data import BatchStream
-from cdrl_train.guard import KINDS, Diverged, Guard
-from cdrl_train.state import resume, snapshot
-from cdrl_train.trainer import Trainer
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine import checkpoints
+from cdrl_train.engine.guard import KINDS, Diverged, Guard
+from cdrl_train.engine.state import resume, snapshot
+from cdrl_train.engine.trainer import Trainer
 
 NO_WARM_START = PhaseConfig(0, 8, "markov", 1e-3, 1e-3)
 

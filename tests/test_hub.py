@@ -20,11 +20,12 @@ from conftest import CLASSES, make_model, make_statistics
 from hub_server import HubServer, Repository, Request
 from test_train_cli import TINY
 
-from cdrl_infer import hub
-from cdrl_infer.checkpoint import STATISTICS, CDRLModel, model_files, save_model
 from cdrl_infer.cli.hub import main
 from cdrl_infer.errors import CheckpointError, InputError
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage import hub
+from cdrl_infer.storage.folder import STATISTICS, model_files, save_model
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 300  # seconds for one command of a client
@@ -34,7 +35,7 @@ import contextlib, io, json, os, sys
 
 channel, sys.stdout = sys.stdout, sys.stderr
 from click.testing import CliRunner
-from cdrl_infer import hub
+from cdrl_infer.storage import hub
 from cdrl_infer.pipeline import CDRLPipeline
 
 CDRLPipeline.from_pretrained()

@@ -19,9 +19,9 @@ import pytest
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import remove_unfinished
-from cdrl_train import checkpoints
-from cdrl_train.interrupt import stop_request
-from cdrl_train.lock import locked
+from cdrl_train.engine import checkpoints
+from cdrl_train.engine.interrupt import stop_request
+from cdrl_train.engine.lock import locked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
@@ -311,7 +311,7 @@ def test_a_picture_is_abandoned_when_asked_to_stop_and_the_state_saved(
 AT_STEP = """
 import signal, time
 from cdrl_train import cli
-from cdrl_train.trainer import Trainer
+from cdrl_train.engine.trainer import Trainer
 def train_step(self, _train_step=Trainer.train_step):
     if self.step == {step}:
         {action}
@@ -352,7 +352,7 @@ def test_a_later_signal_does_what_it_always_did(monkeypatch: pytest.MonkeyPatch)
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     now = 100.0
-    monkeypatch.setattr("cdrl_train.interrupt.time.monotonic", lambda: now)
+    monkeypatch.setattr("cdrl_train.engine.interrupt.time.monotonic", lambda: now)
     try:
         with stop_request() as stop:
             assert not stop()
@@ -399,7 +399,7 @@ def test_a_file_system_without_locks_is_told(
     def unsupported(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("cdrl_train.lock._lock", unsupported)
+    monkeypatch.setattr("cdrl_train.engine.lock._lock", unsupported)
     told: list[str] = []
     with locked(tmp_path, told.append):
         pass
@@ -443,7 +443,7 @@ FULL_LOG = """
 import resource, signal
 from cdrl_train import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from cdrl_train.trainer import Trainer
+from cdrl_train.engine.trainer import Trainer
 def train_step(self, _train_step=Trainer.train_step):
     if self.step == 5:
         room = os.path.getsize({log!r}) + 20

@@ -10,8 +10,8 @@ import torch
 from conftest import CLASSES, make_model
 from torch import Tensor, nn
 
-from cdrl_infer.checkpoint import CDRLModel
 from cdrl_infer.errors import NumericalError
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.maps import BLUR, blur, heat_map

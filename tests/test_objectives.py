@@ -14,7 +14,7 @@ from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
-from cdrl_train import objectives
+from cdrl_train.objectives import losses as objectives
 
 N = 40_000
 SCHEDULE = NoiseSchedule()

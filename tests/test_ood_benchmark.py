@@ -34,16 +34,17 @@ from ood_baselines import (
 )
 from quality import model_digest
 
-from cdrl_infer.checkpoint import Attribute, CDRLModel, save_model
 from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.features import NoisedImages
 from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.storage.folder import save_model
 from cdrl_train.calibrate import calibrate, choose
-from cdrl_train.data import load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation import ood_metrics
-from cdrl_train.image_set import ImageSet
 
 RECIPE = Recipe(widths=(4,), epochs=1, batch_size=8)
 SIDE, CLASSES = 8, 3

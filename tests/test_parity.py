@@ -14,12 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from cdrl_infer.checkpoint import SamplerDefaults
-from cdrl_infer.conditioning import Guided, Labelled
-from cdrl_infer.convert import ConvertedModel, load_authors_checkpoint
+from cdrl_infer.conditions.conditions import Guided, Labelled
 from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError
 from cdrl_infer.images import to_unit
+from cdrl_infer.model import SamplerDefaults
 from cdrl_infer.networks.energy_unet import EnergyUNet
 from cdrl_infer.networks.initializer import PatchInitializer
 from cdrl_infer.networks.residual_ebm import ResidualEBM
@@ -29,6 +28,7 @@ from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_infer.storage.authors import ConvertedModel, load_authors_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import make_model
 
-from cdrl_infer.checkpoint import CDRLModel, SamplerDefaults
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import CheckpointError, InputError, NumericalError
 from cdrl_infer.images import to_unit
 from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import CDRLModel, SamplerDefaults
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from recipes import TERA, plan, train
 
 from cdrl_infer.errors import InputError
-from cdrl_train.data import load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
-from cdrl_train.image_set import ImageSet
 
 NETWORK = '"widths": [8], "num_blocks": 1, "embedding_dim": 8, "patch_size": 2'
 TINY = [

@@ -19,15 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdrl_infer import hub
-from cdrl_infer.checkpoint import CDRLModel, load_model, model_files, save_model
 from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputError, NumericalError
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import reference
 from cdrl_infer.scoring.features import ScoredModel
 from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
 from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.storage import hub
+from cdrl_infer.storage.folder import load_model, model_files, save_model
 from cdrl_train.calibrate import calibrate, choose
 
 Metadata = dict[str, str]

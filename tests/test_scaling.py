@@ -11,8 +11,8 @@ from scaling import HEADER, measured_row, of_preset, preset_rows, sample_rows, s
 from test_trainer import tiny
 from two_processes import EXCHANGES, Measured, Spent, measure, run
 
-from cdrl_infer.checkpoint import ImageShape
 from cdrl_infer.errors import CDRLError
+from cdrl_infer.model import ImageShape
 from cdrl_train.cost import Work
 
 DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"

@@ -20,13 +20,14 @@ from click.testing import CliRunner, Result
 from conftest import CLASSES, make_model
 from PIL import Image
 
-from cdrl_infer import __version__, plots
-from cdrl_infer.checkpoint import STATISTICS, load_model, save_model
+from cdrl_infer import __version__
 from cdrl_infer.cli.score import SCORES, _overlay_names, main
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import to_pil
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.scoring import plots
 from cdrl_infer.scoring.scores import SCORES as REGISTRY
+from cdrl_infer.storage.folder import STATISTICS, load_model, save_model
 from cdrl_train.calibrate import calibrate
 
 COLUMNS = ["file", "score", "p_value", "anomalous"]

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.checkpoint import CDRLModel, ImageShape
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.errors import ConfigError, InputError, NumericalError
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.networks.mlp import MLPEnergy, MLPInitializer
 from cdrl_infer.pipeline import CDRLPipeline
@@ -23,11 +23,12 @@ from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train import toy
 from cdrl_train.cli import main
 from cdrl_train.config import DataConfig
-from cdrl_train.data import BatchStream, load_images
-from cdrl_train.interrupt import Stopped
+from cdrl_train.data.sources import load_images
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.interrupt import Stopped
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.presets import preset
 from cdrl_train.preview import save_samples
-from cdrl_train.trainer import Trainer
 
 SCHEDULE = preset("toy-2d").schedule
 N = 100_000

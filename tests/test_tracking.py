@@ -19,8 +19,8 @@ from test_trainer import lines_of, tiny, trainer
 
 from cdrl_infer.errors import InputError
 from cdrl_train import report
-from cdrl_train.metrics import Figures
-from cdrl_train.processes import make_accelerator, shares
+from cdrl_train.engine.distributed import make_accelerator, shares
+from cdrl_train.engine.metrics import Figures
 from cdrl_train.report import POINTS, read_log, write_report
 from cdrl_train.tracking import Progress, Trackers
 

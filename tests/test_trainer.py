@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from cdrl_infer.checkpoint import Attribute, SamplerDefaults
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
+from cdrl_infer.model import Attribute, SamplerDefaults
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
-from cdrl_train.data import BatchStream, ImageSet
+from cdrl_train.data.sources import ImageSet
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.spectral import folded_state
+from cdrl_train.engine.state import resume, save, snapshot
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import to_model
-from cdrl_train.spectral import folded_state
-from cdrl_train.state import resume, save, snapshot
-from cdrl_train.trainer import Trainer
 
 NETWORK = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
 DROPOUT = {

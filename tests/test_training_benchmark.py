@@ -18,9 +18,9 @@ from torch import nn
 from transcription import EBM_BACKWARD, LANGEVIN, NORMS, PARTS, Transcription
 
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
-from cdrl_train.data import BatchStream
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.trainer import Trainer
 from cdrl_train.presets import NO_INITIALIZER
-from cdrl_train.trainer import Trainer
 
 COLD = PhaseConfig(0, 8, "markov", 1e-3, 1e-3)
 PAPERS = CooperativeConfig(

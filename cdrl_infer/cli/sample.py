@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from cdrl_infer.arguments import ImageLabel
-    from cdrl_infer.checkpoint import Attribute
+    from cdrl_infer.model import Attribute
     from cdrl_infer.pipeline import (
         CDRLPipeline,
         CDRLPipelineOutput,

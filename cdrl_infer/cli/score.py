@@ -108,7 +108,7 @@ def main(
     """
     if as_json and out is not None:
         raise InputError("--json is for stdout: with --out the suffix says it, .csv or .json")
-    from cdrl_infer import plots
+    from cdrl_infer.scoring import plots
 
     figure = None if plot is None else plots.new_figure()
     skipped = _Skipped()
@@ -347,7 +347,7 @@ def _write_overlays(
     folder: Path, names: Mapping[Path, str], batch: _Batch, made_with: Mapping[str, object]
 ) -> None:
     from cdrl_infer.images import save_png, to_pil
-    from cdrl_infer.plots import overlay
+    from cdrl_infer.scoring.plots import overlay
 
     maps = () if batch.maps is None else batch.maps
     shown = zip(batch.paths, batch.rows, to_pil(2 * batch.pixels - 1), maps, strict=True)
@@ -364,7 +364,7 @@ def _draw(figure: Figure, rows: Sequence[Row], scoring: _Scoring) -> None:
     """The histogram, beside the calibration's where the scores can be compared with it."""
     import numpy as np
 
-    from cdrl_infer.plots import Reference, Threshold, draw_histogram
+    from cdrl_infer.scoring.plots import Reference, Threshold, draw_histogram
 
     statistics = scoring.pipe.model.statistics
     reference = None

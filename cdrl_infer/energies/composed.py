@@ -16,8 +16,8 @@ class ComposedEnergy(Energy):
     """``E(y) = E(y|∅) - r(y)``, with r made of the log-ratios ``r_k(y) = E(y|∅) - E(y|c_k)`` in nats.
 
     Classifier-free guidance is ``r = g r_1``, that is ``(1 - g) E(y|∅) + g E(y|c)`` (Ho & Salimans 2022;
-    CDRL's w is g - 1); for the rest see `cdrl_infer.concepts`. Everything goes through the network in
-    one batch of (1 + k) B, all at one level.
+    CDRL's w is g - 1); for the rest see `cdrl_infer.conditions.expressions`. Everything
+    goes through the network in one batch of (1 + k) B, all at one level.
 
     Args:
         network: an `EBMNetwork`.

@@ -1,1 +1,1 @@
-"""Networks, one class each, conditional or not; `cdrl_infer.checkpoint` names them in folders."""
+"""Networks, one class each, conditional or not; `cdrl_infer.storage.folder` names them in folders."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.networks.config import Configurable
+from cdrl_infer.config import Configurable
 from cdrl_infer.networks.gaussian import checked_variance, gaussian_constants
 from cdrl_infer.networks.patch_unet import Conditioning, PatchUNet
 from cdrl_infer.schedule import Level

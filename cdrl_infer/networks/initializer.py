@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cdrl_infer.networks.config import Configurable
+from cdrl_infer.config import Configurable
 from cdrl_infer.networks.patch_unet import Conditioning, PatchUNet
 from cdrl_infer.schedule import Level
 

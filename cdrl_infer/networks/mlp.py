@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.config import Configurable
 from cdrl_infer.networks.gaussian import checked_variance, gaussian_constants
 from cdrl_infer.networks.layers import (
     LabelEmbedding,

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.config import Configurable
 from cdrl_infer.networks.layers import (
     OneHotEmbedding,
     add_labels,

@@ -26,7 +26,7 @@ SMALLEST = 1e-12  # of what a logarithm is taken
 
 
 class ScoredModel(Protocol):
-    """What of a `cdrl_infer.checkpoint.CDRLModel` scores need."""
+    """What of a `cdrl_infer.storage.folder.CDRLModel` scores need."""
 
     ebm: Any
     initializer: Any
@@ -103,7 +103,7 @@ class NoisedImages:
         """Of a model without labels given, on its device.
 
         Args:
-            model: a `cdrl_infer.checkpoint.CDRLModel`.
+            model: a `cdrl_infer.storage.folder.CDRLModel`.
             images: (B, C, H, W) in [0, 1].
             noise: (T, C, H, W), see `draw_noise`.
         """

@@ -26,7 +26,7 @@ def heat_map(model: ScoredModel, images: Tensor, seed: int) -> Tensor:
     The same seed gives the same map; the other images of the batch change it by no more than rounding.
 
     Args:
-        model: a `cdrl_infer.checkpoint.CDRLModel`.
+        model: a `cdrl_infer.storage.folder.CDRLModel`.
         images: (B, C, H, W) in [0, 1].
         seed: of the noise.
 

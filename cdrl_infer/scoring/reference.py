@@ -156,7 +156,7 @@ class ReferenceStatistics:
         more than that (the triangle inequality).
 
         Args:
-            model: a `cdrl_infer.checkpoint.CDRLModel`.
+            model: a `cdrl_infer.storage.folder.CDRLModel`.
 
         Raises:
             NumericalError: features that are not finite.
@@ -201,7 +201,7 @@ def probe(model: ScoredModel, seed: int) -> Tensor:
     """Features of a black, a grey and a white image, (3, 3T): what weights are known by.
 
     Args:
-        model: a `cdrl_infer.checkpoint.CDRLModel`.
+        model: a `cdrl_infer.storage.folder.CDRLModel`.
         seed: of the noise.
 
     Raises:
@@ -227,7 +227,7 @@ def measure(
     """Fit the features of one half of the images, chosen at random, and score the other.
 
     Args:
-        model: a `cdrl_infer.checkpoint.CDRLModel`.
+        model: a `cdrl_infer.storage.folder.CDRLModel`.
         images: (N, C, H, W) of its shape, uint8 or floats in [0, 1].
         data: what to call them.
         seed: of the halves and of the noise.

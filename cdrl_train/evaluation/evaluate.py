@@ -13,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_infer import hub
 from cdrl_infer.arguments import check_seed, integer, number, positive
-from cdrl_infer.card import render, with_figures
-from cdrl_infer.checkpoint import CARD, Attribute, bundled_models, load_model
 from cdrl_infer.errors import CheckpointError, InputError, did_you_mean, listing
+from cdrl_infer.model import Attribute
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import random_order
+from cdrl_infer.storage import hub
+from cdrl_infer.storage.card import render, with_figures
+from cdrl_infer.storage.folder import CARD, bundled_models, load_model
 from cdrl_infer.version import __version__
 from cdrl_train.calibrate import MOST_USED
-from cdrl_train.data import data_name, load_images
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import data_name, load_images
 from cdrl_train.evaluation.cache import FeatureCache, images_digest
 from cdrl_train.evaluation.classifier import Classifier, load_classifier
 from cdrl_train.evaluation.extractors import Extractor, has_logits, load_extractor
@@ -60,7 +62,6 @@ from cdrl_train.evaluation.sampling import (
     window,
 )
 from cdrl_train.evaluation.together import Arrays, Processes
-from cdrl_train.image_set import ImageSet
 
 METRICS = ("fid", "kid", "is", "prc", "ood", "accuracy")
 OF_FEATURES = METRICS[:4]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
-from cdrl_train.data import load_images
+from cdrl_train.data.sources import load_images
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

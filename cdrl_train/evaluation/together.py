@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import CDRLError
-from cdrl_train.ending import one_of_several
-from cdrl_train.processes import make_accelerator
+from cdrl_train.engine.distributed import make_accelerator
+from cdrl_train.engine.ending import one_of_several
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

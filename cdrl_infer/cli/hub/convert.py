@@ -27,8 +27,8 @@ def convert(
     It becomes a folder that CDRLPipeline.from_pretrained opens and `cdrl-hub push` uploads:
     cdrl-hub convert Cifar_10_best.pth.tar cifar10. Such a file is a pickle; no code in it is run.
     """
-    from cdrl_infer import convert as converter
-    from cdrl_infer.checkpoint import save_model
+    from cdrl_infer.storage import authors as converter
+    from cdrl_infer.storage.folder import save_model
 
     stored = check_target(folder, dtype, variant)
     model, ignored = converter.convert(

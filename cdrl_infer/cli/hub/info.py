@@ -40,8 +40,8 @@ def gather(
     model: str, revision: str | None, subfolder: str | None, local_files_only: bool
 ) -> dict[str, Any]:
     """All that `info` tells, as JSON holds it."""
-    from cdrl_infer import hub
-    from cdrl_infer.checkpoint import CARD
+    from cdrl_infer.storage import hub
+    from cdrl_infer.storage.folder import CARD
     from cdrl_infer.untrusted import read_text
 
     found = hub.find(
@@ -76,7 +76,8 @@ def gather(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """What the configs tell, also those of a newer format as far as it is the same."""
-    from cdrl_infer.checkpoint import CONFIG, INDEX, NETWORKS
+    from cdrl_infer.networks.registry import NETWORKS
+    from cdrl_infer.storage.folder import CONFIG, INDEX
     from cdrl_infer.untrusted import read_json
 
     config, index = read_json(folder, CONFIG), read_json(folder, INDEX)

@@ -36,8 +36,8 @@ def push(
     no broken model is sent. The repository is made if there is none; what else is in it stays. A
     failed upload leaves its files as they were.
     """
-    from cdrl_infer import hub
-    from cdrl_infer.checkpoint import load_model
+    from cdrl_infer.storage import hub
+    from cdrl_infer.storage.folder import load_model
 
     hub.check_push(repo_id, revision=revision, create_pr=create_pr)
     for variant in hub.variants(folder):

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
-    from cdrl_infer.checkpoint import CDRLModel
+    from cdrl_infer.model import CDRLModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 OPTIONS = (
@@ -45,11 +45,11 @@ def check_target(folder: str, dtype: str | None, variant: str | None) -> torch.d
     """What can be refused before any work is; the dtype of that name, None for none.
 
     Raises:
-        CheckpointError, ConfigError: see `cdrl_infer.checkpoint.save_model`.
+        CheckpointError, ConfigError: see `cdrl_infer.storage.folder.save_model`.
     """
     import torch
 
-    from cdrl_infer.checkpoint import check_replaceable, stored_type
+    from cdrl_infer.storage.folder import check_replaceable, stored_type
 
     check_replaceable(Path(folder))
     named: torch.dtype | None = getattr(torch, dtype) if dtype else None

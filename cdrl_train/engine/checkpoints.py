@@ -102,7 +102,7 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
     """Read the newest checkpoint that is whole; None if there is none at all.
 
     Args:
-        folder: of the checkpoints; nobody else may write to it, see `cdrl_train.lock`.
+        folder: of the checkpoints; nobody else may write to it, see `cdrl_train.engine.lock`.
         tell: hears of each damaged one, which is then set aside.
 
     Raises:

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdrl_infer.checkpoint import Attribute, ImageShape
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import open_image
-from cdrl_train.image_set import ImageSet, held
+from cdrl_infer.model import Attribute, ImageShape
+from cdrl_train.data.image_set import ImageSet, held
 from cdrl_train.toy import CHECKERBOARD, POINT, checkerboard
 
 TORCHVISION, IMAGENET32 = "torchvision:", "imagenet32:"
@@ -191,7 +191,7 @@ def _imagenet_array(file: Path, name: str) -> NDArray[Any]:
 
 def _imagenet_names(root: Path) -> tuple[str, ...]:
     """By the set's own list ``map_clsloc.txt`` if it is there, else the numbers of the labels."""
-    from cdrl_infer.convert import imagenet_names
+    from cdrl_infer.storage.authors import imagenet_names
 
     numbering = root / "map_clsloc.txt"
     if not numbering.is_file():

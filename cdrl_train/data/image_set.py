@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
+from cdrl_infer.model import Attribute
 
 IN_MEMORY = 2**31  # bytes; larger sets are mapped unless the caller says otherwise
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdrl_infer.checkpoint import CDRLModel
-from cdrl_infer.concepts import Expression, check_says_something
+from cdrl_infer.conditions.expressions import Expression, check_says_something
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import ComposedProposal, InitializerProposal, Proposal
 from cdrl_infer.random import RandomSource
 

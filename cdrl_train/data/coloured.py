@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdrl_infer.checkpoint import Attribute
 from cdrl_infer.errors import InputError
-from cdrl_train.image_set import ImageSet
+from cdrl_infer.model import Attribute
+from cdrl_train.data.image_set import ImageSet
 
 GARMENTS = Attribute(
     "garment",

@@ -1,4 +1,4 @@
-"""The training steps: two phases on one state, see `cdrl_train.state`, and the loop around them."""
+"""The training steps: two phases on one state, and the loop around them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,23 @@ from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level
-from cdrl_train import checkpoints, objectives, state
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
-from cdrl_train.data import Batch, BatchStream
-from cdrl_train.guard import Diverged, Guard
-from cdrl_train.log import Log
-from cdrl_train.metrics import Figures, Metrics, Sum
-from cdrl_train.networks import build_network
-from cdrl_train.processes import (
-    anywhere,
-    average_gradients,
-    make_accelerator,
-    shares,
-)
-from cdrl_train.report import write_report
-from cdrl_train.spectral import (
+from cdrl_train.data.stream import Batch, BatchStream
+from cdrl_train.engine import checkpoints, state
+from cdrl_train.engine.distributed import anywhere, average_gradients, make_accelerator, shares
+from cdrl_train.engine.guard import Diverged, Guard
+from cdrl_train.engine.log import Log
+from cdrl_train.engine.metrics import Figures, Metrics, Sum
+from cdrl_train.engine.spectral import (
     add_spectral_norm,
     evaluating,
     folded_state,
     normalised,
     power_iteration,
 )
+from cdrl_train.networks import build_network
+from cdrl_train.objectives import losses as objectives
+from cdrl_train.report import write_report
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,8 +57,8 @@ class Trainer:
     """Trains an EBM and its initializer on a stream of batches, on one process or several.
 
     Every process holds both networks, their averages and the optimizers, draws the random numbers of the
-    whole batch and works on its share of the images; see `cdrl_train.processes`. How many processes
-    there are changes nothing but rounding (and which of its units a network drops out, if it does).
+    whole batch and works on its share of the images; see `cdrl_train.engine.distributed`. How many
+    processes there are changes nothing but rounding (and which units dropout hides).
 
     Args:
         config: the run.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdrl_infer.errors import CheckpointError, listing
-from cdrl_train import checkpoints
-from cdrl_train.processes import by_main, gathered, main_first
+from cdrl_train.engine import checkpoints
+from cdrl_train.engine.distributed import by_main, gathered, main_first
 
 if TYPE_CHECKING:
-    from cdrl_train.trainer import Trainer
+    from cdrl_train.engine.trainer import Trainer
 
 FORMAT = 2
 NETWORKS = ("ebm", "initializer", "ebm_ema", "initializer_ema")

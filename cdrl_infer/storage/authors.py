@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.card import render
-from cdrl_infer.checkpoint import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.networks.residual_ebm import Activation, ResidualEBM
 from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.networks.unet import UNetInitializer
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.storage.card import render
 
 Weights = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -108,7 +108,7 @@ def convert(
     Args:
         path: the ``.pth.tar`` file.
         image_size: height and width of the images, which no tensor tells.
-        licence, datasets: for the card; see `cdrl_infer.card.render`.
+        licence, datasets: for the card; see `cdrl_infer.storage.card.render`.
 
     Raises:
         CheckpointError, ConfigError: see `load_authors_checkpoint`.

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdrl_infer.checkpoint import NETWORKS, PICTURE, CDRLModel
 from cdrl_infer.errors import CheckpointError, listing
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.networks.registry import NETWORKS
+from cdrl_infer.storage.folder import PICTURE
 
 PAPER = (
     "[Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood]"

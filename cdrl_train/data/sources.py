@@ -6,20 +6,19 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl_infer.checkpoint import Attribute, ImageShape
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import MODES, SUFFIXES, image_files, open_image
-from cdrl_train.coloured import ATTRIBUTES, HELD_OUT, render
+from cdrl_infer.model import Attribute, ImageShape
 from cdrl_train.config import DataConfig
-from cdrl_train.image_set import IN_MEMORY, ImageSet, held
-from cdrl_train.published import CIFAR10_CLASSES, FASHION_MNIST_CLASSES, IMAGENET32, published
+from cdrl_train.data.coloured import ATTRIBUTES, HELD_OUT, render
+from cdrl_train.data.image_set import IN_MEMORY, ImageSet, held
+from cdrl_train.data.published import CIFAR10_CLASSES, FASHION_MNIST_CLASSES, IMAGENET32, published
 
 COLOURED = "coloured:"
 CLASSES = {"fashion": FASHION_MNIST_CLASSES, "cifar10": CIFAR10_CLASSES}  # by a file's name
@@ -45,7 +44,7 @@ def load_images(
               another place than ``data``; downloaded if need be and torchvision is there;
             - ``imagenet32:FOLDER``, the ``.npz`` batches of the downsampled ImageNet;
             - ``checkerboard``, points of the plane as images of two pixels, see `cdrl_train.toy`;
-            - ``coloured:`` and one of these with Fashion-MNIST in it, see `cdrl_train.coloured` (its
+            - ``coloured:`` and one of these with Fashion-MNIST in it, see `cdrl_train.data.coloured` (its
               held-out pairs occur in the test split alone).
         split: "train" or "test"; ignored for a folder.
         attributes: of the set's, those to label the images with; None: all, (): none of them.
@@ -196,82 +195,3 @@ def _pixels(file: Path) -> NDArray[np.uint8]:
 def _classes(targets: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[Attribute, ...]]:
     """(N,) indices and their names as the labels and attributes of an `ImageSet`."""
     return targets[:, None], (Attribute("class", names),)
-
-
-class Batch(NamedTuple):
-    """Network input."""
-
-    x: Tensor  # (B, C, H, W) float32 in [-1, 1]
-    labels: Tensor | None  # (B, A) int64, 0 = hidden
-
-
-class BatchStream:
-    """Endless shuffled batches; where it stands is three numbers and a generator.
-
-    Each epoch's order depends on (seed, epoch) alone, so a stream is resumed from ``state()``.
-    """
-
-    def __init__(
-        self, data: ImageSet, config: DataConfig, seed: int, device: torch.device | str
-    ) -> None:
-        self.data = data
-        self.config = config
-        self.seed = seed
-        self.device = torch.device(device)
-        # Large sets stay where they are mapped; of them a batch is sent at a time.
-        resident = data.images.nbytes <= config.in_memory_mib * 2**20
-        self.images = data.images.to(device) if resident else data.images
-        self.labels = None if data.labels is None else data.labels.to(device)
-        self.epoch = 0
-        self.position = 0
-        self._order = self._shuffle()
-
-    def _shuffle(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(len(self.data), generator=generator)
-
-    def state(self) -> dict[str, int]:
-        """Where the stream stands."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state(self, state: dict[str, int]) -> None:
-        """Go to where another stream of the same seed and data stood."""
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._shuffle()
-
-    def next(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """The next ``batch_size`` images; dequantisation, flips and hidden labels from ``generator``."""
-        return self.load(self.take(batch_size), generator)
-
-    def take(self, batch_size: int) -> Tensor:
-        """Which images are next: indices (B,) on the CPU."""
-        parts, missing = [], batch_size
-        while missing:
-            if self.position >= len(self.data):
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._shuffle()
-            part = self._order[self.position : self.position + missing]
-            self.position += len(part)
-            missing -= len(part)
-            parts.append(part)
-        return torch.cat(parts)
-
-    def load(self, index: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> Batch:
-        """The images of these indices (B,), or of some rows of them.
-
-        The random numbers of all B are drawn, so that an image is the same however a batch is split.
-        """
-        chosen = index[rows]
-
-        def uniform(*shape: int) -> Tensor:
-            whole = torch.rand((len(index), *shape), generator=generator, device=self.device)
-            return whole[rows]
-
-        x = self.images[chosen.to(self.images.device)].to(self.device).float()
-        x = (x + uniform(*x.shape[1:])) / 128 - 1 if self.config.dequantise else x / 127.5 - 1
-        if self.config.flip:
-            x = torch.where(uniform(1, 1, 1) < 0.5, x, x.flip(-1))
-        if self.labels is None:
-            return Batch(x, None)
-        labels = self.labels[chosen.to(self.device)] + 1
-        return Batch(x, labels * (uniform(*labels.shape[1:]) >= self.config.label_dropout))

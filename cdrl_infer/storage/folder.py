@@ -16,13 +16,12 @@ weights on the disk have.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from cdrl_infer.config import check_keys, from_config
 from cdrl_infer.errors import (
     CheckpointError,
     ConfigError,
@@ -38,10 +38,11 @@ from cdrl_infer.errors import (
     listing,
 )
 from cdrl_infer.files import replaced_folder
-from cdrl_infer.networks.config import check_keys, from_config
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults, check_sizes
+from cdrl_infer.networks.registry import NETWORKS, network_class
 from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
+from cdrl_infer.scoring.reference import STATISTICS, read_statistics
 from cdrl_infer.untrusted import (
     MAX_PICTURE,
     MAX_TEXT,
@@ -57,154 +58,12 @@ NOT_THESE = "are these the weights of the network in config.json?"
 CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
 OPTIONAL = (CARD, PICTURE, STATISTICS)
 FILES = (CONFIG, INDEX, *OPTIONAL, "ebm", "initializer")
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED_TYPES = ("F16", "BF16", "F32")
-MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # what no model needs to exceed
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _log = logging.getLogger(__name__)
-
-# The classes a folder may name, by role; a new network is one more line here.
-NETWORKS: dict[str, dict[str, str]] = {
-    "ebm": {
-        "EnergyUNet": "cdrl_infer.networks.energy_unet:EnergyUNet",
-        "MLPEnergy": "cdrl_infer.networks.mlp:MLPEnergy",
-        "ResidualEBM": "cdrl_infer.networks.residual_ebm:ResidualEBM",
-    },
-    "initializer": {
-        "IdentityInitializer": "cdrl_infer.networks.identity:IdentityInitializer",
-        "MLPInitializer": "cdrl_infer.networks.mlp:MLPInitializer",
-        "PatchInitializer": "cdrl_infer.networks.initializer:PatchInitializer",
-        "UNetInitializer": "cdrl_infer.networks.unet:UNetInitializer",
-    },
-}
-
-
-@dataclass(frozen=True)
-class SamplerDefaults:
-    """How to sample where the caller does not say.
-
-    Args:
-        langevin_steps: K, one int for all levels or one per level, t = T … 1.
-        step_scale: multiplies the schedule's Langevin step variance.
-        score_scale: multiplies the score of the last denoising step.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    langevin_steps: int | tuple[int, ...] = 15
-    step_scale: float = 1.0
-    score_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        steps = self.langevin_steps
-        each = (steps,) if isinstance(steps, int) else steps
-        if min(each, default=0) < 0:
-            raise ConfigError(f"langevin_steps must not be negative, got {steps}")
-        if max(each, default=0) > MAX_STEPS:
-            raise ConfigError(f"langevin_steps must be at most {MAX_STEPS:,}, got {steps}")
-        if self.step_scale <= 0 or self.score_scale < 0:
-            raise ConfigError(
-                "expected step_scale > 0 and score_scale >= 0, "
-                f"got step_scale={self.step_scale}, score_scale={self.score_scale}"
-            )
-
-    def check_levels(self, num_levels: int) -> None:
-        """Raise `ConfigError` unless K is one integer or one per level."""
-        steps = self.langevin_steps
-        if not isinstance(steps, int) and len(steps) != num_levels:
-            raise ConfigError(
-                f"langevin_steps must be one integer or {num_levels}, one per level, "
-                f"got {len(steps)}"
-            )
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """Channels, height and width of the images of a model, each at least 1.
-
-    Raises:
-        ConfigError: a size that is not positive, or more than `MAX_VALUES` in an image.
-    """
-
-    channels: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ConfigError(f"image sizes must be positive, got {self.shape}")
-        if self.channels * self.height * self.width > MAX_VALUES:
-            raise ConfigError(f"an image must have at most {MAX_VALUES:,} values, got {self.shape}")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.channels, self.height, self.width
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An attribute of an image and the names of its values; value k is label k + 1 of a network."""
-
-    name: str
-    values: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        for name in (self.name, *self.values):
-            if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-                raise ConfigError(
-                    f"a label must be a printable name of at most {MAX_NAME} characters, "
-                    f"got {name!r:.60}"
-                )
-        if not self.values or len(set(self.values)) < len(self.values):
-            raise ConfigError(
-                f"the values of {self.name!r} must be distinct names, got {listing(self.values)}"
-            )
-
-
-@dataclass
-class CDRLModel:
-    """All that a folder holds.
-
-    Args:
-        ebm: an `EBMNetwork`, of a class named in `NETWORKS`.
-        initializer: an `InitializerNetwork`, likewise.
-        schedule: the noise levels.
-        image: the shape of one image.
-        labels: one entry per attribute; () for an unconditional model.
-        sampler: the default sampling options.
-        training: anything JSON can hold about how the model was made.
-        model_card: the text of README.md.
-        samples: a PNG, samples.png, for the card to show.
-        statistics: what in-distribution images score; None: not calibrated.
-
-    Raises:
-        ConfigError: parts that do not fit each other.
-    """
-
-    ebm: Any
-    initializer: Any
-    schedule: NoiseSchedule
-    image: ImageShape
-    labels: tuple[Attribute, ...] = ()
-    sampler: SamplerDefaults = SamplerDefaults()
-    training: dict[str, Any] = field(default_factory=dict)
-    model_card: str | None = None
-    samples: bytes | None = None
-    statistics: ReferenceStatistics | None = None
-
-    def __post_init__(self) -> None:
-        self.sampler.check_levels(self.schedule.num_levels)
-        if self.statistics is not None:
-            self.statistics.check_levels(self.schedule.num_levels)
-        names = [attribute.name for attribute in self.labels]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"attributes must have distinct names, got {listing(names)}")
-        for role in NETWORKS:
-            check_sizes(role, getattr(self, role), self.image, self.labels)
 
 
 def bundled_models() -> list[str]:
@@ -401,52 +260,6 @@ def check_replaceable(folder: Path) -> None:
             f"{folder}: config.json is not a CDRL model's, so the folder is not replaced; "
             "name a new or empty folder"
         )
-
-
-def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
-    """Check that a network's sizes fit the images and labels it is for.
-
-    Args:
-        role: "ebm" or "initializer", for the message.
-        network: with its ``config`` and ``size_multiple``.
-        image: the shape of one image.
-        labels: one entry per attribute; () for an unconditional network.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    channels, multiple = network.config["in_channels"], network.size_multiple
-    if channels != image.channels:
-        raise ConfigError(
-            f"{role}: in_channels is {channels}, but images have {image.channels} channels"
-        )
-    if image.height % multiple or image.width % multiple:
-        raise ConfigError(
-            f"{role}: image height and width must be multiples of {multiple}, "
-            f"got {image.height} and {image.width}"
-        )
-    found = image.height * image.width
-    expected = network.config.get("num_pixels", found)
-    if expected != found:
-        raise ConfigError(f"{role}: num_pixels is {expected}, but images have {found} pixels")
-    stored = list(network.config["num_classes"])
-    named = [len(attribute.values) for attribute in labels]
-    if stored != named:
-        raise ConfigError(
-            f"{role}: num_classes is {stored!s:.60}, but 'labels' names {named!s:.60} values"
-        )
-
-
-def network_class(role: str, name: object, where: str) -> type[nn.Module]:
-    """The class of `NETWORKS` of that role and name; ConfigError for any other name."""
-    if not isinstance(name, str) or name not in NETWORKS[role]:
-        raise ConfigError(
-            f"{where}: unknown class {name!r:.60}, expected {listing(NETWORKS[role])}"
-            f"{did_you_mean(str(name), NETWORKS[role])}"
-        )
-    module, _, attribute = NETWORKS[role][name].partition(":")
-    found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
-    return found
 
 
 def labels_from(config: object, where: str) -> tuple[Attribute, ...]:

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from cdrl_infer.checkpoint import CARD, OPTIONAL, VARIANTS, find_model, model_files
 from cdrl_infer.errors import (
     CDRLError,
     CheckpointError,
@@ -26,6 +25,7 @@ from cdrl_infer.errors import (
 )
 from cdrl_infer.files import replaced_file
 from cdrl_infer.scoring.reference import STATISTICS
+from cdrl_infer.storage.folder import CARD, OPTIONAL, VARIANTS, find_model, model_files
 from cdrl_infer.untrusted import inside
 from cdrl_infer.version import __version__
 
@@ -209,7 +209,7 @@ def push(
     the reference statistics of another model's scores.
 
     Args:
-        folder: as `cdrl_infer.checkpoint.save_model` writes it; its files alone are sent.
+        folder: as `cdrl_infer.storage.folder.save_model` writes it; its files alone are sent.
         repo_id: ``user/model``.
         private: of a repository that is made; None is the account's default. True is refused where
             the repository is there already and public.

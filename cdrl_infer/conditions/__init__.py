@@ -1,0 +1,1 @@
+"""What images are asked to show: labels, guidance, concepts."""

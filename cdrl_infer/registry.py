@@ -1,0 +1,87 @@
+"""Things by name: what a configuration, a command or a call may ask for, and how to add to it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from cdrl_infer.errors import ConfigError, InputError, did_you_mean, listing
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A mapping from names to things of one kind, which anyone may add to.
+
+    ::
+
+        KERNELS.register("barker", Barker)
+
+    Args:
+        kind: what the things are called in messages, such as "kernel".
+        own: the things that the package brings: ``"module:attribute"`` by name. A module is imported
+            when its thing is first asked for.
+    """
+
+    def __init__(self, kind: str, own: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self._places = dict(own or {})
+        self._found: dict[str, T] = {}
+
+    def register(self, name: str, thing: T) -> T:
+        """Add a thing under a name; returns the thing.
+
+        Raises:
+            InputError: the name is no name, or it belongs to another thing.
+        """
+        if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
+            raise InputError(
+                f"the name of a {self.kind} must have 1 to 100 printable characters, got {name!a:.60}"
+            )
+        if name in self._places or self._found.get(name, thing) is not thing:
+            raise InputError(f"there is a {self.kind} {name!r} already; choose another name")
+        self._found[name] = thing
+        return thing
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._found:
+            if name not in self._places:
+                raise KeyError(name)
+            module, _, attribute = self._places[name].partition(":")
+            self._found[name] = getattr(importlib.import_module(module), attribute)
+        return self._found[name]
+
+    def find(self, name: object, where: str = "") -> T:
+        """The thing of that name.
+
+        Args:
+            name: as a user or a file gave it.
+            where: the file or option it is from, for the message.
+
+        Raises:
+            ConfigError: there is none; the message lists the names that there are.
+        """
+        if isinstance(name, str) and name in self:
+            return self[name]
+        raise ConfigError(
+            f"{f'{where}: ' if where else ''}unknown {self.kind} {name!r:.60}, expected one of "
+            f"{listing(self)}{did_you_mean(str(name), self)}"
+        )
+
+    def name_of(self, thing: object) -> str | None:
+        """The name of a thing that was registered or found; None if it has none."""
+        for name, found in self._found.items():
+            if found is thing:
+                return name
+        places = f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
+        return next((name for name, place in self._places.items() if place == places), None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places or name in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._places, **self._found})
+
+    def __len__(self) -> int:
+        return len({**self._places, **self._found})

@@ -1,0 +1,1 @@
+"""Data sets: everything becomes uint8 images and labels."""

@@ -1,0 +1,1 @@
+"""What a phase of training minimises."""
