@@ -29,7 +29,7 @@ from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
 from cdrl_train.data.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import COLOURED, load_images
+from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.sampling import pixels
 
 JUDGE_SEED = 2  # of the renders that the judge learns from: all pairs, unlike the model's
@@ -234,11 +234,11 @@ def evaluate(
     """What the command prints and writes."""
     folder = find_model(model)
     pipe = CDRLPipeline.from_pretrained(folder).to(device)
-    if not data.startswith(COLOURED):
-        raise InputError(f"expected --data {COLOURED}SOURCE, got {data!r}")
+    if not data.startswith("coloured:"):
+        raise InputError(f"expected --data coloured:SOURCE, got {data!r}")
     test = load_images(data, "test")
     check_same_kind(pipe, test)
-    renders: ImageSet = render(load_images(data.removeprefix(COLOURED), "train"), JUDGE_SEED)
+    renders: ImageSet = render(load_images(data.removeprefix("coloured:"), "train"), JUDGE_SEED)
     steps = parse_steps(langevin_steps, pipe.model.sampler.langevin_steps)
     cache.mkdir(parents=True, exist_ok=True)
     judge, real = load_or_train(cache, renders, test, recipe, progress=True)

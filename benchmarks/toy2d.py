@@ -13,7 +13,7 @@ from report import check_target, table
 from cdrl_infer.cli.command import OneLineErrors, parse_steps
 from cdrl_infer.images import save_png
 from cdrl_infer.storage.folder import find_model, load_model
-from cdrl_train.toy import figure, measure
+from cdrl_train.toy import measure, plot
 
 HEADER = ("model", "K", "gradients", "energy", "samples", "exact samples")
 
@@ -38,11 +38,11 @@ def main(models: tuple[str, ...], langevin_steps: str, samples: int, picture: Pa
         for steps in [given] if isinstance(given, int) else given:
             fits = measure(model, num_samples=samples, langevin_steps=steps)
             last = fits[-1]
-            figures = (last.of_density, last.of_samples, last.of_exact)
+            figures = (last.energy_tv, last.samples_tv, last.exact_tv)
             rows.append([name, steps, steps * len(fits), *(f"{x:.3f}" for x in figures)])
     click.echo(table(HEADER, rows))
     if picture is not None:
-        save_png(figure(fits), picture, {})
+        save_png(plot(fits), picture, {})
 
 
 if __name__ == "__main__":

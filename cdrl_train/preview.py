@@ -11,6 +11,7 @@ from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, save_png, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
+from cdrl_train.data.checkerboard import checkerboard
 from cdrl_train.engine.interrupt import Stopped
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import picture_of, to_model
@@ -38,10 +39,10 @@ def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> 
 
     go_on_or_stop()
     model = to_model(trainer)
-    if trainer.data_fingerprint == toy.checkerboard().fingerprint():
+    if trainer.data_fingerprint == checkerboard().fingerprint():
         fits = toy.measure(model, on_level_end=go_on_or_stop)
-        trainer.tell(f"step {trainer.step}: {toy.spoken(fits)}")
-        picture = toy.figure(fits)
+        trainer.tell(f"step {trainer.step}: {toy.summary(fits)}")
+        picture = toy.plot(fits)
     else:
         picture = _grid(CDRLPipeline(model).to(trainer.device), go_on_or_stop)
     path = picture_of(trainer.folder, trainer.step)

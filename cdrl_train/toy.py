@@ -1,8 +1,4 @@
-"""The checkerboard in the plane: data without a file, whose density is known at every level.
-
-A point is an image of two pixels, so that all that trains, samples and stores images serves for it. The
-density is that of the usual toy (a 4 x 4 board, uniform on its 8 dark squares), scaled to [-1, 1]².
-"""
+"""How far a model of the checkerboard is from the truth, which is known at every level."""
 
 from __future__ import annotations
 
@@ -19,92 +15,78 @@ from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import captioned, make_grid
 from cdrl_infer.kernels.langevin import Langevin
-from cdrl_infer.model import CDRLModel, ImageShape
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 from cdrl_infer.schedule import Level
-from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.checkerboard import POINT, SQUARES, draw
 
-CHECKERBOARD = "checkerboard"  # the source
-POINT = ImageShape(channels=1, height=1, width=2)
-SQUARES = 4  # on a side of the board
-REACH = 2.4  # densities are compared on [-REACH, REACH]²
-FINE, COARSE = 192, 48  # cells on a side: of densities, of histograms
+EXTENT = 2.4  # densities are compared on [-EXTENT, EXTENT]²
+FINE, COARSE = 192, 48  # cells on a side of a density and of a histogram
 SAMPLES = 10_000
 
 
-def checkerboard() -> ImageSet:
-    """All 32,768 dark points of a board of 256 x 256: dequantised, each is a draw of the density."""
-    value = torch.arange(256) * SQUARES // 256
-    dark = ((value[:, None] + value) % 2 == 0).nonzero()
-    return ImageSet(dark.to(torch.uint8).reshape(-1, *POINT.shape))
-
-
-def draw(num: int, generator: torch.Generator) -> Tensor:
-    """(num, 1, 1, 2) exact and independent draws."""
-    points = checkerboard().images
-    chosen = points[torch.randint(len(points), (num,), generator=generator)].float()
-    return (chosen + torch.rand(chosen.shape, generator=generator)) / 128 - 1
-
-
 def centres(cells: int) -> Tensor:
-    """(cells,) coordinates of the cells' middles, float64."""
-    return REACH * ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1)
+    """(cells,) coordinates of the centres of the cells, float64."""
+    return EXTENT * ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1)
 
 
 def true_masses(level: Level) -> Tensor:
-    """(FINE, FINE) probabilities of the cells under ``α_{t-1} x + σ̄_{t-1} ε``.
+    """(FINE, FINE) probabilities of the cells for ``α_{t-1} x + σ̄_{t-1} ε``.
 
-    The board is half the even columns times the even rows, half the odd times the odd; a stripe of width
-    w convolved with the noise has the density ``(Φ((u - a)/σ̄) - Φ((u - a - w)/σ̄)) / w``.
+    The board is an equal mixture of (even columns) x (even rows) and (odd columns) x (odd rows). A stripe
+    [a, a + w] with the noise added has the density ``(Φ((u - a)/σ̄) - Φ((u - a - w)/σ̄)) / w``.
     """
     edges = level.alpha.double() * torch.linspace(-1, 1, SQUARES + 1, dtype=torch.float64)
     step = torch.special.ndtr((centres(FINE)[:, None] - edges) / level.sigma_bar.double())
     stripes = (step[:, :-1] - step[:, 1:]) / (edges[1] - edges[0])
     even, odd = stripes[:, 0::2].mean(1), stripes[:, 1::2].mean(1)
-    return (torch.outer(even, even) + torch.outer(odd, odd)) / 2 * (2 * REACH / FINE) ** 2
+    return (torch.outer(even, even) + torch.outer(odd, odd)) / 2 * (2 * EXTENT / FINE) ** 2
 
 
 @torch.no_grad()
 def energy_masses(energy: Energy, level: Level) -> Tensor:
-    """(FINE, FINE) probabilities of the cells by ``exp(-E)``, normalised on all of them."""
+    """(FINE, FINE) probabilities of the cells under ``exp(-E)``, normalised to a sum of 1."""
     middles = centres(FINE)
     x = torch.cartesian_prod(middles, middles).float().reshape(-1, *POINT.shape)
     log_density = -energy(x * level.scale, level).double()
     return log_density.softmax(0).reshape(FINE, FINE)
 
 
-def shares(points: Tensor) -> Tensor:
-    """Points (N, 1, 1, 2) -> (COARSE, COARSE) the share of them in each cell; some lie in none."""
+def histogram(points: Tensor) -> Tensor:
+    """Points (N, 1, 1, 2) -> (COARSE, COARSE), the fraction of the points in each cell.
+
+    The sum is below 1 if points lie outside all cells.
+    """
     counts, _ = torch.histogramdd(
-        points.reshape(-1, 2).double(), bins=[COARSE] * 2, range=[-REACH, REACH] * 2
+        points.reshape(-1, 2).double(), bins=[COARSE] * 2, range=[-EXTENT, EXTENT] * 2
     )
     return counts / len(points)
 
 
 def coarse(masses: Tensor) -> Tensor:
-    """(FINE, FINE) -> (COARSE, COARSE): sums."""
+    """Probabilities (FINE, FINE) -> (COARSE, COARSE), summed."""
     size = FINE // COARSE
     return F.avg_pool2d(masses[None], size)[0] * size**2
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """``½ Σ |p - q|``, where what p and q lack of a sum of 1 counts as one further cell."""
-    elsewhere = (p.sum() - q.sum()).abs()
-    return float(((p - q).abs().sum() + elsewhere) / 2)
+    """``½ Σ |p - q|``; the mass outside of all cells, 1 - Σ, counts as one more cell."""
+    outside = (p.sum() - q.sum()).abs()
+    return float(((p - q).abs().sum() + outside) / 2)
 
 
 class Fit(NamedTuple):
-    """A model against the truth at one level; three distributions and how far two are from the first."""
+    """A model's energy and samples at one level, and their total variations from the truth."""
 
-    i: int  # the level, t - 1
+    i: int  # the level
     truth: Tensor  # (FINE, FINE)
     density: Tensor  # (FINE, FINE), of exp(-E)
     samples: Tensor  # (COARSE, COARSE)
-    of_density: float  # total variation from the truth, both on [-REACH, REACH]² alone
-    of_samples: float  # the same of the samples, wherever they are
-    of_exact: float  # of as many exact draws: the least that samples can have
+    energy_tv: float  # of density from the truth, both normalised on [-EXTENT, EXTENT]²
+    samples_tv: float  # of samples from the truth, with the mass outside of all cells
+    exact_tv: float  # of as many exact draws from the truth: no sampler does better
 
 
 def measure(
@@ -115,20 +97,21 @@ def measure(
     seed: int = 0,
     on_level_end: Callable[[LevelEnd], None] = lambda end: None,
 ) -> list[Fit]:
-    """Energies and samples of a model of the checkerboard against the truth, noisiest level first.
+    """Compare a model of the checkerboard with the truth at each level, the noisiest level first.
 
-    Each level is compared with the truth convolved with its noise, so the last denoising plays no part.
+    The truth at a level is the checkerboard with the noise of the level added, so the last denoising does
+    not matter.
 
     Args:
-        model: of images of two pixels, unconditional.
-        num_samples: all drawn at once.
-        langevin_steps: K; by default the model's.
-        seed: of all that is random.
+        model: an unconditional model of images of two pixels.
+        num_samples: how many samples to draw, all at once.
+        langevin_steps: K, one number or one per transition; None takes the model's.
+        seed: seed of the samples and of the exact draws.
         on_level_end: called after each level.
 
     Raises:
-        InputError: a model of other images.
-        NumericalError: sampling left the finite numbers.
+        InputError: the model is one of other images.
+        NumericalError: the samples are not finite.
     """
     if model.image != POINT or model.labels:
         raise InputError(
@@ -144,12 +127,11 @@ def measure(
     def compare(end: LevelEnd) -> None:
         if not bool(end.refined.isfinite().all()):
             raise NumericalError(
-                f"sampling left the finite numbers at level {end.t}; expected finite values: "
-                "a smaller schedule.step_size may help"
+                f"the samples of transition {end.t} are not finite; a smaller schedule.step_size may help"
             )
         level = schedule.level(end.t)
         truth, density = true_masses(level), energy_masses(energy, level)
-        samples = shares(end.refined)
+        samples = histogram(end.refined)
         x = draw(num_samples, exact)
         noised = level.alpha * x + level.sigma_bar * torch.randn(x.shape, generator=exact)
         blocks = coarse(truth)
@@ -159,9 +141,9 @@ def measure(
                 truth=truth,
                 density=density,
                 samples=samples,
-                of_density=total_variation(density, truth / truth.sum()),
-                of_samples=total_variation(samples, blocks),
-                of_exact=total_variation(shares(noised), blocks),
+                energy_tv=total_variation(density, truth / truth.sum()),
+                samples_tv=total_variation(samples, blocks),
+                exact_tv=total_variation(histogram(noised), blocks),
             )
         )
         on_level_end(end)
@@ -171,32 +153,32 @@ def measure(
     return fits
 
 
-def spoken(fits: Sequence[Fit]) -> str:
-    """The figures of the cleanest level, in one line."""
+def summary(fits: Sequence[Fit]) -> str:
+    """The total variations at the cleanest level, in one line."""
     last = fits[-1]
     return (
-        f"total variation from the checkerboard at level {last.i}: energy {last.of_density:.3f}, "
-        f"samples {last.of_samples:.3f} (exact ones {last.of_exact:.3f})"
+        f"total variation from the checkerboard at level {last.i}: energy {last.energy_tv:.3f}, "
+        f"samples {last.samples_tv:.3f} (exact ones {last.exact_tv:.3f})"
     )
 
 
-def figure(fits: Sequence[Fit]) -> Image.Image:
-    """A column per level: the truth, ``exp(-E)`` and the samples, darker = denser."""
+def plot(fits: Sequence[Fit]) -> Image.Image:
+    """A column per level with the truth, ``exp(-E)`` and the samples; darker is denser."""
     columns = []
     for fit in fits:
-        top = float(fit.truth.max())  # one scale for a column
+        top = float(fit.truth.max())  # one scale per column
         columns.append(
             (
                 captioned(panel(fit.truth, top), f"level {fit.i}: truth"),
-                captioned(panel(fit.density, top), f"energy, TV {fit.of_density:.3f}"),
-                captioned(panel(fit.samples, top), f"samples, TV {fit.of_samples:.3f}"),
+                captioned(panel(fit.density, top), f"energy, TV {fit.energy_tv:.3f}"),
+                captioned(panel(fit.samples, top), f"samples, TV {fit.samples_tv:.3f}"),
             )
         )
     return make_grid([picture for row in zip(*columns, strict=True) for picture in row], len(fits))
 
 
 def panel(masses: Tensor, top: float) -> Image.Image:
-    """Probabilities (S, S) as a picture of FINE pixels a side, x₁ to the right and x₂ upwards."""
+    """Probabilities (S, S) as a picture of FINE x FINE pixels; x₁ goes right, x₂ goes up."""
     size = FINE // len(masses)
     shade = 255 * (1 - (masses / (top * size**2)).clamp(max=1).sqrt())
     pixels = shade.T.flip(0).round().to(torch.uint8).numpy()

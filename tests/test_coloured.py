@@ -22,8 +22,9 @@ from cdrl_train.data.coloured import (
     RGB,
     render,
 )
+from cdrl_train.data.idx import FASHION_MNIST_CLASSES
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import FASHION_MNIST_CLASSES, load_images
+from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
 
 
@@ -134,10 +135,10 @@ def test_bad_sources_are_named(source: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "colour.npz", train_images=colour, train_labels=np.arange(12) % 10)
     for name, message in {
         "coloured:nowhere.npz": "no data at 'nowhere.npz'",
-        f"coloured:{tmp_path / 'three.npz'}": "expected clothes of 10 classes to be coloured",
-        f"coloured:{tmp_path / 'none.npz'}": "expected clothes of 10 classes to be coloured",
+        f"coloured:{tmp_path / 'three.npz'}": "expected grey clothes of 10 classes to colour",
+        f"coloured:{tmp_path / 'none.npz'}": "expected grey clothes of 10 classes to colour",
         f"coloured:{tmp_path / 'colour.npz'}": "expected grey images, got 3 channels",
-        f"coloured:{source}": "expected clothes of 10 classes to be coloured",
+        f"coloured:{source}": "expected grey clothes of 10 classes to colour",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
             load_images(name)

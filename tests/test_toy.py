@@ -23,6 +23,7 @@ from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train import toy
 from cdrl_train.cli import main
 from cdrl_train.config import DataConfig
+from cdrl_train.data.checkerboard import POINT, checkerboard, draw
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.interrupt import Stopped
@@ -56,7 +57,7 @@ class Bell(Energy):
 
 class TestTheBoard:
     def test_half_of_all_pixel_pairs_and_each_once(self) -> None:
-        pairs = toy.checkerboard().images.reshape(-1, 2).long()
+        pairs = checkerboard().images.reshape(-1, 2).long()
         assert len(pairs) == 2**15 == len(pairs.unique(dim=0))
         dark = torch.zeros(256, 256, dtype=torch.bool)
         dark[pairs[:, 0], pairs[:, 1]] = True
@@ -81,18 +82,18 @@ class TestTheBoard:
     def test_the_truth_is_the_law_of_noised_draws(self, t: int) -> None:
         level = SCHEDULE.level(t)
         truth = toy.true_masses(level)
-        x = toy.draw(N, generator())
+        x = draw(N, generator())
         assert x.abs().max() <= 1
         noised = level.alpha * x + level.sigma_bar * torch.randn(x.shape, generator=generator(1))
-        distance = toy.total_variation(toy.shares(noised), toy.coarse(truth))
+        distance = toy.total_variation(toy.histogram(noised), toy.coarse(truth))
         assert distance < 1.15 * noise_of_shares(toy.coarse(truth), N)
         if t == 1:
             assert float(truth.sum()) == pytest.approx(1, abs=1e-12)
 
     def test_it_is_known_to_the_command_line_without_a_file(self, tmp_path: Path) -> None:
         config = preset("toy-2d")
-        assert config.data.source == toy.CHECKERBOARD
-        assert load_images(config.data.source).fingerprint() == toy.checkerboard().fingerprint()
+        assert config.data.source == "checkerboard"
+        assert load_images(config.data.source).fingerprint() == checkerboard().fingerprint()
 
 
 class TestTotalVariation:
@@ -112,23 +113,23 @@ class TestTotalVariation:
         known = math.erf(apart * math.sqrt(2) / (2 * spread) / math.sqrt(2))
         assert toy.total_variation(p, q) == pytest.approx(known, abs=2e-3)
         points = 0.1 + apart + spread * torch.randn(N, 1, 1, 2, generator=generator())
-        found, floor = toy.shares(points), noise_of_shares(toy.coarse(q), N)
+        found, floor = toy.histogram(points), noise_of_shares(toy.coarse(q), N)
         assert toy.total_variation(found, toy.coarse(q)) < 1.15 * floor
         assert toy.total_variation(found, toy.coarse(p)) == pytest.approx(known, abs=floor)
 
     def test_points_out_of_reach_count(self) -> None:
         points = torch.cat([torch.zeros(3, 1, 1, 2), torch.full((1, 1, 1, 2), 9.0)])
-        assert float(toy.shares(points).sum()) == 0.75
+        assert float(toy.histogram(points).sum()) == 0.75
 
     def test_a_cell_is_where_its_point_is(self) -> None:
         x = torch.tensor([0.31, -1.2])
-        cells = toy.shares(x.reshape(1, 1, 1, 2)).nonzero()[0]
+        cells = toy.histogram(x.reshape(1, 1, 1, 2)).nonzero()[0]
         assert torch.allclose(
-            toy.centres(toy.COARSE)[cells].float(), x, atol=toy.REACH / toy.COARSE
+            toy.centres(toy.COARSE)[cells].float(), x, atol=toy.EXTENT / toy.COARSE
         )
         peak = toy.energy_masses(Shifted(x), SCHEDULE.level(3)).argmax()
         at = torch.stack([peak // toy.FINE, peak % toy.FINE])
-        assert torch.allclose(toy.centres(toy.FINE)[at].float(), x, atol=toy.REACH / toy.FINE)
+        assert torch.allclose(toy.centres(toy.FINE)[at].float(), x, atol=toy.EXTENT / toy.FINE)
 
 
 class Shifted(Energy):
@@ -218,14 +219,12 @@ def test_a_short_run_brings_the_energy_nearer(tmp_path: Path) -> None:
             *("initializer.width=8", "ema_decay=0.9"),
         ]
     )
-    stream = BatchStream(toy.checkerboard(), config.data, config.seed, "cpu")
+    stream = BatchStream(checkerboard(), config.data, config.seed, "cpu")
     trainer = Trainer(config, stream, tmp_path)
 
     def distance() -> float:
-        model = CDRLModel(
-            trainer.ebm_ema.module, IdentityInitializer(1), config.schedule, toy.POINT
-        )
-        return toy.measure(model, num_samples=2, langevin_steps=0)[-1].of_density
+        model = CDRLModel(trainer.ebm_ema.module, IdentityInitializer(1), config.schedule, POINT)
+        return toy.measure(model, num_samples=2, langevin_steps=0)[-1].energy_tv
 
     before = distance()
     trainer.fit()
@@ -233,14 +232,14 @@ def test_a_short_run_brings_the_energy_nearer(tmp_path: Path) -> None:
 
 
 def test_measuring_the_same_model_twice_gives_the_same(tmp_path: Path) -> None:
-    model = CDRLModel(MLPEnergy(width=8), IdentityInitializer(1), SCHEDULE, toy.POINT)
+    model = CDRLModel(MLPEnergy(width=8), IdentityInitializer(1), SCHEDULE, POINT)
     first, second = (toy.measure(model, num_samples=500, langevin_steps=3) for _ in range(2))
     assert [fit.i for fit in first] == [*range(SCHEDULE.num_levels)][::-1]
-    assert [fit.of_samples for fit in first] == [fit.of_samples for fit in second]
+    assert [fit.samples_tv for fit in first] == [fit.samples_tv for fit in second]
     other = toy.measure(model, num_samples=500, langevin_steps=3, seed=1)
-    assert other[-1].of_samples != first[-1].of_samples
+    assert other[-1].samples_tv != first[-1].samples_tv
     # An untrained energy is a Gaussian: right where noise is all there is, wrong on the board.
-    assert first[0].of_density < 0.02 and first[-1].of_density > 0.4
+    assert first[0].energy_tv < 0.02 and first[-1].energy_tv > 0.4
 
 
 def test_other_models_cannot_be_measured(model: CDRLModel) -> None:
@@ -251,9 +250,9 @@ def test_other_models_cannot_be_measured(model: CDRLModel) -> None:
 def test_chains_that_leave_the_finite_numbers_are_told(tmp_path: Path) -> None:
     network = MLPEnergy(width=8)
     torch.nn.init.constant_(network.mlp.head.bias, math.nan)
-    broken = CDRLModel(network, IdentityInitializer(1), SCHEDULE, toy.POINT)
+    broken = CDRLModel(network, IdentityInitializer(1), SCHEDULE, POINT)
     torch.nn.init.constant_(network.mlp.stem.bias, math.inf)
-    with pytest.raises(NumericalError, match="left the finite numbers at level"):
+    with pytest.raises(NumericalError, match="are not finite"):
         toy.measure(broken, num_samples=4, langevin_steps=1)
 
 
@@ -268,7 +267,7 @@ def test_the_picture_has_x1_to_the_right_and_x2_upwards() -> None:
 
 def test_a_figure_is_abandoned_at_the_next_level(tmp_path: Path) -> None:
     config = preset("toy-2d")
-    stream = BatchStream(toy.checkerboard(), config.data, config.seed, "cpu")
+    stream = BatchStream(checkerboard(), config.data, config.seed, "cpu")
     answers = iter([False, False, True])
     with pytest.raises(Stopped):
         save_samples(Trainer(config, stream, tmp_path), answers.__next__)

@@ -19,7 +19,7 @@ from cdrl_infer.model import Attribute, SamplerDefaults
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
-from cdrl_train.data.sources import ImageSet
+from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.spectral import folded_state
 from cdrl_train.engine.state import resume, save, snapshot

@@ -1,7 +1,7 @@
-"""Fashion-MNIST in colour: garment, colour and background, of which the truth is known.
+"""Fashion-MNIST in colour: the garment, the colour and the background of each image are known.
 
-A set to compose concepts with. Some pairs of garment and colour are never shown in training, so that a
-model that draws them has put them together itself.
+The set is made to compose concepts. Some pairs of garment and colour never occur in training, so a model
+that draws them has composed them itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import Attribute
 from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.registry import Source
+from cdrl_train.data.sources import data_name, empty, load_images
 
 GARMENTS = Attribute(
     "garment",
@@ -38,24 +40,27 @@ RGB_SPREAD, GREY_SPREAD = 0.05, 0.04  # standard deviations, one draw per image 
 
 
 def render(clothes: ImageSet, seed: int, held_out: tuple[tuple[str, str], ...] = ()) -> ImageSet:
-    """Paint grey clothes on a grey ground, each image in a random colour.
+    """Paint grey clothes on a grey background, each image in a random colour.
 
     With g the grey value in [0, 1]: opacity ``min(1, 3g)``, paint ``colour · (0.4 + 0.6 g)``.
 
     Args:
-        clothes: (N, 1, H, W) with the ten classes of Fashion-MNIST.
-        seed: of colours, backgrounds and their spread.
-        held_out: pairs (garment, colour) that do not occur; the other colours of that garment then
-            occur more often.
+        clothes: (N, 1, H, W) images with the ten classes of Fashion-MNIST.
+        seed: seed of the colours, the backgrounds and their spread.
+        held_out: pairs (garment, colour) that must not occur; the other colours of that garment occur
+            more often.
 
     Returns:
-        (N, 3, H, W), with labels (N, 3) of `ATTRIBUTES`.
+        (N, 3, H, W) images with labels (N, 3) of `ATTRIBUTES`.
 
     Raises:
-        InputError: images that are not grey, or not of ten classes.
+        InputError: the images are not grey, or do not have ten classes.
     """
     if clothes.labels is None or clothes.num_classes != (len(GARMENTS.values),):
-        raise InputError(f"expected clothes of {len(GARMENTS.values)} classes to be coloured")
+        raise InputError(
+            f"expected grey clothes of {len(GARMENTS.values)} classes to colour, got labels of "
+            f"{clothes.num_classes or 'no'} classes"
+        )
     if clothes.images.shape[1] != 1:
         raise InputError(f"expected grey images, got {clothes.images.shape[1]} channels")
     generator = torch.Generator().manual_seed(seed)
@@ -81,3 +86,25 @@ def render(clothes: ImageSet, seed: int, held_out: tuple[tuple[str, str], ...] =
         mixed = opacity * paint[part] * (0.4 + 0.6 * grey) + (1 - opacity) * ground[part]
         images[part] = (255 * mixed).round().to(torch.uint8)
     return ImageSet(images, torch.stack([garment, colour, background], dim=1), ATTRIBUTES)
+
+
+class Coloured(Source):
+    """``coloured:SOURCE``: the clothes of another source, coloured; held-out pairs only in "test"."""
+
+    def read(self, rest: str, split: str, in_memory: int) -> ImageSet:
+        """Read and colour SOURCE."""
+        clothes = load_images(rest, split, in_memory=in_memory)
+        train = split == "train"
+        return render(clothes, 0, HELD_OUT) if train else render(clothes, 1)
+
+    def empty(self, rest: str) -> ImageSet | None:
+        """Colour no images of SOURCE."""
+        clothes = empty(rest)
+        return None if clothes is None else render(clothes, 0)
+
+    def display_name(self, rest: str) -> str:
+        """The name of SOURCE."""
+        return data_name(rest)
+
+
+COLOURED = Coloured()

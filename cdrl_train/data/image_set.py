@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
-from cdrl_infer.model import Attribute
+from cdrl_infer.model import Attribute, ImageShape
 
-IN_MEMORY = 2**31  # bytes; larger sets are mapped unless the caller says otherwise
+IN_MEMORY = 2**31  # bytes; larger sets are mapped from a disk by default
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,9 @@ class ImageSet:
     """Images and labels.
 
     Args:
-        images: (N, C, H, W) uint8, on the CPU; where `held` has mapped them, read from the disk as they
-            are needed.
+        images: (N, C, H, W) uint8 on the CPU, in memory or mapped from a disk (see `collect`).
         labels: (N, A) int64 indices from 0, one column per attribute; None without attributes.
-        attributes: what the columns mean.
+        attributes: the names and values of the columns.
     """
 
     images: Tensor
@@ -45,10 +44,10 @@ class ImageSet:
         return tuple(len(attribute.values) for attribute in self.attributes)
 
     def with_attributes(self, names: Sequence[str] | None) -> ImageSet:
-        """The same images with these attributes alone, in this order; None: all of them.
+        """The same images with only these attributes, in this order; None keeps all of them.
 
         Raises:
-            InputError: no such attribute.
+            InputError: the set has no such attribute.
         """
         if names is None:
             return self
@@ -56,7 +55,7 @@ class ImageSet:
         for name in names:
             if name not in known:
                 raise InputError(
-                    f"the data have no attribute {name!r}, expected of {listing(known) or 'none'}"
+                    f"the data have no attribute {name!r}, expected one of {listing(known) or 'none'}"
                     f"{did_you_mean(name, known)}"
                 )
         if self.labels is None or not names:
@@ -66,7 +65,7 @@ class ImageSet:
         return ImageSet(self.images, self.labels[:, columns], chosen)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this set from another: of pixels, labels and names."""
+        """16 hexadecimal digits that depend on the pixels, the labels and their names."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.attributes)).encode())
         for tensor in (self.images, self.labels):
             if tensor is not None:
@@ -74,7 +73,19 @@ class ImageSet:
         return sha.hexdigest()[:16]
 
 
-def held(
+def class_attribute(names: Iterable[object]) -> tuple[Attribute]:
+    """The attributes of a set whose images have one class each."""
+    return (Attribute("class", tuple(map(str, names))),)
+
+
+def no_images(shape: ImageShape, attributes: tuple[Attribute, ...] = ()) -> ImageSet:
+    """A set without images, for what depends only on their shape and attributes."""
+    images = torch.zeros(0, *shape.shape, dtype=torch.uint8)
+    labels = torch.zeros(0, len(attributes)).long() if attributes else None
+    return ImageSet(images, labels, attributes)
+
+
+def collect(
     shape: tuple[int, int, int, int],
     parts: Iterable[NDArray[np.uint8]],
     *,
@@ -82,17 +93,20 @@ def held(
     split: str,
     in_memory: int,
 ) -> Tensor:
-    """Images (N, C, H, W) uint8: in memory, or mapped from a copy on the disk if they are large.
+    """Join images to one tensor: in memory or, if they are large, mapped from a copy on the disk.
 
-    The copy lies beside the first source and is made once; it is known again by the names, sizes and
-    times of the sources.
+    The copy is written once, beside the first source. Its name depends on the names, sizes and times of
+    the sources, so changed sources get a new copy.
 
     Args:
-        shape: of the whole.
+        shape: (N, C, H, W) of all images.
         parts: (n, C, H, W) each, read one after the other.
         sources: the files that the parts come from.
         split: "train" or "test".
         in_memory: the most bytes to hold in memory.
+
+    Returns:
+        (N, C, H, W) uint8.
 
     Raises:
         InputError: the copy cannot be written.
@@ -112,16 +126,16 @@ def held(
             _write(copy, shape, parts)
         except OSError as error:
             raise InputError(
-                f"the images take {size / 2**20:,.0f} MiB, more than data.in_memory_mib, and a copy to "
-                f"map them from cannot be written to {copy.parent} ({error.strerror}); make room "
-                "there, or raise data.in_memory_mib"
+                f"the images take {size / 2**20:,.0f} MiB, more than data.in_memory_mib, so they are "
+                f"mapped from a copy, which cannot be written to {copy.parent} ({error.strerror}); "
+                "make room there, or raise data.in_memory_mib"
             ) from error
-    # Copy on write: torch wants memory that it could write to, the file stays as it is.
+    # Copy on write: torch wants writable memory, and the file must not change.
     return torch.from_numpy(np.load(copy, mmap_mode="c", allow_pickle=False))
 
 
 def _write(file: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]]) -> None:
-    """As ``.npy``, part by part, so that a full disk is an error and not a crash."""
+    """Write a ``.npy`` file part by part; a full disk is then an error (in a memory map, a crash)."""
     header: dict[str, Any] = {"shape": shape, "fortran_order": False, "descr": "|u1"}
     with replaced_file(file) as beside, open(beside, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)

@@ -15,13 +15,19 @@ class Batch(NamedTuple):
     """Network input."""
 
     x: Tensor  # (B, C, H, W) float32 in [-1, 1]
-    labels: Tensor | None  # (B, A) int64, 0 = hidden
+    labels: Tensor | None  # (B, A) int64; 0 hides the label, k + 1 is index k of `ImageSet`
 
 
 class BatchStream:
-    """Endless shuffled batches; where it stands is three numbers and a generator.
+    """Endless shuffled batches.
 
-    Each epoch's order depends on (seed, epoch) alone, so a stream is resumed from ``state()``.
+    The order of an epoch depends only on the seed and the epoch, so ``state()`` is enough to resume.
+
+    Args:
+        data: the images.
+        config: how they become network input.
+        seed: seed of the orders.
+        device: where the batches are needed.
     """
 
     def __init__(
@@ -31,7 +37,7 @@ class BatchStream:
         self.config = config
         self.seed = seed
         self.device = torch.device(device)
-        # Large sets stay where they are mapped; of them a batch is sent at a time.
+        # Large sets stay mapped from the disk; each batch is sent to the device by itself.
         resident = data.images.nbytes <= config.in_memory_mib * 2**20
         self.images = data.images.to(device) if resident else data.images
         self.labels = None if data.labels is None else data.labels.to(device)
@@ -44,20 +50,20 @@ class BatchStream:
         return torch.randperm(len(self.data), generator=generator)
 
     def state(self) -> dict[str, int]:
-        """Where the stream stands."""
+        """The epoch and the number of its images that were taken."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Go to where another stream of the same seed and data stood."""
+        """Continue from the state of another stream of the same seed and data."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffle()
 
     def next(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """The next ``batch_size`` images; dequantisation, flips and hidden labels from ``generator``."""
+        """The next images; ``generator`` decides on dequantisation, flips and hidden labels."""
         return self.load(self.take(batch_size), generator)
 
     def take(self, batch_size: int) -> Tensor:
-        """Which images are next: indices (B,) on the CPU."""
+        """The indices (B,) of the next images, on the CPU."""
         parts, missing = [], batch_size
         while missing:
             if self.position >= len(self.data):
@@ -72,7 +78,7 @@ class BatchStream:
     def load(self, index: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> Batch:
         """The images of these indices (B,), or of some rows of them.
 
-        The random numbers of all B are drawn, so that an image is the same however a batch is split.
+        The random numbers of all B images are drawn, so splitting a batch does not change its images.
         """
         chosen = index[rows]
 
