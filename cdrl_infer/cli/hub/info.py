@@ -94,7 +94,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 {"name": str(label["name"]), "values": list(map(str, label["values"]))}
                 for label in config["labels"]
             ],
-            "networks": {role: str(index[role][1]) for role in NETWORKS},
+            "networks": {role: index[role] and str(index[role][1]) for role in NETWORKS},
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
@@ -142,7 +142,7 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         "images": f"{image['height']} × {image['width']}, {image['channels']} channel(s)",
         "labels": "; ".join(f"{a['name']}: {listing(a['values'])}" for a in facts["labels"]),
         "levels": f"{facts['levels']}, {steps} Langevin steps at each",
-        **facts["networks"],
+        **{role: name or "none" for role, name in facts["networks"].items()},
         "format": f"{facts['format_version']}, written by cdrl {facts['library_version']}",
         "licence": _told(facts.get("license")),
         "data": _told(facts.get("datasets")),
