@@ -70,14 +70,13 @@ def gradient_work(pipe: CDRLPipeline, batch_size: int) -> tuple[Callable[[], obj
     if model.labels:
         columns = [torch.arange(batch_size) % len(a.values) + 1 for a in model.labels]
         labels = torch.stack(columns, dim=1).to(pipe.device)
-    energy = NeuralEnergy(model.ebm, labels)
+    potential = NeuralEnergy(model.ebm, labels).at(level)
     y = torch.randn(batch_size, *model.image.shape, device=pipe.device)
-    energy.value_and_grad(y, level)  # what belongs to the level is computed once, here
     leaf = y.clone().requires_grad_(True)
     with FlopCounterMode(display=False) as counter:
         # As `value_and_grad` does it; the counter wants a module's input not to be a leaf.
-        torch.autograd.grad(energy(leaf.clone(), level).sum(), leaf)
-    return lambda: energy.value_and_grad(y, level), float(counter.get_total_flops())
+        torch.autograd.grad(potential(leaf.clone()).sum(), leaf)
+    return lambda: potential.value_and_grad(y), float(counter.get_total_flops())
 
 
 def cold_sample(model: Path, images: int) -> float:

@@ -627,7 +627,7 @@ class CDRLPipeline:
             InputError: see above.
             NumericalError: the chains left the finite numbers.
         """
-        chain = self._chain(langevin_steps, self._kernel(sampler, None, leapfrog_steps))
+        chain = self._chain(langevin_steps, self._kernel(sampler, leapfrog_steps), None)
         class_labels = as_list(class_labels)
         count = count_images(num_images, class_labels=class_labels)
         random = Noise.of(seed, None, count).source(
@@ -681,8 +681,8 @@ class CDRLPipeline:
                 "use output_type='np' or 'pt'"
             )
         batch_size = positive("batch_size", batch_size)
-        kernel = self._kernel(sampler, step_scale, leapfrog_steps)
-        chain = self._chain(langevin_steps, kernel, integer("restarts", restarts))
+        kernel = self._kernel(sampler, leapfrog_steps)
+        chain = self._chain(langevin_steps, kernel, step_scale, integer("restarts", restarts))
         seeds, generator = as_list(seeds), as_list(generator)
         count = count_images(num_images, **given, seeds=seeds, generator=generator)
         asked = conditioning(count)
@@ -723,7 +723,7 @@ class CDRLPipeline:
                     values[part] = unit
         arrays = to_numpy(values) if output_type == "np" else values
         levels = [schedule.level(t) for t in range(schedule.num_levels, 0, -1)]
-        variances = [chain.kernel.step_variance(level) for level in levels]
+        scales = [chain.scale_at(int(level.t)) for level in levels]
         return CDRLPipelineOutput(
             images=pictures if output_type == "pil" else arrays,
             energies=energies,
@@ -733,41 +733,43 @@ class CDRLPipeline:
                 sampler=sampler,
                 langevin_steps=tuple(chain.steps_at(int(level.t)) for level in levels),
                 restarts=chain.restarts,
-                step_scale=tuple(
-                    float(s2 / level.step_variance)
-                    for s2, level in zip(variances, levels, strict=True)
+                step_scale=tuple(scales),
+                step_sizes=tuple(
+                    float((level.step_variance * scale).sqrt())
+                    for scale, level in zip(scales, levels, strict=True)
                 ),
-                step_sizes=tuple(float(s2.sqrt()) for s2 in variances),
                 acceptance=acceptance,
                 expression=str(asked.expression) if isinstance(asked, Composed) else None,
             ),
         )
 
-    def _kernel(
-        self, sampler: Sampler, step_scale: float | Sequence[float] | None, leapfrog_steps: int
-    ) -> Kernel[Any]:
+    def _kernel(self, sampler: Sampler, leapfrog_steps: int) -> Kernel[Any]:
         check_choice("sampler", sampler, get_args(Sampler))
-        given = as_list(self.model.sampler.step_scale if step_scale is None else step_scale)
+        if sampler == "hmc":
+            return HMC(positive("leapfrog_steps", leapfrog_steps))
+        return MALA() if sampler == "mala" else Langevin()
+
+    def _chain(
+        self,
+        langevin_steps: int | Sequence[int] | None,
+        kernel: Kernel[Any],
+        step_scale: float | Sequence[float] | None,
+        restarts: int = 0,
+    ) -> CooperativeSampler:
+        defaults = self.model.sampler
+        given = as_list(defaults.step_scale if step_scale is None else step_scale)
         scale: float | tuple[float, ...] = (
             tuple(number("step_scale", s) for s in given)
             if isinstance(given, list)
             else number("step_scale", given)
         )
-        if sampler == "hmc":
-            return HMC(scale, positive("leapfrog_steps", leapfrog_steps))
-        return MALA(scale) if sampler == "mala" else Langevin(scale)
-
-    def _chain(
-        self, langevin_steps: int | Sequence[int] | None, kernel: Kernel[Any], restarts: int = 0
-    ) -> CooperativeSampler:
-        defaults = self.model.sampler
         steps = as_list(defaults.langevin_steps if langevin_steps is None else langevin_steps)
         if isinstance(steps, list):
             steps = [integer("langevin_steps", k) for k in steps]
         else:
             steps = integer("langevin_steps", steps)
         return CooperativeSampler(
-            self.model.schedule, steps, kernel, defaults.score_scale, restarts
+            self.model.schedule, steps, kernel, scale, defaults.score_scale, restarts
         )
 
     def _labelled(self, class_labels: Any, guidance_scale: float, count: int) -> Labelled:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +17,12 @@ from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.kernels.adapt import tune
 from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.kernels.hmc import HMC
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import Proposal
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
+
+T = TypeVar("T")
 
 
 class LevelEnd(NamedTuple):
@@ -69,39 +71,49 @@ class CooperativeSampler:
 
     Args:
         schedule: the levels.
-        langevin_steps: K, one int for all levels or T ints for t = T … 1, the order in which they run.
+        langevin_steps: K, one int for all transitions or T ints for t = T … 1, the order in which they
+            run.
         kernel: the transition kernel; Langevin's is the paper's.
+        step_scale: multiplies the schedule's step variance, s² = step_scale · s_t²; one float for all
+            transitions or T floats, likewise.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.storage.authors`.
-        restarts: R; each costs what the way down costs without.
+        restarts: R; each costs as much as the way down without restarts.
 
     Raises:
-        InputError: a negative number of steps or restarts, or steps or step scales that are not one
-            per level.
+        InputError: a negative number of steps or restarts, a step scale that is not positive and finite,
+            or a wrong number of either.
     """
 
     schedule: NoiseSchedule
     langevin_steps: int | Sequence[int] = 15
     kernel: Kernel[Any] = field(default_factory=Langevin)
+    step_scale: float | Sequence[float] = 1.0
     score_scale: float = 1.0
     restarts: int = 0
 
     def __post_init__(self) -> None:
-        steps, levels = self.langevin_steps, self.schedule.num_levels
-        each = [steps] * levels if isinstance(steps, int) else list(steps)
-        if len(each) != levels or min(each) < 0:
+        num = self.schedule.num_levels
+        steps, scales = _each(self.langevin_steps, num), _each(self.step_scale, num)
+        if len(steps) != num or min(steps) < 0:
             raise InputError(
-                f"langevin_steps must be one integer of at least 0, or {levels}, one per level, "
-                f"got {steps}"
+                f"langevin_steps must be one integer of at least 0, or {num}, one per transition, "
+                f"got {self.langevin_steps}"
+            )
+        if len(scales) != num or not all(0 < scale < math.inf for scale in scales):
+            raise InputError(
+                f"step_scale must be one positive, finite number, or {num}, one per transition, "
+                f"got {self.step_scale}"
             )
         if self.restarts < 0:
             raise InputError(f"restarts must be at least 0, got {self.restarts}")
-        self.kernel.check_levels(levels)
 
     def steps_at(self, t: int) -> int:
         """K at transition t."""
-        if isinstance(self.langevin_steps, int):
-            return self.langevin_steps
-        return self.langevin_steps[self.schedule.num_levels - t]
+        return _each(self.langevin_steps, self.schedule.num_levels)[-t]
+
+    def scale_at(self, t: int) -> float:
+        """The step scale at transition t."""
+        return _each(self.step_scale, self.schedule.num_levels)[-t]
 
     @torch.no_grad()
     def sample(
@@ -155,10 +167,12 @@ class CooperativeSampler:
     ) -> LevelEnd:
         """From x_t to x_{t-1}, once: propose and refine."""
         start = proposal.sample(x, level, random)
+        step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)
         if pinned is not None:
             conditional = PinnedEnergy(conditional, pinned)
-        end = self.kernel.run(start, conditional, level, random, self.steps_at(t))
+        potential = conditional.at(level)
+        end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
         proposed, x = start / level.scale, end.y / level.scale
         if pinned is not None:
             proposed, x = pinned.hold(proposed, t - 1), pinned.hold(x, t - 1)
@@ -170,7 +184,7 @@ class CooperativeSampler:
         Returns:
             That mean (B, C, H, W), and the energies (B,) of x_0.
         """
-        value, grad = energy.value_and_grad(x * level.scale, level)
+        value, grad = energy.at(level).value_and_grad(x * level.scale)
         score = -level.scale * grad  # ∇_x log p(x_0), by the chain rule through y = m_1 x_0
         clean = (x + self.score_scale * level.sigma_bar**2 * score) / level.alpha
         return clean, value
@@ -186,12 +200,12 @@ class CooperativeSampler:
         target: float | None = None,
         steps: int = 60,
     ) -> Adaptation:
-        """A warm-up, no part of sampling: find the step scales that accept ``target`` of all moves.
+        """A warm-up apart from sampling: find the step scales that accept ``target`` of all moves.
 
-        At each level the scale is first tuned, then fixed for the K steps that lead to the next. The
+        At each transition the scale is first tuned, then fixed for the K steps that lead to the next. The
         same noise finds the same scales. To sample with them::
 
-            replace(sampler, kernel=replace(sampler.kernel, step_scale=found.step_scale))
+            replace(sampler, step_scale=found.step_scale)
 
         Args:
             energy: as in `sample`.
@@ -199,15 +213,15 @@ class CooperativeSampler:
             random: the noise, one stream per image; some 16 images will do.
             shape: as in `sample`.
             target: mean acceptance wanted, in (0, 1); by default the kernel's `optimal_acceptance`.
-            steps: of the kernel, per level, for the tuning.
+            steps: kernel steps per transition, for the tuning.
 
         Raises:
             InputError: a kernel that accepts every move, or a value outside its range.
             NumericalError: chains that left the finite numbers.
         """
-        if not isinstance(self.kernel, HMC):
+        if self.kernel.optimal_acceptance is None:
             raise InputError(
-                "adapting needs a kernel that can reject a move, MALA or HMC, "
+                "adapting needs a kernel that can reject a move, such as MALA or HMC, "
                 f"got {type(self.kernel).__name__}"
             )
         target = self.kernel.optimal_acceptance if target is None else target
@@ -220,26 +234,31 @@ class CooperativeSampler:
         scales, acceptance = [], []
         for t in range(self.schedule.num_levels, 0, -1):
             level, k = self.schedule.level(t, x.device), self.steps_at(t)
-            conditional = RecoveryEnergy(energy, x)
+            potential = RecoveryEnergy(energy, x).at(level)
+            step_size = level.step_variance * self.scale_at(t)
             start = partial(proposal.sample, x, level, random)
             scale = tune(
                 self.kernel,
                 start,
-                conditional,
-                level,
+                potential,
+                step_size,
                 random,
                 chain_steps=k,
                 target=target,
                 steps=steps,
             )
-            fixed = replace(self.kernel, step_scale=scale)
-            end = fixed.run(start(), conditional, level, random, k)
+            end = self.kernel.run(start(), potential, step_size * scale, random, k)
             if not bool(end.y.isfinite().all()):
                 raise NumericalError(
-                    f"adapting left the finite numbers at level {t}; expected a proposal and an "
+                    f"adapting left the finite numbers at transition {t}; expected a proposal and an "
                     "energy that are finite there: check the model"
                 )
             x = end.y / level.scale
-            scales.append(scale)
+            scales.append(self.scale_at(t) * scale)
             acceptance.append(float(end.acceptance.mean()))
         return Adaptation(tuple(scales), tuple(acceptance))
+
+
+def _each(value: T | Sequence[T], count: int) -> Sequence[T]:
+    """One value for each transition, t = T … 1; a sequence as it is."""
+    return value if isinstance(value, Sequence) else [value] * count

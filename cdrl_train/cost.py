@@ -221,7 +221,15 @@ class _Bench:
             mean = proposal.mean(pair.x_t, level)
             chain = NeuralEnergy(self.chain, labels)
             refined = objectives.refine(
-                chain, proposal, mean, Langevin(), langevin_steps, pair.x_t, level, random
+                chain,
+                proposal,
+                mean,
+                Langevin(),
+                level.step_variance,
+                langevin_steps,
+                pair.x_t,
+                level,
+                random,
             )
             matching = None
             if phase.score_matching:

@@ -17,7 +17,7 @@ from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.energies.recovery import RecoveryEnergy
+from cdrl_infer.energies.recovery import RecoveryEnergy, RecoveryPotential
 from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.pipeline import CDRLPipeline
@@ -142,7 +142,7 @@ def test_products_of_gaussians(
 ) -> None:
     level, y = SCHEDULE.level(t), points()
     mean, precision = product(weights, level)
-    value, grad = composed(said(text), len(y), GaussianNetwork(unit)).value_and_grad(y, level)
+    value, grad = composed(said(text), len(y), GaussianNetwork(unit)).at(level).value_and_grad(y)
     pull = (y - mean) @ precision
     expected = 0.5 * (pull * (y - mean)).sum(1)
     torch.testing.assert_close(grad, pull, rtol=1e-6, atol=1e-6)
@@ -159,8 +159,10 @@ def test_or_is_the_mixture_and_in_nats(t: int) -> None:
         torch.cat([g.covariances for g in GAUSSIANS[1:]]),
     )
     for unit in ("nats", "step"):
-        found = composed(said("a | b | c"), len(y), GaussianNetwork(unit)).value_and_grad(y, level)
-        for value, expected in zip(found, mixture.value_and_grad(y, level), strict=True):
+        found = (
+            composed(said("a | b | c"), len(y), GaussianNetwork(unit)).at(level).value_and_grad(y)
+        )
+        for value, expected in zip(found, mixture.at(level).value_and_grad(y), strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -179,16 +181,18 @@ def test_guidance_weighs_two_energies(g: float) -> None:
     level, y = SCHEDULE.level(3), points(4)
     labels = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 0]])[..., None]
     network = GaussianNetwork()
-    value, grad = ComposedEnergy(network, labels, lambda r: g * r[0]).value_and_grad(y, level)
+    value, grad = ComposedEnergy(network, labels, lambda r: g * r[0]).at(level).value_and_grad(y)
     assert network.batches == [8]  # all in one batch
-    free, asked = (NeuralEnergy(network, part).value_and_grad(y, level) for part in labels)
+    free, asked = (NeuralEnergy(network, part).at(level).value_and_grad(y) for part in labels)
     for found, e0, e1 in zip((value, grad), free, asked, strict=True):
         torch.testing.assert_close(found, (1 - g) * e0 + g * e1, rtol=1e-10, atol=1e-10)
 
 
 def test_the_network_is_called_once_for_each_concept_and_once_more() -> None:
     network = GaussianNetwork()
-    composed(said("a & (b | c) & ~a^0.2"), 5, network).value_and_grad(points(5), SCHEDULE.level(2))
+    composed(said("a & (b | c) & ~a^0.2"), 5, network).at(SCHEDULE.level(2)).value_and_grad(
+        points(5)
+    )
     assert network.batches == [4 * 5]
 
 
@@ -234,9 +238,8 @@ NOISY = NoiseSchedule(num_levels=5, logsnr_max=4.0, step_rule="curvature", step_
 class RecoveryPerConcept(RecoveryEnergy):
     """The classic error: each of two energies that are summed has brought its own recovery term."""
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        energy, grad = super().value_and_grad(y, level)
-        return energy, grad + level.recovery / level.noise_variance * (y - self.x_t)
+    def at(self, level: Level) -> RecoveryPotential:
+        return RecoveryPotential(super().at(level), self.x_t, level)
 
 
 def chain_deviation(
@@ -546,5 +549,5 @@ def test_guided_labels_are_kept_as_asked() -> None:
 
 def test_gradients_do_not_reach_the_networks(animals: CDRLPipeline) -> None:
     energy: Energy = bind(animals, "cat | night", 1)[0]
-    _, grad = energy.value_and_grad(torch.randn(1, 3, 8, 8), animals.model.schedule.level(1))
+    _, grad = energy.at(animals.model.schedule.level(1)).value_and_grad(torch.randn(1, 3, 8, 8))
     assert not grad.requires_grad and bool(grad.any())

@@ -27,9 +27,9 @@ from cdrl_infer.energies.analytic import (
     GaussianMixtureEnergy,
     PosteriorMeanProposal,
 )
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, Potential
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.energies.recovery import RecoveryEnergy
+from cdrl_infer.energies.recovery import RecoveryEnergy, RecoveryPotential
 from cdrl_infer.kernels.base import StepInfo
 from cdrl_infer.kernels.langevin import Langevin, LangevinState
 from cdrl_infer.proposals import IdentityProposal
@@ -91,19 +91,24 @@ class MissingRoot(Langevin):
     """The noise is scaled by s² instead of s."""
 
     def step(
-        self, state: LangevinState, energy: Energy, level: Level, random: RandomSource
+        self, state: LangevinState, potential: Potential, step_size: Tensor, random: RandomSource
     ) -> tuple[LangevinState, StepInfo]:
-        _, grad = energy.value_and_grad(state.y, level)
-        s2 = level.step_variance
-        y = state.y - 0.5 * s2 * grad + s2 * random.normal(state.y.shape[1:])
+        _, grad = potential.value_and_grad(state.y)
+        y = state.y - 0.5 * step_size * grad + step_size * random.normal(state.y.shape[1:])
         return LangevinState(y), StepInfo(torch.ones(len(y)), torch.ones(len(y)).bool())
 
 
 class WrongSignRecovery(RecoveryEnergy):
     """The quadratic term is subtracted."""
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        energy, grad = self.prior.value_and_grad(y, level)
+    def at(self, level: Level) -> RecoveryPotential:
+        return WrongSignPotential(self.prior.at(level), self.x_t, level)
+
+
+class WrongSignPotential(RecoveryPotential):
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        energy, grad = self.prior.value_and_grad(y)
+        level = self.level
         return energy, grad - level.recovery / level.noise_variance * (y - self.x_t)
 
 
@@ -273,7 +278,7 @@ def run_kernel(
     parts: Parts, energy: Energy, level: Level, start: Tensor, steps: int, seed: int = 0
 ) -> Tensor:
     random = BatchRandom(len(start), torch.Generator().manual_seed(seed))
-    return parts.kernel.run(start, energy, level, random, steps).y
+    return parts.kernel.run(start, energy.at(level), level.step_variance, random, steps).y
 
 
 def recovery_energy(parts: Parts, data: AnalyticEnergy, x_t: Tensor, n: int) -> Energy:
@@ -538,7 +543,7 @@ def test_drl_starts_at_x_t_and_reaches_the_posterior() -> None:
     def draws(steps: int) -> Tensor:
         random = BatchRandom(n, torch.Generator().manual_seed(0))
         start = IdentityProposal().sample(x_t, level, random)
-        return parts.kernel.run(start, energy, level, random, steps).y
+        return parts.kernel.run(start, energy.at(level), level.step_variance, random, steps).y
 
     eye = torch.eye(2).double()
     at_x_t = Affine(eye, torch.zeros(2).double(), 0 * eye)
@@ -560,10 +565,10 @@ def test_correlated_draws_of_few_chains() -> None:
     inflated = variance / (1 - s2 / (4 * variance))
 
     random = BatchRandom(chains, torch.Generator().manual_seed(0))
-    kernel = Langevin()
-    state, path = kernel.init(torch.zeros(chains, 1).double(), data, level), []
+    kernel, potential = Langevin(), data.at(level)
+    state, path = kernel.init(torch.zeros(chains, 1).double(), potential), []
     for _ in range(50 + steps):
-        state, _ = kernel.step(state, data, level, random)
+        state, _ = kernel.step(state, potential, level.step_variance, random)
         path.append(state.y[:, 0])
     draws = torch.stack(path[50:])
     squares = (draws - mean) ** 2

@@ -131,6 +131,8 @@ def test_training_starts_its_chains_at_x_t() -> None:
     labels = torch.zeros(5, 1).long()
     random = BatchRandom(5, torch.Generator().manual_seed(0))
     energy = NeuralEnergy(model.ebm, labels)
-    refined = objectives.refine(energy, proposal, mean, Langevin(), 2, x_t, level, random)
+    refined = objectives.refine(
+        energy, proposal, mean, Langevin(), level.step_variance, 2, x_t, level, random
+    )
     assert torch.equal(refined.start, x_t) and not torch.equal(refined.end, x_t)
     assert not objectives.imitation_loss(mean, refined).value.requires_grad

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
@@ -72,8 +72,8 @@ class Scaled(Energy):
     def __init__(self, inner: Energy, factor: float) -> None:
         self.inner, self.factor = inner, factor
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        return self.factor * self.inner(y, level)
+    def at(self, level: Level) -> FunctionPotential:
+        return FunctionPotential(lambda y: self.factor * self.inner(y, level))
 
 
 @pytest.mark.parametrize("t", LEVELS)
@@ -153,8 +153,8 @@ class Quadratic(Energy):
     def __init__(self, k: float) -> None:
         self.k = torch.tensor(k, requires_grad=True)
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        return 0.5 * self.k * y.square().sum(1)
+    def at(self, level: Level) -> FunctionPotential:
+        return FunctionPotential(lambda y: 0.5 * self.k * y.square().sum(1))
 
 
 def test_the_contrastive_gradient_points_to_the_data() -> None:
@@ -181,8 +181,8 @@ def test_refine_runs_the_kernel_of_sampling_on_the_recovery_energy() -> None:
     """A strong pull to x_t and no prior: chains end at x_t, wherever they start."""
 
     class Flat(Energy):
-        def __call__(self, y: Tensor, level: Level) -> Tensor:
-            return 0.0 * y.sum(1)
+        def at(self, level: Level) -> FunctionPotential:
+            return FunctionPotential(lambda y: 0.0 * y.sum(1))
 
     schedule = NoiseSchedule(step_rule="curvature", step_size=0.5)
     level = schedule.level(torch.full((N,), 2))
@@ -192,6 +192,7 @@ def test_refine_runs_the_kernel_of_sampling_on_the_recovery_energy() -> None:
         InitializerProposal(Shift(0.0)),
         x_t - 3.0,
         Langevin(),
+        level.step_variance,
         400,
         x_t,
         level,

@@ -204,7 +204,7 @@ def test_images_of_another_shape_pass(recording: Recording) -> None:
     model, level = recording.model, recording.model.schedule.level(2)
     labels = recording.labels("labels")
     x = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    energy, grad = NeuralEnergy(model.ebm, labels).value_and_grad(x, level)
+    energy, grad = NeuralEnergy(model.ebm, labels).at(level).value_and_grad(x)
     assert energy.shape == (2,) and grad.shape == x.shape
     assert InitializerProposal(model.initializer, labels).mean(x, level).shape == x.shape
 

@@ -199,9 +199,9 @@ def test_generators(pipe: CDRLPipeline) -> None:
         ({"num_images": 0}, "num_images must be at least 1, got 0"),
         ({"num_images": 2.0}, "num_images must be an integer, got 2.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"langevin_steps": -1}, "integer of at least 0, or 3, one per level, got -1"),
-        ({"langevin_steps": [1, 2]}, r"or 3, one per level, got \[1, 2\]"),
-        ({"langevin_steps": []}, r"or 3, one per level, got \[\]"),
+        ({"langevin_steps": -1}, "integer of at least 0, or 3, one per transition, got -1"),
+        ({"langevin_steps": [1, 2]}, r"or 3, one per transition, got \[1, 2\]"),
+        ({"langevin_steps": []}, r"or 3, one per transition, got \[\]"),
         ({"langevin_steps": "many"}, "langevin_steps must be an integer, got 'many'"),
         ({"langevin_steps": 1.5}, "langevin_steps must be an integer, got 1.5"),
         ({"output_type": "pli"}, "one of pil, np, pt, got 'pli'; did you mean 'pil'"),
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_number_of_batches(pipe: CDRLPipeline) -> 
 def test_the_model_says_how_to_sample(model: CDRLModel) -> None:
     model.sampler = SamplerDefaults(langevin_steps=(3, 1, 2), step_scale=0.5, score_scale=2.0)
     labels = torch.tensor([[3], [0]])  # Bag, not given
-    expected = CooperativeSampler(model.schedule, [3, 1, 2], Langevin(step_scale=0.5), 2.0).sample(
+    expected = CooperativeSampler(model.schedule, [3, 1, 2], Langevin(), 0.5, 2.0).sample(
         NeuralEnergy(model.ebm, labels),
         InitializerProposal(model.initializer, labels),
         PerImageRandom.from_seeds([8, 9], "cpu"),
@@ -319,7 +319,7 @@ def test_steps_of_a_sampler_are_checked_when_it_is_made() -> None:
     schedule = NoiseSchedule(num_levels=3)
     assert [CooperativeSampler(schedule, (4, 0, 2)).steps_at(t) for t in (3, 2, 1)] == [4, 0, 2]
     for steps in (-1, [1, 2], [1, 2, 3, 4], [1, -1, 1], []):
-        with pytest.raises(InputError, match="at least 0, or 3, one per level, got") as caught:
+        with pytest.raises(InputError, match="at least 0, or 3, one per transition, got") as caught:
             CooperativeSampler(schedule, steps)
         assert str(steps) in str(caught.value)
 
@@ -360,9 +360,9 @@ class TestSamplers:
     def test_the_kernel_is_the_one_asked_for(self, pipe: CDRLPipeline) -> None:
         """Not by name alone: what is drawn is what the sampler draws with that kernel."""
         labels = torch.tensor([[3]])
-        kernels = {"mala": MALA(5.0), "hmc": HMC(5.0, 3), "langevin": Langevin(5.0)}
+        kernels = {"mala": MALA(), "hmc": HMC(3), "langevin": Langevin()}
         for name, kernel in kernels.items():
-            expected = CooperativeSampler(pipe.model.schedule, 2, kernel).sample(
+            expected = CooperativeSampler(pipe.model.schedule, 2, kernel, 5.0).sample(
                 NeuralEnergy(pipe.model.ebm, labels),
                 InitializerProposal(pipe.model.initializer, labels),
                 PerImageRandom.from_seeds([8], "cpu"),
@@ -435,13 +435,16 @@ class TestSamplers:
         [
             ({"sampler": "mela"}, "one of langevin, mala, hmc, got 'mela'; did you mean 'mala'"),
             ({"sampler": None}, "sampler must be one of langevin, mala, hmc, got None"),
-            ({"step_scale": 0}, "step_scale must be positive and finite, .* got 0"),
-            ({"step_scale": -1.0}, "step_scale must be positive and finite"),
+            ({"step_scale": 0}, "step_scale must be one positive, finite number, or 3, .* got 0"),
+            ({"step_scale": -1.0}, "step_scale must be one positive, finite number, or 3"),
             ({"step_scale": float("nan")}, "step_scale must be a finite number, got nan"),
             ({"step_scale": "big"}, "step_scale must be a finite number, got 'big'"),
-            ({"step_scale": [1, 2]}, "step_scale must be one number or 3, one per level, got 2"),
-            ({"step_scale": []}, "step_scale must be positive and finite, one number or one per"),
-            ({"step_scale": [1, 2, 0]}, "step_scale must be positive and finite"),
+            (
+                {"step_scale": [1, 2]},
+                r"or 3, one per transition, got \(1.0, 2.0\)",
+            ),
+            ({"step_scale": []}, "step_scale must be one positive, finite number, or 3, one per"),
+            ({"step_scale": [1, 2, 0]}, "step_scale must be one positive, finite number, or 3"),
             ({"sampler": "hmc", "leapfrog_steps": 0}, "leapfrog_steps must be at least 1, got 0"),
             (
                 {"sampler": "hmc", "leapfrog_steps": 2.5},
@@ -466,7 +469,7 @@ class TestSamplers:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"sampler": "langevin"}, "a kernel that can reject a move, MALA or HMC, got Langevin"),
+            ({"sampler": "langevin"}, "can reject a move, such as MALA or HMC, got Langevin"),
             ({"sampler": "nuts"}, "sampler must be one of langevin, mala, hmc, got 'nuts'"),
             ({"target_acceptance": 1.0}, r"expected target in \(0, 1\) and steps of at least 1"),
             (
@@ -475,7 +478,7 @@ class TestSamplers:
             ),
             ({"steps": 0}, "steps must be at least 1, got 0"),
             ({"num_images": 0}, "num_images must be at least 1, got 0"),
-            ({"langevin_steps": [1, 2]}, "or 3, one per level, got"),
+            ({"langevin_steps": [1, 2]}, "or 3, one per transition, got"),
             ({"class_labels": "Bagg"}, "unknown attribute 0 'Bagg'"),
             ({"seed": -1}, "a seed must be an integer in 0"),
             ({"guidance_scale": 3}, "guidance_scale 3 needs class_labels"),

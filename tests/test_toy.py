@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.errors import ConfigError, InputError, NumericalError
 from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.identity import IdentityInitializer
@@ -50,9 +50,12 @@ class Bell(Energy):
     def __init__(self, mean: float, spread: float) -> None:
         self.mean, self.spread = mean, spread
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        x = (y / level.scale).flatten(1)
-        return (x - self.mean).square().sum(1) / (2 * self.spread**2)
+    def at(self, level: Level) -> FunctionPotential:
+        def energy(y: Tensor) -> Tensor:
+            x = (y / level.scale).flatten(1)
+            return (x - self.mean).square().sum(1) / (2 * self.spread**2)
+
+        return FunctionPotential(energy)
 
 
 class TestTheBoard:
@@ -133,11 +136,13 @@ class TestTotalVariation:
 
 
 class Shifted(Energy):
-    def __init__(self, at: Tensor) -> None:
-        self.at = at
+    def __init__(self, centre: Tensor) -> None:
+        self.centre = centre
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        return 50 * (y.flatten(1) / level.scale - self.at).square().sum(1)
+    def at(self, level: Level) -> FunctionPotential:
+        return FunctionPotential(
+            lambda y: 50 * (y.flatten(1) / level.scale - self.centre).square().sum(1)
+        )
 
 
 class TestNetworks:

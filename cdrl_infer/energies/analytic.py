@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.errors import InputError
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
@@ -54,9 +54,10 @@ class AnalyticEnergy(Energy):
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
         """(num, D) exact and independent draws of the data, float64."""
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
+    def at(self, level: Level) -> FunctionPotential:
         """(B, D) -> (B,) nats."""
-        return -self.log_density(y, level.scale * level.alpha, level.scale * level.sigma_bar)
+        signal, noise = level.scale * level.alpha, level.scale * level.sigma_bar
+        return FunctionPotential(lambda y: -self.log_density(y, signal, noise))
 
     def sample_level(self, level: Level, num: int, generator: torch.Generator) -> Tensor:
         """(num, D) exact and independent draws of ``y`` at a level, float64."""

@@ -1,9 +1,10 @@
-"""What an energy is: nats, lower is likelier."""
+"""What an energy is: nats, lower is likelier. At one level it is a potential, a function of y alone."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,25 +12,54 @@ from torch import Tensor
 from cdrl_infer.schedule import Level
 
 
-class Energy(ABC):
-    """``E(y)`` at a level, with ``log p(y) = -E(y) + const``; the constant may depend on the level."""
+class Potential(Protocol):
+    """``E(y)`` at one level; all that a transition kernel needs to know."""
 
-    @abstractmethod
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
+    def __call__(self, y: Tensor) -> Tensor:
         """(B, ...) points -> (B,) energies in nats."""
+        ...
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Energies (B,) and their gradient in y (B, ...), both detached.
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and their gradient in y (B, ...), both detached."""
+        ...
+
+
+class FunctionPotential:
+    """A potential whose gradient is found by automatic differentiation.
+
+    Args:
+        function: (B, ...) points -> (B,) energies in nats; differentiable.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """(B, ...) -> (B,) nats."""
+        return self.function(y)
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and gradient (B, ...), both detached.
 
         Works under `torch.no_grad`; under `torch.inference_mode` no gradient exists.
         """
-        return differentiate(lambda point: self(point, level), y)
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            values = self.function(y)
+            (grad,) = torch.autograd.grad(values.sum(), y)
+        return values.detach(), grad
 
 
-def differentiate(energy: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (B,) at y (B, ...) and their gradient in y (B, ...), both detached."""
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(True)
-        values = energy(y)
-        (grad,) = torch.autograd.grad(values.sum(), y)
-    return values.detach(), grad
+class Energy(ABC):
+    """``E(y) = -log p(y) + const`` at every level; the constant may depend on the level."""
+
+    @abstractmethod
+    def at(self, level: Level) -> Potential:
+        """The energy at one level, or at the level of each image if the level is a batch of B.
+
+        Computes once what does not depend on y, such as a network's conditioning.
+        """
+
+    def __call__(self, y: Tensor, level: Level) -> Tensor:
+        """(B, ...) points -> (B,) energies in nats."""
+        return self.at(level)(y)

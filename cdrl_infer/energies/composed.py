@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
 from cdrl_infer.schedule import Level
 
@@ -32,8 +32,13 @@ class ComposedEnergy(Energy):
         self.energy = NeuralEnergy(network, labels.flatten(0, 1))
         self.log_ratio = log_ratio
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        """(B, C, H, W) -> (B,) nats."""
-        stacked = y.repeat(self.count, *[1] * (y.ndim - 1))
-        unconditional, *conditional = self.energy(stacked, level).chunk(self.count)
-        return unconditional - self.log_ratio(unconditional - torch.stack(conditional))
+    def at(self, level: Level) -> FunctionPotential:
+        """(B, C, H, W) -> (B,) nats; one level for the whole batch."""
+        potential = self.energy.at(level)
+
+        def composed(y: Tensor) -> Tensor:
+            stacked = y.repeat(self.count, *[1] * (y.ndim - 1))
+            unconditional, *conditional = potential(stacked).chunk(self.count)
+            return unconditional - self.log_ratio(unconditional - torch.stack(conditional))
+
+        return FunctionPotential(composed)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cdrl_infer.energies.base import Energy, differentiate
+from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.schedule import Level
 
 
@@ -29,10 +28,6 @@ class EBMNetwork(Protocol):
 class NeuralEnergy(Energy):
     """``E(y) = -f(y)`` for a network in nats, ``-f(y)/s_t²`` for one in units of the step variance.
 
-    What depends on level and labels alone is computed once per `Level` object; make a new
-    `NeuralEnergy` when the network's weights change. A call that is to train the network (gradients
-    enabled, parameters that require them) computes it anew, so that its parameters learn too.
-
     Args:
         network: an `EBMNetwork`.
         labels: (B, A) integers bound to the batch, 0 = not given; None if unconditional.
@@ -41,30 +36,17 @@ class NeuralEnergy(Energy):
     def __init__(self, network: EBMNetwork, labels: Tensor | None = None) -> None:
         self.network = network
         self.labels = labels
-        self._level: Level | None = None
-        self._condition: Any = None
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
-        """(B, C, H, W) -> (B,) nats."""
-        if torch.is_grad_enabled() and self._learns():
-            return self._nats(y, level, self.network.condition(level, self.labels))
-        return self._nats(y, level, self._kept_condition(level))
+    def at(self, level: Level) -> FunctionPotential:
+        """(B, C, H, W) -> (B,) nats.
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Energies (B,) and gradient (B, C, H, W); the conditioning is kept out of the graph."""
-        condition = self._kept_condition(level)
-        return differentiate(lambda point: self._nats(point, level, condition), y)
+        The network's conditioning on level and labels is computed here, once. If gradients are enabled
+        it keeps its graph, so that the parameters of a network in training learn through it.
+        """
+        condition = self.network.condition(level, self.labels)
 
-    def _nats(self, y: Tensor, level: Level, condition: Any) -> Tensor:
-        f = self.network(y, condition)
-        return -f if self.network.output_unit == "nats" else -f / level.step_variance
+        def energy(y: Tensor) -> Tensor:
+            f = self.network(y, condition)
+            return -f if self.network.output_unit == "nats" else -f / level.step_variance
 
-    @torch.no_grad()
-    def _kept_condition(self, level: Level) -> Any:
-        if level is not self._level:
-            self._level, self._condition = level, self.network.condition(level, self.labels)
-        return self._condition
-
-    def _learns(self) -> bool:
-        network = self.network
-        return isinstance(network, nn.Module) and any(p.requires_grad for p in network.parameters())
+        return FunctionPotential(energy)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, Potential
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
 
@@ -42,7 +42,7 @@ class PinnedPixels:
 
 
 class PinnedEnergy(Energy):
-    """``E(y)`` of an image whose known pixels are put in place first, so that the others alone matter.
+    """``E(y)`` of an image whose known pixels are put in place first, so only the others matter.
 
     In the known pixels the density is flat: a kernel may leave them anywhere. One level for the whole
     batch.
@@ -56,14 +56,29 @@ class PinnedEnergy(Energy):
         self.prior = prior
         self.pinned = pinned
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
+    def at(self, level: Level) -> PinnedPotential:
         """(B, C, H, W) -> (B,) nats."""
-        return self.prior(self._held(y, level), level)
+        return PinnedPotential(self.prior.at(level), self.pinned, level)
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """As `Energy.value_and_grad`; the gradient is 0 in the known pixels."""
-        value, grad = self.prior.value_and_grad(self._held(y, level), level)
+
+class PinnedPotential:
+    """`PinnedEnergy` at one level."""
+
+    def __init__(self, prior: Potential, pinned: PinnedPixels, level: Level) -> None:
+        self.prior = prior
+        self.pinned = pinned
+        self.level = level
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B,) nats."""
+        return self.prior(self.held(y))
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies and gradient; the gradient is 0 in the known pixels."""
+        value, grad = self.prior.value_and_grad(self.held(y))
         return value, grad * self.pinned.hole
 
-    def _held(self, y: Tensor, level: Level) -> Tensor:
-        return self.pinned.hold(y / level.scale, int(level.t) - 1) * level.scale
+    def held(self, y: Tensor) -> Tensor:
+        """y with the known pixels put in place."""
+        scale = self.level.scale
+        return self.pinned.hold(y / scale, int(self.level.t) - 1) * scale

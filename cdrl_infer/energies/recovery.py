@@ -1,10 +1,10 @@
-"""The recovery likelihood: a prior energy tied to the noisier image it is to be recovered from."""
+"""The recovery likelihood: a prior energy tied to the noisier image that y is recovered from."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Energy, Potential
 from cdrl_infer.schedule import Level
 
 
@@ -20,16 +20,30 @@ class RecoveryEnergy(Energy):
         self.prior = prior
         self.x_t = x_t
 
-    def __call__(self, y: Tensor, level: Level) -> Tensor:
+    def at(self, level: Level) -> RecoveryPotential:
         """(B, ...) -> (B,) nats."""
-        return self.prior(y, level) + self._quadratic(y, level)
+        return RecoveryPotential(self.prior.at(level), self.x_t, level)
 
-    def value_and_grad(self, y: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """As `Energy.value_and_grad`; the quadratic term's gradient is written out."""
-        energy, grad = self.prior.value_and_grad(y, level)
+
+class RecoveryPotential:
+    """`RecoveryEnergy` at one level; the gradient of the quadratic term is written out."""
+
+    def __init__(self, prior: Potential, x_t: Tensor, level: Level) -> None:
+        self.prior = prior
+        self.x_t = x_t
+        self.level = level
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """(B, ...) -> (B,) nats."""
+        return self.prior(y) + self._quadratic(y)
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and gradient (B, ...), both detached."""
+        energy, grad = self.prior.value_and_grad(y)
+        level = self.level
         pull = level.expand(level.recovery / level.noise_variance, y) * (y - self.x_t)
-        return energy + self._quadratic(y, level), grad + pull
+        return energy + self._quadratic(y), grad + pull
 
-    def _quadratic(self, y: Tensor, level: Level) -> Tensor:
+    def _quadratic(self, y: Tensor) -> Tensor:
         distance = (y - self.x_t).square().flatten(1).sum(1)
-        return level.recovery * distance / (2 * level.noise_variance)
+        return self.level.recovery * distance / (2 * self.level.noise_variance)

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.base import Potential
 from cdrl_infer.errors import InputError
-from cdrl_infer.kernels.base import Kernel, StepInfo
+from cdrl_infer.kernels.base import Kernel, StepInfo, per_chain
 from cdrl_infer.random import RandomSource
-from cdrl_infer.schedule import Level
 
 
 class HMCState(NamedTuple):
@@ -43,14 +42,13 @@ class HMC(Kernel[HMCState]):
     for ``q(y' | y) = N(y - ½ s² ∇E(y), s² I)``: the ratio is Metropolis and Hastings' own.
 
     A move to where energy or gradient is not finite is rejected. A chain that *starts* there comes out
-    as NaN, as with an unadjusted kernel, so that whoever looks at the chains sees it.
+    as NaN, as with an unadjusted kernel, so the caller can see it.
 
-    Energies are compared in the precision of the network: in float32 those of the bundled model, up to
-    1,100 nats, are within 3e-4 nats of float64's, and acceptance probabilities as near; in bfloat16
-    (autocast), good to several nats, they would mean nothing.
+    Energies are compared in the precision of the network. In float32 those of the bundled model, up to
+    1,100 nats, are within 3e-4 nats of their float64 values, and so are acceptance probabilities. In
+    bfloat16 (autocast) they would be off by several nats, so acceptance would mean nothing.
 
     Args:
-        step_scale: see `Kernel`.
         leapfrog_steps: L, at least 1. A trajectory is about s·L long.
 
     Raises:
@@ -60,7 +58,6 @@ class HMC(Kernel[HMCState]):
     leapfrog_steps: int = 5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if type(self.leapfrog_steps) is not int or self.leapfrog_steps < 1:
             raise InputError(
                 f"leapfrog_steps must be an integer of at least 1, got {self.leapfrog_steps}"
@@ -74,21 +71,21 @@ class HMC(Kernel[HMCState]):
         """
         return 0.574 if self.leapfrog_steps == 1 else 0.651
 
-    def init(self, y: Tensor, energy: Energy, level: Level) -> HMCState:
+    def init(self, y: Tensor, potential: Potential) -> HMCState:
         """Start chains at y (B, ...); one gradient."""
-        value, grad = energy.value_and_grad(y, level)
+        value, grad = potential.value_and_grad(y)
         sound = value.isfinite() & grad.isfinite().flatten(1).all(1)
-        return HMCState(y.where(_per_chain(sound, y), math.nan), value, grad)
+        return HMCState(y.where(per_chain(sound, y), math.nan), value, grad)
 
     def step(
-        self, state: HMCState, energy: Energy, level: Level, random: RandomSource
+        self, state: HMCState, potential: Potential, step_size: Tensor, random: RandomSource
     ) -> tuple[HMCState, StepInfo]:
         """One transition of every chain; L gradients."""
         momentum = random.normal(state.y.shape[1:])
-        s = level.expand(self.step_variance(level).sqrt(), state.y)
+        s = per_chain(step_size.sqrt(), state.y)
         proposed, end_momentum = state, momentum
         for _ in range(self.leapfrog_steps):
-            proposed, end_momentum = leapfrog(proposed, end_momentum, s, energy, level)
+            proposed, end_momentum = leapfrog(proposed, end_momentum, s, potential)
         ratio = log_ratio(state, proposed, momentum, end_momentum)
         acceptance = torch.where(ratio.isfinite(), ratio.clamp(max=0).exp(), 0.0)
         accepted = random.uniform() < acceptance
@@ -99,19 +96,19 @@ class HMC(Kernel[HMCState]):
 class MALA(HMC):
     """The Metropolis-adjusted Langevin algorithm: `HMC` with one leapfrog step, as shown there.
 
-    With the same step_scale it proposes what `Langevin` does, and costs as much per step.
+    With the same step size it proposes what `Langevin` does, and costs as much per step.
     """
 
     leapfrog_steps: int = field(default=1, init=False)
 
 
 def leapfrog(
-    state: HMCState, p: Tensor, s: Tensor, energy: Energy, level: Level
+    state: HMCState, p: Tensor, s: Tensor, potential: Potential
 ) -> tuple[HMCState, Tensor]:
     """``p ← p - ½ s ∇E(y), y ← y + s p, p ← p - ½ s ∇E(y)``: reversible, keeps volumes."""
     p = p - 0.5 * s * state.grad
     y = state.y + s * p
-    value, grad = energy.value_and_grad(y, level)
+    value, grad = potential.value_and_grad(y)
     return HMCState(y, value, grad), p - 0.5 * s * grad
 
 
@@ -127,9 +124,4 @@ def log_ratio(old: HMCState, new: HMCState, p: Tensor, p_new: Tensor) -> Tensor:
 
 def choose(accepted: Tensor, new: HMCState, old: HMCState) -> HMCState:
     """Chain by chain the new state where accepted (B,), else the old one with all that is known there."""
-    return HMCState(*(a.where(_per_chain(accepted, a), b) for a, b in zip(new, old, strict=True)))
-
-
-def _per_chain(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) reshaped to broadcast against (B, ...)."""
-    return flags.reshape(-1, *(1,) * (like.ndim - 1))
+    return HMCState(*(a.where(per_chain(accepted, a), b) for a, b in zip(new, old, strict=True)))

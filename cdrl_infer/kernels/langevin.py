@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import Energy
-from cdrl_infer.kernels.base import Kernel, StepInfo
+from cdrl_infer.energies.base import Potential
+from cdrl_infer.kernels.base import Kernel, StepInfo, per_chain
 from cdrl_infer.random import RandomSource
-from cdrl_infer.schedule import Level
 
 
 class LangevinState(NamedTuple):
@@ -26,29 +25,28 @@ class LangevinState(NamedTuple):
 
 @dataclass(frozen=True)
 class Langevin(Kernel[LangevinState]):
-    """``y ← y - ½ s² ∇E(y) + s ε``, with ``s² = step_scale · s_t²`` and ε standard normal.
+    """``y ← y - ½ s² ∇E(y) + s ε``, with ε standard normal.
 
     Roberts & Tweedie 1996; one gradient per step. Its stationary law is that of E only to first
     order in s².
 
     Args:
-        step_scale: see `Kernel`.
         noise_scale: multiplies ε; 1 samples, 0 descends.
     """
 
     noise_scale: float = 1.0
 
-    def init(self, y: Tensor, energy: Energy, level: Level) -> LangevinState:
+    def init(self, y: Tensor, potential: Potential) -> LangevinState:
         """Start chains at y (B, ...)."""
         return LangevinState(y)
 
     def step(
-        self, state: LangevinState, energy: Energy, level: Level, random: RandomSource
+        self, state: LangevinState, potential: Potential, step_size: Tensor, random: RandomSource
     ) -> tuple[LangevinState, StepInfo]:
         """One transition of every chain; every move is made."""
-        _, grad = energy.value_and_grad(state.y, level)
+        _, grad = potential.value_and_grad(state.y)
         noise = random.normal(state.y.shape[1:])
-        s2 = level.expand(self.step_variance(level), state.y)
+        s2 = per_chain(step_size, state.y)
         y = state.y - 0.5 * s2 * grad + s2.sqrt() * self.noise_scale * noise
         always = torch.ones(len(y), device=y.device)
         return LangevinState(y), StepInfo(always, always.bool())

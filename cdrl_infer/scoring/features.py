@@ -123,7 +123,7 @@ class NoisedImages:
     def denoised(self, t: int) -> Denoised:
         """Energy and predicted noise at level t = 1 … T; computed anew at each call."""
         level, noise = self.schedule.level(t, self.u.device), self.noise[t - 1 : t]
-        value, grad = self.model_energy.value_and_grad(self._point(t), level)
+        value, grad = self.model_energy.at(level).value_and_grad(self._point(t))
         predicted = level.scale * level.sigma_bar * grad
         return Denoised(_exact(value), _exact(predicted), _exact(noise))
 

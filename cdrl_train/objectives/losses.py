@@ -95,6 +95,7 @@ def refine(
     proposal: InitializerProposal,
     mean: Tensor,
     kernel: Kernel[Any],
+    step_size: Tensor,
     steps: int,
     x_t: Tensor,
     level: Level,
@@ -102,7 +103,7 @@ def refine(
 ) -> Refined:
     """K steps of the kernel on ``p(y | x_t)`` from a proposal around its ``mean`` (B, C, H, W)."""
     start = proposal.around(mean.detach(), level, random)
-    end = kernel.run(start, RecoveryEnergy(energy, x_t), level, random, steps)
+    end = kernel.run(start, RecoveryEnergy(energy, x_t).at(level), step_size, random, steps)
     return Refined(start, end.y)
 
 
