@@ -1,4 +1,4 @@
-"""`cdrl-hub export`: a training run -> a model folder."""
+"""`cdrl-hub export`: write the model of a training run as a model folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="FOLDER")
-@click.option("--step", type=int, metavar="N", help="Of a checkpoint in RUN. [the newest]")
+@click.option("--step", type=int, metavar="N", help="Step of a checkpoint in RUN. [the newest]")
 @writes_a_model
 def export(
     run: Path,
@@ -26,9 +26,9 @@ def export(
 ) -> None:
     """Export the model of a training run.
 
-    RUN is the --out of cdrl-train, finished or not; the training data are not needed. FOLDER becomes
-    what CDRLPipeline.from_pretrained opens and `cdrl-hub push` uploads: cdrl-hub export runs/mine
-    mine. Weights are stored as the run says (stored_as) if neither --dtype nor --variant is given.
+    Example: cdrl-hub export runs/mine mine. RUN is the --out of cdrl-train, finished or not; the
+    training data are not needed. CDRLPipeline.from_pretrained opens FOLDER, and `cdrl-hub push` uploads
+    it. Without --dtype and --variant, the run's stored_as says how weights are stored.
     """
     stored = check_target(folder, dtype, variant)
     from cdrl_infer.storage.folder import save_model

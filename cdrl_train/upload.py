@@ -1,4 +1,9 @@
-"""Uploads of a run's model while it trains: one at a time, beside the training, and never its end."""
+"""Upload the model of a run while it trains.
+
+One upload at a time, beside the training. A failed upload does not end the training. The thread is a
+daemon of our own: `HfApi.run_as_future` queues uploads, and its threads keep an interrupted program
+alive until the last one is done.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,19 @@ from cdrl_infer.storage.folder import save_model
 
 
 class Uploads:
-    """Sends models to a repository; what goes wrong is told, and training goes on.
+    """Sends models to a repository; reports errors and lets training go on.
 
     A README.md that was in the repository before the run is kept.
 
     Args:
-        repo_id: ``user/model``; made if it does not exist.
+        repo_id: ``user/model``; created if it does not exist.
         private: see `cdrl_infer.storage.hub.push`.
-        dtype: of the stored weights.
-        tell: gets a line on each upload that was made, failed or passed over.
+        dtype: type of the stored weights.
+        tell: called with one line about each upload that succeeded, failed or was skipped.
 
     Raises:
-        CheckpointError, InputError: the repository cannot be written to. A network that is not there
-            is told only: it may come back.
+        CheckpointError, InputError: the repository cannot be written to. A missing network is only
+            reported, because it may come back.
     """
 
     def __init__(
@@ -47,15 +52,17 @@ class Uploads:
         try:
             hub.make_repository(repo_id, private=private)
         except NetworkError as error:
-            tell(f"{error}; training starts, and the model is sent when the Hub is there")
+            tell(f"{error}; training starts, and later uploads try again")
 
     def start(self, model: CDRLModel, step: int) -> None:
-        """Send a model in a thread; passed over while the last one is still on its way.
+        """Send a model in a thread; skipped while the previous upload runs.
 
-        The weights are written to a scratch folder first, so training may go on changing its own.
+        The model is written to a scratch folder first, so training can change its weights.
         """
         if self._thread is not None and self._thread.is_alive():
-            self.tell(f"step {step} is not sent to {self.repo_id}: an earlier one is on its way")
+            self.tell(
+                f"step {step} is not sent to {self.repo_id}: the previous upload is still running"
+            )
             return
         scratch = tempfile.TemporaryDirectory()
         folder = Path(scratch.name) / "model"
@@ -70,11 +77,11 @@ class Uploads:
             with scratch:
                 self._send(folder, f"Training step {step}")
 
-        self._thread = threading.Thread(target=send, daemon=True)  # no upload delays an interrupt
+        self._thread = threading.Thread(target=send, daemon=True)
         self._thread.start()
 
     def finish(self, folder: Path, step: int) -> bool:
-        """Send the last model once the upload before it is through; whether it arrived."""
+        """Wait for the previous upload, then send the last model; returns whether it arrived."""
         if self._thread is not None:
             self._thread.join()
         return self._send(folder, f"End of training, step {step}")

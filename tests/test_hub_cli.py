@@ -41,7 +41,7 @@ def test_info_downloads_no_weights(
     assert facts["license"] == "mit" and facts["datasets"] == ["fashion_mnist"]
     settings = {"n": 5000, "extractor": "lite0"}
     result = {"metric": "Fréchet distance", "value": 101.2, "settings": settings}
-    assert facts["figures"] == [{"dataset": "Fashion-MNIST", **result}]
+    assert facts["results"] == [{"dataset": "Fashion-MNIST", **result}]
     assert "# Tiny" in facts["card"]
     assert all(r.range for r in requests if "/cdn/" in r.path)  # headers alone
     cache = client.home / "hub" / "models--user--shown"

@@ -1,24 +1,26 @@
-"""The model card: front matter that the Hub reads, and the facts of a model."""
+"""The model card: front matter for the Hub, and the facts of a model."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdrl_infer.errors import CheckpointError, listing
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.storage.folder import PICTURE
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 PAPER = (
     "[Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood]"
     "(https://arxiv.org/abs/2309.05153) (Zhu, Xie, Wu, Gao, ICLR 2024)"
 )
-
+TASK = "unconditional-image-generation"
 FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?P<front>.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
-TOP_KEY = re.compile(r"[^\s#\-\]}]")  # a line of YAML that begins something new
+MODEL_INDEX = re.compile(r"^model-index:.*?(?=^[^\s#\-\]}]|\Z)", re.S | re.M)  # to the next key
 
 
 def render(
@@ -30,25 +32,25 @@ def render(
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
-    """Markdown with front matter; figures are to be added once measured (docs/format.md).
+    """A card in Markdown with front matter; `with_figures` adds measured results to it.
 
     Args:
-        model: what the card is of.
-        title: its heading.
-        facts: rows for the table, after those that the model tells itself.
+        model: the model that the card describes.
+        title: heading.
+        facts: rows of the table, after the rows that come from the model.
         text: what follows the table.
-        licence: an identifier of the Hub's, as "mit"; None leaves it to whoever shares the model.
+        licence: the Hub's identifier of a licence, for example "mit"; None leaves it out.
         datasets: names of data sets on the Hub.
     """
-    front: dict[str, object] = {
-        "library_name": "cdrl",
-        "pipeline_tag": "unconditional-image-generation",
-        "license": licence,
-        "datasets": list(datasets),
-        "tags": ["energy-based-model", "cdrl"],
-    }
-    # JSON is YAML, and quotes what would mean something else.
-    matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value)
+    from huggingface_hub import ModelCardData
+
+    front = ModelCardData(
+        library_name="cdrl",
+        pipeline_tag=TASK,
+        license=licence,
+        datasets=list(datasets) or None,
+        tags=["energy-based-model", "cdrl"],
+    )
     channels, height, width = model.image.shape
     rows = {
         "images": f"{height} × {width}, {channels} channel{'s' if channels > 1 else ''}",
@@ -59,13 +61,14 @@ def render(
     cells = {name: value.replace("|", "\\|") for name, value in rows.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in cells.items())
     picture = f"\n![Samples]({PICTURE})\n" if model.samples else ""
+    initializer = "" if model.initializer is None else " and its initializer"
     return f"""---
-{matter}
+{front.to_yaml()}
 ---
 
 # {title}
 
-A CDRL model, an energy-based model over {model.schedule.num_levels} noise levels and its initializer:
+A CDRL model, an energy-based model over {model.schedule.num_levels} noise levels{initializer}:
 {PAPER}.
 {picture}
 ```python
@@ -89,40 +92,41 @@ def with_figures(
     dataset: Mapping[str, str] | None,
     model: str,
 ) -> str:
-    """The card with these figures in its ``model-index``; all else stays as it was written.
+    """The card with these results in its ``model-index``; all other lines stay as they were.
 
-    A figure takes the place of the one of the same data set and split, type and name; others stay.
+    A result replaces the one with the same data set and split, type and name; others stay.
 
     Args:
-        card: Markdown, with front matter or without.
-        entries: of ``metrics``: type, name, value, args.
-        dataset: type, name and split of the data; None where there are no figures.
-        model: its name, for a card that names none.
+        card: Markdown, with or without front matter.
+        entries: entries of ``metrics``: type, name, value, args.
+        dataset: type, name and split of the data; None if there are no entries.
+        model: name of the model, for a card without one.
 
     Raises:
-        CheckpointError: front matter that cannot be read, or not be edited line by line.
+        CheckpointError: the front matter cannot be read, or cannot be edited line by line.
     """
-    import yaml  # huggingface-hub needs it too
+    import yaml  # huggingface_hub needs it too
+    from huggingface_hub.repocard_data import (
+        eval_results_to_model_index,
+        model_index_to_eval_results,
+    )
 
     found = FRONT_MATTER.match(card)
     front, rest = (found["front"], card[found.end() :]) if found else ("", card)
+    if front and not front.endswith("\n"):
+        front += "\n"
     try:
         data = yaml.safe_load(front) or {}
-        index = data.get("model-index") or [{"name": model, "results": []}]
-        results = index[0].setdefault("results", [])
-        if dataset is not None:
-            _add(results, entries, dataset)
-        changed = {**data, "model-index": index}
-        block = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
-        lines = front.splitlines(keepends=True)
-        start = next((k for k, s in enumerate(lines) if s.startswith("model-index:")), len(lines))
-        stop = next(
-            (k for k in range(start + 1, len(lines)) if TOP_KEY.match(lines[k])), len(lines)
-        )
-        before = "".join(lines[:start])
-        before += "" if not before or before.endswith("\n") else "\n"
-        new = before + block + "".join(lines[stop:])
-        if yaml.safe_load(new) != changed:
+        old = data.get("model-index") or [{"name": model, "results": []}]
+        name, results = model_index_to_eval_results(old)
+        for entry in entries:
+            _put(results, entry, dataset or {})
+        index = {"model-index": eval_results_to_model_index(name, results)}
+        block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True)
+        # ModelCard would write all of the front matter anew, without its comments.
+        new, count = MODEL_INDEX.subn(lambda _: block, front, count=1)
+        new = new if count else front + block
+        if yaml.safe_load(new) != {**data, **index}:
             raise ValueError("its model-index is not a block of lines of its own")
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -130,34 +134,26 @@ def with_figures(
             f"the card's front matter cannot be edited ({reason:.200}); expected YAML between two "
             "lines of ---, with a model-index as docs/format.md shows"
         ) from error
-    return f"---\n{new}{'' if new.endswith(chr(10)) else chr(10)}---\n{rest}"
+    return f"---\n{new}---\n{rest}"
 
 
-def _add(
-    results: list[Any], entries: Sequence[Mapping[str, Any]], dataset: Mapping[str, str]
-) -> None:
-    """Put the figures into the results of their data set, which are made if need be."""
-    for result in results:
-        known = result["dataset"]
-        if (known["type"], known.get("split")) == (dataset["type"], dataset.get("split")):
-            break
-    else:
-        task = {"type": "unconditional-image-generation"}
-        result = {"task": task, "dataset": dict(dataset), "metrics": []}
-        results.append(result)
-    metrics = result.setdefault("metrics", [])
-    for entry in entries:
-        same = [
-            k
-            for k, old in enumerate(metrics)
-            if (old["type"], old.get("name")) == (entry["type"], entry["name"])
-        ]
-        if same:
-            metrics[same[0]] = dict(entry)
-        else:
-            metrics.append(dict(entry))
+def _put(results: list[EvalResult], entry: Mapping[str, Any], dataset: Mapping[str, str]) -> None:
+    """Change the same result, or append a new one."""
+    from huggingface_hub import EvalResult
+
+    fields: dict[str, Any] = {f"metric_{key}": value for key, value in entry.items()}
+    fields |= {f"dataset_{key}": value for key, value in dataset.items()}
+    new = EvalResult(task_type=TASK, **fields)
+    same = ("dataset_type", "dataset_split", "metric_type", "metric_name")
+    for old in results:
+        if all(getattr(old, key) == getattr(new, key) for key in same):
+            old.metric_value, old.metric_args = new.metric_value, new.metric_args
+            return
+    results.append(new)
 
 
-def _network(network: object) -> str:
-    count = sum(p.numel() for p in network.parameters())  # type: ignore[attr-defined]
+def _network(network: Any) -> str:
+    if network is None:
+        return "none"
+    count = sum(p.numel() for p in network.parameters())
     return f"{type(network).__name__}, {count:,} values"

@@ -1,4 +1,4 @@
-"""`cdrl-hub`: share models, look at them, convert them."""
+"""`cdrl-hub`: share, inspect and convert models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PLUGINS = "cdrl.hub_commands"  # entry points of packages that build on this one
 
 
 class HubCommands(OneLineErrors, click.Group):
-    """The commands here and those of installed packages, each imported when it is wanted."""
+    """Our commands and those of installed packages, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in order."""
+        """Names of all commands, sorted."""
         return sorted({*COMMANDS, *(entry.name for entry in entry_points(group=PLUGINS))})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name; None if there is none."""
+        """The command of that name, or None."""
         if cmd_name in COMMANDS:
             module, _, attribute = COMMANDS[cmd_name].partition(":")
             command: click.Command = getattr(importlib.import_module(module), attribute)
@@ -36,13 +36,13 @@ class HubCommands(OneLineErrors, click.Group):
             try:
                 loaded: click.Command = plugin.load()
                 return loaded
-            except Exception as error:  # of another package: it must not break the others
+            except Exception as error:  # a broken package must not break our commands
                 return _unusable(cmd_name, f"{plugin.value} cannot be imported ({error})")
         return None
 
 
 def _unusable(name: str, reason: str) -> click.Command:
-    """Stands for a command that cannot be had, and says so when called."""
+    """A command in place of one that cannot be imported; it says why."""
 
     def refuse() -> None:
         raise InputError(f"{reason}; install its package again")
@@ -59,9 +59,9 @@ def _unusable(name: str, reason: str) -> click.Command:
 )
 @click.version_option(__version__, prog_name="cdrl-hub")
 def main() -> None:
-    """Share models on the Hugging Face Hub, look at them, make them of checkpoints.
+    """Share models on the Hugging Face Hub, inspect them, convert checkpoints to models.
 
-    Tokens are those of `hf auth login` or HF_TOKEN. Exit codes: 0 done, 2 bad input, 3 a computation
-    left the finite numbers, 4 the Hub could not be reached or broke off (try again), 5 the disk is
-    full, 130 interrupted.
+    The token comes from `hf auth login` or HF_TOKEN. Exit codes: 0 done, 2 bad input, 3 NaN or
+    infinity in a computation, 4 the Hub cannot be reached or the connection broke (try again), 5 the
+    disk is full, 130 interrupted.
     """

@@ -1,4 +1,4 @@
-"""`cdrl-hub convert`: a checkpoint of the CDRL authors -> a model folder."""
+"""`cdrl-hub convert`: turn a checkpoint of the CDRL authors into a model folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
 @click.command()
 @click.argument("file", metavar="FILE.pth.tar")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--image-size", default=32, show_default=True, help="Height and width of its images.")
+@click.option("--image-size", default=32, show_default=True, help="Height and width of the images.")
 @writes_a_model
 def convert(
     file: str,
@@ -24,8 +24,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the CDRL authors.
 
-    It becomes a folder that CDRLPipeline.from_pretrained opens and `cdrl-hub push` uploads:
-    cdrl-hub convert Cifar_10_best.pth.tar cifar10. Such a file is a pickle; no code in it is run.
+    Example: cdrl-hub convert Cifar_10_best.pth.tar cifar10. CDRLPipeline.from_pretrained opens the
+    new folder, and `cdrl-hub push` uploads it. The checkpoint is a pickle; no code in it is run.
     """
     from cdrl_infer.storage import authors as converter
     from cdrl_infer.storage.folder import save_model

@@ -1,4 +1,4 @@
-"""`cdrl-hub info`: what a model is, before any of its weights are downloaded."""
+"""`cdrl-hub info`: describe a model without downloading its weights."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import click
 from cdrl_infer.errors import CheckpointError, listing
 
 TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-KEPT = ("license", "datasets", "pipeline_tag", "tags")  # of the front matter of a card
+KEPT = ("license", "datasets", "pipeline_tag", "tags")  # keys of a card's front matter
 
 
 @click.command()
 @click.argument("model", metavar="USER/MODEL|FOLDER|NAME")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]")
-@click.option("--subfolder", metavar="PATH", help="Where in it the model lies.")
-@click.option("--local-files-only", is_flag=True, help="Look up no more than the cache.")
-@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+@click.option("--subfolder", metavar="PATH", help="Folder of the model in the repository.")
+@click.option("--local-files-only", is_flag=True, help="Use the cache, do not ask the Hub.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(
     model: str, revision: str | None, subfolder: str | None, local_files_only: bool, as_json: bool
 ) -> None:
-    """Tell what a model is.
+    """Describe a model.
 
-    Labels, sizes, figures and card of a repository, a folder or a bundled model; no weights are
-    downloaded, of those only the headers: cdrl-hub info user/model.
+    Example: cdrl-hub info user/model. Prints labels, sizes, results and the card of a repository, a
+    folder or a bundled model. Of the weights, only the headers are downloaded.
     """
     facts = gather(model, revision, subfolder, local_files_only)
     if as_json:
@@ -39,7 +39,7 @@ def info(
 def gather(
     model: str, revision: str | None, subfolder: str | None, local_files_only: bool
 ) -> dict[str, Any]:
-    """All that `info` tells, as JSON holds it."""
+    """Everything that `info` prints, as a JSON object."""
     from cdrl_infer.storage import hub
     from cdrl_infer.storage.folder import CARD
     from cdrl_infer.untrusted import read_text
@@ -62,27 +62,29 @@ def gather(
         for name, size in sorted(found.sizes.items())
         if (match := hub.WEIGHTS.fullmatch(name))
     ]
-    front, figures, text = _read_card(read_text(found.folder, CARD) or "")
+    front, results, text = _read_card(read_text(found.folder, CARD) or "")
     return {
         "model": found.name,
         "commit": found.commit,
         **config,
         "weights": weights,
         **front,
-        "figures": figures,
+        "results": results,
         "card": text,
     }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What the configs tell, also those of a newer format as far as it is the same."""
+    """Facts from the configs. A newer format is read too, if these parts have not changed."""
     from cdrl_infer.networks.registry import NETWORKS
     from cdrl_infer.storage.folder import CONFIG, INDEX
     from cdrl_infer.untrusted import read_json
 
     config, index = read_json(folder, CONFIG), read_json(folder, INDEX)
     if config.get("library") != "cdrl":
-        raise CheckpointError(f"{folder / CONFIG}: not the config of a CDRL model")
+        raise CheckpointError(
+            f"{folder / CONFIG}: expected the config of a CDRL model, found another"
+        )
     try:
         return {
             "format_version": int(config["format_version"]),
@@ -98,21 +100,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{folder}: a config that is damaged or of another format ({error!r:.200})"
+            f"{folder}: the config is damaged or of another format ({error!r:.200})"
         ) from None
 
 
 def _read_card(card: str) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """The front matter's plain values, the figures of its model-index, and the text after it."""
+    """Plain values of the front matter, the results in its model-index, and the text below."""
     from huggingface_hub import ModelCard
 
     try:
         parsed: Any = ModelCard(card, ignore_metadata_errors=True)
-    except Exception:  # YAML that nobody can read; the text is still worth reading
+    except Exception:  # broken YAML; the text can still be read
         return {}, [], card
     data = parsed.data.to_dict()
     front = {key: data[key] for key in KEPT if key in data and _is_plain(data[key])}
-    figures = [
+    results = [
         {
             "dataset": result.dataset_name,
             "metric": result.metric_name or result.metric_type,
@@ -121,12 +123,11 @@ def _read_card(card: str) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
         }
         for result in parsed.data.eval_results or ()
     ]
-    figures = [figure for figure in figures if all(map(_is_plain, figure.values()))]
-    return front, figures, parsed.text
+    return front, [one for one in results if all(map(_is_plain, one.values()))], parsed.text
 
 
 def _is_plain(value: object) -> bool:
-    """Texts, numbers, and short flat lists and objects of those: YAML can hide bombs in others."""
+    """Whether a value is a text, a number, or a short flat list or object; YAML bombs are not."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -135,7 +136,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _summary(facts: dict[str, Any]) -> list[str]:
-    """One line a fact."""
+    """One line for each fact."""
     image, steps = facts["image"], facts["langevin_steps"]
     rows = {
         "model": facts["model"] + (f", commit {facts['commit'][:7]}" if facts["commit"] else ""),
@@ -144,8 +145,8 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         "levels": f"{facts['levels']}, {steps} Langevin steps at each",
         **{role: name or "none" for role, name in facts["networks"].items()},
         "format": f"{facts['format_version']}, written by cdrl {facts['library_version']}",
-        "licence": _told(facts.get("license")),
-        "data": _told(facts.get("datasets")),
+        "licence": _stated(facts.get("license")),
+        "data": _stated(facts.get("datasets")),
     }
     rows["labels"] = rows["labels"] or "none: unconditional"
     lines = [f"{name:12} {value}" for name, value in rows.items()]
@@ -153,18 +154,16 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         kinds = [f"{n:,} values in {TYPES.get(k, k)}" for k, n in (file["values"] or {}).items()]
         size = [f"{file['bytes'] / 1e6:.1f} MB"]
         lines.append(f"{'weights':12} {file['file']}: {', '.join(size + kinds)}")
-    for figure in facts["figures"]:
-        settings = "".join(f", {k} {v}" for k, v in (figure["settings"] or {}).items())
-        lines.append(
-            f"{'figure':12} {figure['metric']} {figure['value']} on {figure['dataset']}{settings}"
-        )
+    for one in facts["results"]:
+        settings = "".join(f", {k} {v}" for k, v in (one["settings"] or {}).items())
+        lines.append(f"{'result':12} {one['metric']} {one['value']} on {one['dataset']}{settings}")
     return lines
 
 
-def _told(value: object) -> str:
-    return listing(value) if isinstance(value, list) else str(value or "not told")
+def _stated(value: object) -> str:
+    return listing(value) if isinstance(value, list) else str(value or "not stated")
 
 
 def _printable(text: str) -> str:
-    """Without control characters, with which a card could write over the terminal."""
+    """Remove control characters, with which a card could write over the terminal."""
     return re.sub(r"[^\n\t -~\u00a0-\U0010ffff]", "", text)

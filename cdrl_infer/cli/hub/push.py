@@ -1,4 +1,4 @@
-"""`cdrl-hub push`: a model folder -> the Hub."""
+"""`cdrl-hub push`: upload a model folder to the Hub."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import click
 @click.option(
     "--private/--public",
     default=None,
-    help="Of a repository that is made. [the account's default]",
+    help="Whether a created repository is private. [the account's default]",
 )
-@click.option("--revision", metavar="BRANCH", help="Made if it does not exist. [main]")
-@click.option("--create-pr", is_flag=True, help="Open a pull request in place of committing.")
-@click.option("--message", metavar="TEXT", help="Of the commit. [Upload a CDRL model]")
-@click.option("--overwrite-card", is_flag=True, help="Replace a README.md that is there already.")
-@click.option("--json", "as_json", is_flag=True, help="Tell what was made as JSON.")
+@click.option("--revision", metavar="BRANCH", help="Branch, created if it does not exist. [main]")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--message", metavar="TEXT", help="Commit message. [Upload a CDRL model]")
+@click.option("--overwrite-card", is_flag=True, help="Replace the README.md of the repository.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push(
     folder: str,
     repo_id: str,
@@ -32,9 +32,9 @@ def push(
 ) -> None:
     """Upload a model folder.
 
-    All of it in one commit: cdrl-hub push my-model user/my-model. The folder is loaded first, so that
-    no broken model is sent. The repository is made if there is none; what else is in it stays. A
-    failed upload leaves its files as they were.
+    Example: cdrl-hub push my-model user/my-model. All files go in one commit. The model is loaded
+    first, so a broken one is not sent. The repository is created if it does not exist. Its other files
+    stay, and a failed upload leaves all of them unchanged.
     """
     from cdrl_infer.storage import hub
     from cdrl_infer.storage.folder import load_model

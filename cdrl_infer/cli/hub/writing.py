@@ -1,4 +1,4 @@
-"""What the commands that write a model folder have in common."""
+"""Shared by the commands that write a model folder."""
 
 from __future__ import annotations
 
@@ -19,30 +19,36 @@ OPTIONS = (
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
-        help="Of the stored weights; they are loaded as float32.",
+        help="Type of the stored weights. They are loaded as float32.",
     ),
     click.option(
         "--variant",
         type=click.Choice(["fp16", "bf16"]),
-        help="Write model.VARIANT.safetensors, beside what is in FOLDER.",
+        help="Write model.VARIANT.safetensors and keep the other weights in FOLDER.",
     ),
-    click.option("--license", "licence", metavar="ID", help="For the card, as mit. [left out]"),
     click.option(
-        "--dataset", "datasets", multiple=True, metavar="NAME", help="For the card, as cifar10."
+        "--license", "licence", metavar="ID", help="Licence for the card, for example mit."
     ),
-    click.option("--json", "as_json", is_flag=True, help="Tell what was made as JSON."),
+    click.option(
+        "--dataset",
+        "datasets",
+        multiple=True,
+        metavar="NAME",
+        help="Data set for the card, for example cifar10; repeatable.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
 
 
 def writes_a_model(command: Command) -> Command:
-    """Give a command the options of all that write a model folder."""
+    """Give a command the options for writing a model folder."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
 
 
 def check_target(folder: str, dtype: str | None, variant: str | None) -> torch.dtype | None:
-    """What can be refused before any work is; the dtype of that name, None for none.
+    """Refuse what `save_model` would refuse, before any work; returns the dtype of that name.
 
     Raises:
         CheckpointError, ConfigError: see `cdrl_infer.storage.folder.save_model`.
@@ -66,7 +72,10 @@ def tell(model: CDRLModel, folder: str, as_json: bool, **more: object) -> None:
         "folder": folder,
         "image": model.image.shape,
         "labels": {attribute.name: len(attribute.values) for attribute in model.labels},
-        "networks": {"ebm": model.ebm.config, "initializer": model.initializer.config},
+        "networks": {
+            "ebm": model.ebm.config,
+            "initializer": model.initializer and model.initializer.config,
+        },
         "langevin_steps": model.sampler.langevin_steps,
         "score_scale": model.sampler.score_scale,
         **more,
