@@ -1,9 +1,4 @@
-"""Upload the model of a run while it trains.
-
-One upload at a time, beside the training. A failed upload does not end the training. The thread is a
-daemon of our own: `HfApi.run_as_future` queues uploads, and its threads keep an interrupted program
-alive until the last one is done.
-"""
+"""Upload the model of a run while it trains; a failed upload does not end the training."""
 
 from __future__ import annotations
 
@@ -65,18 +60,19 @@ class Uploads:
             )
             return
         scratch = tempfile.TemporaryDirectory()
-        folder = Path(scratch.name) / "model"
+        folder, message = Path(scratch.name) / "model", f"Training step {step}"
         try:
             save_model(model, folder, dtype=self.dtype)
         except CDRLError as error:
             scratch.cleanup()
-            self.tell(f"step {step} is not sent to {self.repo_id}: {error}")
+            self.tell(f"not sent ({message}): {error}")
             return
 
         def send() -> None:
             with scratch:
-                self._send(folder, f"Training step {step}")
+                self._send(folder, message)
 
+        # `HfApi.run_as_future` would keep an interrupted program alive until its uploads end.
         self._thread = threading.Thread(target=send, daemon=True)
         self._thread.start()
 

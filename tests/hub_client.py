@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import Request
+from hub_protocol import Call
 
 from cdrl_infer.pipeline import CDRLPipeline
 
@@ -137,6 +137,6 @@ def drawn(pipe: CDRLPipeline) -> str:
     return images.tobytes().hex()
 
 
-def weights(requests: list[Request]) -> list[Request]:
+def weights(requests: list[Call]) -> list[Call]:
     """The downloads of weights among requests."""
     return [r for r in requests if r.method == "GET" and "/cdn/" in r.path]

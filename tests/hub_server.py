@@ -14,20 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hub_protocol import Answer, Call, Hub
-
-
-class Request(NamedTuple):
-    """An entry of the log; ``path`` includes the query."""
-
-    method: str
-    path: str
-    range: str | None
-    token: str | None
-    status: int
 
 
 @dataclass
@@ -60,7 +50,7 @@ class HubServer(Hub):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[Request] = []
+        self.log: list[Call] = []
         self.faults: list[Fault] = []
         self.connections: set[socket.socket] = set()
         self.handler = type("Handler", (_Handler,), {"hub": self})
@@ -100,10 +90,10 @@ class HubServer(Hub):
             self.faults.remove(fault)
 
     @contextmanager
-    def recorded(self) -> Iterator[list[Request]]:
+    def recorded(self) -> Iterator[list[Call]]:
         """The requests of the block; the list is filled when the block ends."""
         first = len(self.log)
-        requests: list[Request] = []
+        requests: list[Call] = []
         yield requests
         requests += self.log[first:]
 
@@ -146,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault.act()
         planted = fault.status and Answer(fault.status, b'{"error": "planted"}', fault.headers)
         answer = planted or self.hub.answer(call)
-        self.hub.log.append(Request(self.command, self.path, call.range, call.token, answer.status))
+        self.hub.log.append(call)
         self._send(answer, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve

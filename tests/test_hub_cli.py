@@ -89,6 +89,9 @@ def test_push_by_command(user: Client, server: HubServer, folder: Path, tmp_path
     assert repo.private and "secrets.txt" not in repo.head()
     code, output = user.cli("push", str(mine), "user/commanded")
     assert code == 0 and "keeps its README.md; --overwrite-card replaces it" in output
+    (mine / "README.md").write_text("---\nlicense: mit\n")
+    code, output = user.cli("push", str(mine), "user/commanded", "--overwrite-card")
+    assert code == 2 and "the Hub does not accept the card: " in output
 
     with open(mine / "ebm" / "model.safetensors", "r+b") as file:
         file.truncate(1000)

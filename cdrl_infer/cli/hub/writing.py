@@ -26,15 +26,9 @@ OPTIONS = (
         type=click.Choice(["fp16", "bf16"]),
         help="Write model.VARIANT.safetensors and keep the other weights in FOLDER.",
     ),
+    click.option("--license", "licence", metavar="ID", help="Licence in the card, e.g. mit."),
     click.option(
-        "--license", "licence", metavar="ID", help="Licence for the card, for example mit."
-    ),
-    click.option(
-        "--dataset",
-        "datasets",
-        multiple=True,
-        metavar="NAME",
-        help="Data set for the card, for example cifar10; repeatable.",
+        "--dataset", "datasets", multiple=True, metavar="NAME", help="Data set in the card."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )

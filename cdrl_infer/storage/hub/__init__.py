@@ -4,17 +4,7 @@
 do not need it. It reads ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``.
 """
 
-from cdrl_infer.storage.hub.download import WEIGHTS, Found, find, weights_header
-from cdrl_infer.storage.hub.upload import Pushed, check_push, make_repository, push, variants
+from cdrl_infer.storage.hub.download import WEIGHTS, find, weights_header
+from cdrl_infer.storage.hub.upload import check_push, make_repository, push, variants
 
-__all__ = [
-    "WEIGHTS",
-    "Found",
-    "Pushed",
-    "check_push",
-    "find",
-    "make_repository",
-    "push",
-    "variants",
-    "weights_header",
-]
+__all__ = ["WEIGHTS", "check_push", "find", "make_repository", "push", "variants", "weights_header"]

@@ -53,12 +53,6 @@ class Target(NamedTuple):
             self.repo_id, revision=self.revision, files_metadata=sizes, timeout=timeout()
         )
 
-    def has_token(self) -> bool:
-        """Whether the Hub learns who asks."""
-        from huggingface_hub import get_token
-
-        return bool(self.token) if self.token is not None else get_token() is not None
-
 
 def is_repo_id(name: object) -> bool:
     """Whether a text names a repository: ``user/model``."""
@@ -126,9 +120,10 @@ def _explain(error: BaseException, target: Target) -> CDRLError:
 
 def _explain_status(error: HfHubHTTPError, target: Target) -> CDRLError:
     """The Hub answered, but not with what we asked for."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
-    repo, status, known = target.repo_id, error.response.status_code, target.has_token()
+    repo, status = target.repo_id, error.response.status_code
+    known = bool(get_token() if target.token is None else target.token)
     if isinstance(error, errors.GatedRepoError):
         return CheckpointError(
             f"{repo} is gated: ask for access on its page on the Hub, then {LOGIN}"

@@ -1,11 +1,8 @@
 """Find a model by its name; download it if it is on the Hub.
 
-`snapshot_download` can look up a revision and fall back to its cache by itself. We look up the
-revision and keep the cache's refs ourselves, because then
-
-* a missing file is reported before anything is downloaded,
-* the user reads on stderr that a cached copy is used, and why,
-* a branch means its last complete download while a newer commit has not arrived whole.
+`snapshot_download` could look up the revision and fall back to its cache. We do both ourselves. So a
+missing file is reported before the download, the user reads why a cached copy is used, and without
+the Hub a branch is its last complete download.
 """
 
 from __future__ import annotations
@@ -83,7 +80,9 @@ def find(
     """
     inside = _checked_subfolder(subfolder)
     if isinstance(model, str) and is_repo_id(model) and not Path(model).exists():
-        names = [n for n in model_files(variant) if with_weights or not _is_weights(n)]
+        names = model_files(variant)
+        if not with_weights:
+            names = [name for name in names if not name.endswith(".safetensors")]
         cache = None if cache_dir is None else os.fspath(cache_dir)
         wanted = _Wanted(Target(model, revision or "main", token), names, inside, cache)
         return _fetch(wanted, local_files_only)
@@ -118,13 +117,10 @@ def weights_header(found: Found, name: str, *, token: Token = None) -> dict[Any,
         with explained(target):
             if file.is_file():
                 return parse_local_safetensors_file_metadata(file).parameter_count
+            ask = target.api().parse_safetensors_file_metadata
+            where = target.repo_id, found.inside + name
             return patiently(
-                lambda: target.api().parse_safetensors_file_metadata(
-                    target.repo_id,
-                    found.inside + name,
-                    revision=target.revision,
-                    timeout=timeout(),
-                )
+                lambda: ask(*where, revision=target.revision, timeout=timeout())
             ).parameter_count
     except NetworkError:
         return None
@@ -260,17 +256,12 @@ def _remember(wanted: _Wanted, commit: str) -> None:
             new.write_text(commit, encoding="utf-8")
 
 
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")
-
-
 def _checked_subfolder(subfolder: str | None) -> str:
     """The sub-folder ending in a slash, or ``""``."""
     if subfolder is None:
         return ""
-    parts = subfolder.strip("/").split("/")
-    if subfolder.startswith("/") or not all(re.fullmatch(r"[\w. -]+", p) for p in parts):
-        raise InputError(f"subfolder must be names with / between them, got {subfolder!r}")
-    if {".", ".."} & set(parts):
-        raise InputError(f"subfolder must lie inside the repository, got {subfolder!r}")
-    return "/".join(parts) + "/"
+    if not re.fullmatch(r"(?:(?!\.\.?/)[\w. -]+/)+", (folder := subfolder.rstrip("/") + "/")):
+        raise InputError(
+            f"subfolder must be a path inside the repository, for example models/tiny, got {subfolder!r}"
+        )
+    return folder
