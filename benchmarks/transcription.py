@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.proposals import posterior_mean
 from cdrl_infer.schedule import Level
 from cdrl_train.config import TrainConfig
@@ -79,9 +78,11 @@ class Transcription:
         channels, num_classes = stream.images.shape[1], stream.data.num_classes
         torch.manual_seed(config.seed)
         self.ebm: Any = build_network("ebm", config.ebm, channels, num_classes)
-        self.initializer: Any = build_network(
-            "initializer", config.initializer, channels, num_classes
-        )
+        self.initializer: Any = nn.Identity()
+        if config.initializer is not None:
+            self.initializer = build_network(
+                "initializer", config.initializer, channels, num_classes
+            )
         if config.spectral_norm:
             add_spectral_norm(self.ebm)
         self.networks = [
@@ -123,10 +124,12 @@ class Transcription:
             power_iteration(self.ebm)  # of one step, as the trainer does it; none after
             self.ebm.eval()
         with self.watch(PROPOSAL):
-            mean = self.initializer(x_t, self.initializer.condition(level, labels))
+            mean = x_t
+            if self.config.initializer is not None:
+                mean = self.initializer(x_t, self.initializer.condition(level, labels))
         y_0 = mean.detach()
         with self.watch(LANGEVIN):
-            if not isinstance(self.initializer, IdentityInitializer):
+            if self.config.initializer is not None:
                 y_0 = y_0 + _each(level.proposal_variance.sqrt()) * self._noise(x)
             y_minus = self._langevin(y_0, x_t, level, labels)
         for network in self.networks:

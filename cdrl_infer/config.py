@@ -1,4 +1,4 @@
-"""The constructor's signature is the config: recorded when made, checked when rebuilt."""
+"""A constructor's signature is its config: arguments are recorded here, and checked when read again."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import inspect
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cdrl_infer.errors import ConfigError, did_you_mean, listing
+from cdrl_infer.registry import Registry
 
 T = TypeVar("T")
 
 
 class Configurable:
-    """Mixin: ``self.config`` holds the constructor's arguments by name, defaults included."""
+    """Mixin for classes whose constructor arguments are recorded in `config`.
 
-    config: dict[str, Any]
+    A class with a ``registry`` can be an argument of another: a config then holds
+    ``{"class": NAME, **arguments}`` for it.
+    """
+
+    registry: ClassVar[Registry[Any] | None] = None
+    _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -30,9 +36,24 @@ class Configurable:
             init(self, *args, **kwargs)
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
-            self.config = dict(list(bound.arguments.items())[1:])  # a subclass's comes last
+            # A subclass's constructor returns after its parent's, so its arguments stay.
+            self._arguments = dict(list(bound.arguments.items())[1:])
 
         setattr(cls, "__init__", recording_init)  # noqa: B010
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments by name, defaults included, as JSON can hold them.
+
+        Raises:
+            ConfigError: an argument is of a class that is not registered.
+        """
+        return {
+            name: {"class": value.registry.checked_name(type(value)), **value.config}
+            if isinstance(value, Configurable) and value.registry is not None
+            else value
+            for name, value in self._arguments.items()
+        }
 
 
 def from_config(cls: type[T], config: object, where: str) -> T:
@@ -41,7 +62,7 @@ def from_config(cls: type[T], config: object, where: str) -> T:
     Args:
         cls: a class whose constructor has annotated, named arguments.
         config: a mapping as read from JSON; lists stand for tuples.
-        where: the file (and part of it) the config was read from, for error messages.
+        where: the file, and the part of it, that the config is from; for error messages.
 
     Raises:
         ConfigError: not a mapping, an unknown or missing key, a value of the wrong type, or a value
@@ -64,6 +85,19 @@ def from_config(cls: type[T], config: object, where: str) -> T:
         raise ConfigError(f"{where}: {error!s:.500}") from None  # the values may be of any length
 
 
+def from_registry(registry: Registry[type[T]], config: object, where: str) -> T:
+    """Make the thing of ``{"class": NAME, **arguments}``; see `from_config`.
+
+    Raises:
+        ConfigError: the registry has no such class, or `from_config` refuses the arguments.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where}: expected an object of named values, found {config!r:.60}")
+    arguments = dict(config)
+    cls = registry.find(arguments.pop("class", None), where)
+    return from_config(cls, arguments, where)
+
+
 def check_keys(
     config: Mapping[str, Any], required: list[str], optional: list[str], where: str
 ) -> None:
@@ -84,6 +118,8 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` as ``hint`` wants it: tuples for lists, floats for ints, else unchanged."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_config(hint, value, f"{where}, {name!r}")
+    if isinstance(hint, type) and issubclass(hint, Configurable) and hint.registry is not None:
+        return from_registry(hint.registry, value, f"{where}, {name!r}")
     try:
         return _convert(value, hint)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What a model is: networks, noise levels, the shape of its images and the names of its labels."""
+"""A model: networks, noise levels, the shape of its images and the names of its labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cdrl_infer.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from cdrl_infer.scoring.reference import ReferenceStatistics
 
-MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # what no model needs to exceed
+MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # limits that no real model reaches
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """How to sample where the caller does not say.
+    """Sampling options that a caller may leave out.
 
     Args:
-        langevin_steps: K, one int for all levels or one per level, t = T … 1.
+        langevin_steps: K, one integer for all transitions or one per transition, t = T … 1.
         step_scale: multiplies the schedule's Langevin step variance.
         score_scale: multiplies the score of the last denoising step.
 
@@ -45,7 +45,7 @@ class SamplerDefaults:
             )
 
     def check_levels(self, num_levels: int) -> None:
-        """Raise `ConfigError` unless K is one integer or one per level."""
+        """Raise `ConfigError` unless K is one integer or one per transition."""
         steps = self.langevin_steps
         if not isinstance(steps, int) and len(steps) != num_levels:
             raise ConfigError(
@@ -80,7 +80,7 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of an image and the names of its values; value k is label k + 1 of a network."""
+    """An attribute of an image and the names of its values; a network calls value k label k + 1."""
 
     name: str
     values: tuple[str, ...]
@@ -100,11 +100,11 @@ class Attribute:
 
 @dataclass
 class CDRLModel:
-    """All that a folder holds.
+    """Everything that a model folder holds.
 
     Args:
-        ebm: an `EBMNetwork`, of a class named in `NETWORKS`.
-        initializer: an `InitializerNetwork`, likewise.
+        ebm: a network of a class in `cdrl_infer.networks.registry.ENERGIES`.
+        initializer: a network of a class in `INITIALIZERS` there; None for DRL.
         schedule: the noise levels.
         image: the shape of one image.
         labels: one entry per attribute; () for an unconditional model.
@@ -112,7 +112,7 @@ class CDRLModel:
         training: anything JSON can hold about how the model was made.
         model_card: the text of README.md.
         samples: a PNG, samples.png, for the card to show.
-        statistics: what in-distribution images score; None: not calibrated.
+        statistics: of the scores of in-distribution images; None: the model is not calibrated.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -136,8 +136,14 @@ class CDRLModel:
         names = [attribute.name for attribute in self.labels]
         if len(set(names)) < len(names):
             raise ConfigError(f"attributes must have distinct names, got {listing(names)}")
-        for role in ("ebm", "initializer"):
-            check_sizes(role, getattr(self, role), self.image, self.labels)
+        for role, network in self.networks.items():
+            check_sizes(role, network, self.image, self.labels)
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """The networks that the model has, by role: "ebm" and "initializer"."""
+        roles = {"ebm": self.ebm, "initializer": self.initializer}
+        return {role: network for role, network in roles.items() if network is not None}
 
 
 def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
@@ -145,14 +151,14 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
 
     Args:
         role: "ebm" or "initializer", for the message.
-        network: with its ``config`` and ``size_multiple``.
+        network: with the attributes of `cdrl_infer.networks.base.Network`.
         image: the shape of one image.
         labels: one entry per attribute; () for an unconditional network.
 
     Raises:
         ConfigError: they do not fit.
     """
-    channels, multiple = network.config["in_channels"], network.size_multiple
+    channels, multiple, pixels = network.in_channels, network.size_multiple, network.num_pixels
     if channels != image.channels:
         raise ConfigError(
             f"{role}: in_channels is {channels}, but images have {image.channels} channels"
@@ -163,12 +169,10 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
             f"got {image.height} and {image.width}"
         )
     found = image.height * image.width
-    expected = network.config.get("num_pixels", found)
-    if expected != found:
-        raise ConfigError(f"{role}: num_pixels is {expected}, but images have {found} pixels")
-    stored = list(network.config["num_classes"])
-    named = [len(attribute.values) for attribute in labels]
+    if pixels not in (None, found):
+        raise ConfigError(f"{role}: num_pixels is {pixels}, but images have {found} pixels")
+    stored, named = list(network.num_classes), [len(attribute.values) for attribute in labels]
     if stored != named:
         raise ConfigError(
-            f"{role}: num_classes is {stored!s:.60}, but 'labels' names {named!s:.60} values"
+            f"{role}: num_classes is {stored!s:.60}, but 'labels' has {named!s:.60} values"
         )

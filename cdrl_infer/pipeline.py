@@ -304,8 +304,8 @@ class CDRLPipeline:
         self._known = known
 
     @property
-    def _networks(self) -> tuple[Any, Any]:
-        return self.model.ebm, self.model.initializer
+    def _networks(self) -> tuple[Any, ...]:
+        return tuple(self.model.networks.values())
 
     def __call__(
         self,

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -33,7 +32,7 @@ class InitializerNetwork(Protocol):
 
 
 class InitializerProposal:
-    """``q(y | x_t) = N(g(x_t), τ_t² I)``, CDRL section 3.2; x_t itself for an `IdentityInitializer`.
+    """``q(y | x_t) = N(g(x_t), τ_t² I)``, CDRL section 3.2.
 
     Args:
         network: gives ``g``.
@@ -55,8 +54,6 @@ class InitializerProposal:
 
     def around(self, mean: Tensor, level: Level, random: RandomSource) -> Tensor:
         """``mean + τ_t ε``: one draw per image given its mean, (B, ...)."""
-        if isinstance(self.network, IdentityInitializer):
-            return mean
         tau = level.expand(level.proposal_variance.sqrt(), mean)
         return mean + tau * random.normal(mean.shape[1:])
 
@@ -88,11 +85,35 @@ class ComposedProposal(InitializerProposal):
 
 
 class IdentityProposal:
-    """``y⁰ = x_t``: DRL, which has no initializer (Gao et al. 2021)."""
+    """``y⁰ = x_t``: DRL, which has no initializer (Gao et al., ICLR 2021). It draws no noise."""
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """x_t itself, (B, ...)."""
+        return x_t
 
     def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
-        """x_t itself."""
+        """x_t itself, (B, ...)."""
         return x_t
+
+    def around(self, mean: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """The mean itself, (B, ...)."""
+        return mean
+
+
+def make_proposal(
+    network: InitializerNetwork | None, labels: Tensor | None = None, weights: Tensor | None = None
+) -> InitializerProposal | IdentityProposal:
+    """The proposal of a model's initializer.
+
+    Args:
+        network: the initializer; None for DRL.
+        labels, weights: see `InitializerProposal`, or with weights `ComposedProposal`.
+    """
+    if network is None:
+        return IdentityProposal()
+    if labels is None or weights is None:
+        return InitializerProposal(network, labels)
+    return ComposedProposal(network, labels, weights)
 
 
 def posterior_mean(x: Tensor, x_t: Tensor, level: Level) -> Tensor:

@@ -1,4 +1,4 @@
-"""Things by name: what a configuration, a command or a call may ask for, and how to add to it."""
+"""Registries: named things that a config, a command or a call may ask for."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         kind: what the things are called in messages, such as "kernel".
-        own: the things that the package brings: ``"module:attribute"`` by name. A module is imported
-            when its thing is first asked for.
+        own: the package's own things: ``"module:attribute"`` by name. A module is imported when its
+            thing is first used.
     """
 
     def __init__(self, kind: str, own: Mapping[str, str] | None = None) -> None:
@@ -33,14 +33,14 @@ class Registry(Mapping[str, T], Generic[T]):
         """Add a thing under a name; returns the thing.
 
         Raises:
-            InputError: the name is no name, or it belongs to another thing.
+            InputError: the name is not printable text, or another thing has it.
         """
         if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
             raise InputError(
                 f"the name of a {self.kind} must have 1 to 100 printable characters, got {name!a:.60}"
             )
         if name in self._places or self._found.get(name, thing) is not thing:
-            raise InputError(f"there is a {self.kind} {name!r} already; choose another name")
+            raise InputError(f"the {self.kind} {name!r} already exists; choose another name")
         self._found[name] = thing
         return thing
 
@@ -57,25 +57,37 @@ class Registry(Mapping[str, T], Generic[T]):
 
         Args:
             name: as a user or a file gave it.
-            where: the file or option it is from, for the message.
+            where: the file or option that the name is from, for the message.
 
         Raises:
-            ConfigError: there is none; the message lists the names that there are.
+            ConfigError: no thing has that name; the message lists the known names.
         """
         if isinstance(name, str) and name in self:
             return self[name]
+        hint = did_you_mean(str(name), self) or "; one of your own must be registered first"
         raise ConfigError(
             f"{f'{where}: ' if where else ''}unknown {self.kind} {name!r:.60}, expected one of "
-            f"{listing(self)}{did_you_mean(str(name), self)}"
+            f"{listing(self)}{hint}"
         )
 
     def name_of(self, thing: object) -> str | None:
-        """The name of a thing that was registered or found; None if it has none."""
+        """The name of a thing; None if it is not registered."""
         for name, found in self._found.items():
             if found is thing:
                 return name
         places = f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
         return next((name for name, place in self._places.items() if place == places), None)
+
+    def checked_name(self, thing: object) -> str:
+        """The name of a thing; raise `ConfigError` if it is not registered."""
+        name = self.name_of(thing)
+        if name is None:
+            label = getattr(thing, "__name__", repr(thing))
+            raise ConfigError(
+                f"{label:.60} is not a registered {self.kind}, so no file can name it; call "
+                f"register({label!r:.60}, {label:.60}) on that registry, see docs/extending.md"
+            )
+        return name
 
     def __contains__(self, name: object) -> bool:
         return name in self._places or name in self._found

@@ -117,8 +117,8 @@ class TrainConfig:
 
     Args:
         name: of the preset, with its variations.
-        ebm, initializer: ``{"class": ..., **constructor arguments}``; ``in_channels`` and
-            ``num_classes`` are filled in from the data.
+        ebm, initializer: ``{"class": ..., **constructor arguments}``, a backbone's nested in it;
+            ``in_channels`` and ``num_classes`` are filled in from the data. An initializer of None: DRL.
         schedule: the noise levels.
         sampler: the defaults written into the exported model.
         spectral_norm: normalise the EBM's layers in training (folded on export).
@@ -144,7 +144,7 @@ class TrainConfig:
 
     name: str
     ebm: dict[str, Any]
-    initializer: dict[str, Any]
+    initializer: dict[str, Any] | None
     warm_start: PhaseConfig
     cooperative: CooperativeConfig
     schedule: NoiseSchedule = NoiseSchedule()

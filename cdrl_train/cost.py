@@ -21,11 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import Attribute, ImageShape, check_sizes
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.proposals import make_proposal
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import Level
 from cdrl_train.config import PhaseConfig, TrainConfig
-from cdrl_train.engine.spectral import layers_to_norm
 from cdrl_train.networks import build_network
 from cdrl_train.objectives import losses as objectives
 
@@ -146,12 +145,13 @@ def count(config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]) 
     """
     bench = _Bench(config, image, num_classes)
     ebm, initializer = (
-        sum(p.numel() for p in network.parameters()) for network in (bench.ebm, bench.initializer)
+        sum(p.numel() for p in network.parameters()) if network else 0
+        for network in (bench.ebm, bench.initializer)
     )
     # Spectral norms are reckoned: torch needs seconds to put them on a network without values.
     twins, vectors = 1, 0
     if config.spectral_norm:
-        matrices = [layer.weight.flatten(1) for layer in layers_to_norm(bench.ebm)]
+        matrices = [layer.weight.flatten(1) for layer in bench.ebm.spectral_norm_layers()]
         twins, vectors = 2, sum(sum(matrix.shape) for matrix in matrices)
     warm, cooperative = config.warm_start, config.cooperative
     return Cost(
@@ -184,7 +184,9 @@ class _Bench:
         self.config, self.image, self.num_classes = config, image, num_classes
         self.ebm: Any = self._network("ebm", config.ebm)
         self.chain: Any = self._network("ebm", config.ebm).requires_grad_(False)
-        self.initializer: Any = self._network("initializer", config.initializer)
+        self.initializer: Any = None
+        if config.initializer is not None:
+            self.initializer = self._network("initializer", config.initializer)
 
     def _network(self, role: str, options: dict[str, Any]) -> Any:
         with torch.device("meta"):
@@ -205,7 +207,7 @@ class _Bench:
         def losses() -> tuple[Tensor, Tensor]:
             pair, level, labels = self._batch(phase)
             matching = objectives.score_matching_loss(NeuralEnergy(self.ebm, labels), pair, level)
-            proposal = InitializerProposal(self.initializer, labels)
+            proposal = make_proposal(self.initializer, labels)
             return matching.value, objectives.regression_loss(proposal, pair, level).value
 
         return self._measured(losses)
@@ -217,7 +219,7 @@ class _Bench:
         def losses() -> tuple[Tensor, Tensor]:
             pair, level, labels = self._batch(phase)
             random, energy = Shapes(len(pair.x)), NeuralEnergy(self.ebm, labels)
-            proposal = InitializerProposal(self.initializer, labels)
+            proposal = make_proposal(self.initializer, labels)
             mean = proposal.mean(pair.x_t, level)
             chain = NeuralEnergy(self.chain, labels)
             refined = objectives.refine(
@@ -256,7 +258,7 @@ class _Bench:
         with tally:
             CooperativeSampler(schedule, langevin_steps).sample(
                 NeuralEnergy(self.chain, labels),
-                InitializerProposal(self.initializer, labels),
+                make_proposal(self.initializer, labels),
                 Shapes(SAMPLE_BATCH),
                 self.image.shape,
             )
@@ -277,7 +279,7 @@ class _Bench:
             for loss in losses():
                 if loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
-        for network in (self.ebm, self.initializer):
+        for network in filter(None, (self.ebm, self.initializer)):
             network.zero_grad(set_to_none=True)
         return Work(parts * tally.flops, parts * tally.moved, tally.peak)
 

@@ -57,7 +57,8 @@ def dry_run(
     yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
     cost = count(config, image, num_classes)
     yield f"ebm          {config.ebm['class']}, {cost.ebm:,} values"
-    yield f"initializer  {config.initializer['class']}, {cost.initializer:,} values"
+    kind = config.initializer["class"] if config.initializer else "none"
+    yield f"initializer  {kind}, {cost.initializer:,} values"
     yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"
     yield f"training     {_amount(cost.state, 'B')} from step to step, beside it:"
     finish = 0.0

@@ -66,6 +66,9 @@ def model_of_state(
     # Initial weights that nobody sees must not cost draws.
     with torch.random.fork_rng(devices=[]):
         for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
+            networks[role] = None
+            if options is None:
+                continue
             plain, trained = (
                 build_network(role, options, image.channels, num_classes) for _ in range(2)
             )

@@ -1,46 +1,56 @@
-"""From a run's options to networks."""
+"""From the options of a run to its networks."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import nn
 
-from cdrl_infer.config import from_config
+from cdrl_infer.config import from_registry
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.registry import network_class
+from cdrl_infer.networks.base import Network
+from cdrl_infer.networks.registry import NETWORKS
 from cdrl_train.config import TrainConfig
-from cdrl_train.engine.spectral import layers_to_norm
 
 
 def build_network(
     role: str, options: dict[str, Any], channels: int, num_classes: tuple[int, ...]
-) -> nn.Module:
-    """A fresh network for images of that many channels and these attributes.
+) -> Network:
+    """A new network.
 
     Args:
         role: "ebm" or "initializer".
-        options: ``{"class": ..., **constructor arguments}``.
-        channels: of the images.
-        num_classes: of each attribute; () if unconditional.
+        options: ``{"class": ..., **constructor arguments}``, a backbone's nested in it; without channels
+            and classes, which the backbone gets, or a network that has none.
+        channels: the channels of the images.
+        num_classes: how many values each attribute has; () for an unconditional network.
 
     Raises:
         ConfigError: an unknown class or argument.
     """
-    arguments = dict(options)
-    kind = network_class(role, arguments.pop("class", None), role)
+    options = dict(options)
+    target, cls = options, NETWORKS[role].find(options.get("class"), role)
+    if "backbone" in inspect.signature(cls.__init__).parameters:
+        backbone = options.get("backbone")
+        if not isinstance(backbone, dict):
+            raise ConfigError(
+                f'{role}: expected "backbone": {{"class": ...}}, found {backbone!r:.60}'
+            )
+        target = options["backbone"] = dict(backbone)
     for name, value in (("in_channels", channels), ("num_classes", list(num_classes))):
-        if name in arguments:
+        if name in target:
             raise ConfigError(f"{role}: {name} comes from the data; leave it out")
-        arguments[name] = value
-    return from_config(kind, arguments, role)
+        target[name] = value
+    return from_registry(NETWORKS[role], options, role)
 
 
 def check_networks(config: TrainConfig) -> None:
-    """Raise `ConfigError` for options that no data could make networks of; nothing is allocated."""
+    """Raise `ConfigError` for options that no data can make networks of; nothing is allocated."""
     for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
+        if options is None:
+            continue
         with torch.device("meta"):
             network = build_network(role, options, 1, ())
         if role == "ebm" and config.spectral_norm:
-            layers_to_norm(network)
+            network.spectral_norm_layers()

@@ -16,7 +16,10 @@ def toy_2d() -> TrainConfig:
     return TrainConfig(
         name="toy-2d",
         ebm={"class": "MLPEnergy", "width": 64, "num_blocks": 3, "data_variance": 1 / 3},
-        initializer={"class": "MLPInitializer", "width": 32, "num_blocks": 2},
+        initializer={
+            "class": "ResidualInitializer",
+            "backbone": {"class": "MLP", "width": 32, "num_blocks": 2},
+        },
         schedule=NoiseSchedule(num_levels=8, logsnr_max=5.0, step_rule="curvature", step_size=0.4),
         sampler=SamplerDefaults(langevin_steps=15),
         data=DataConfig(source="checkerboard"),
@@ -46,25 +49,30 @@ def toy_2d() -> TrainConfig:
     )
 
 
+def _patch_initializer(widths: list[int], num_blocks: int, embedding_dim: int) -> dict[str, Any]:
+    backbone = {"widths": widths, "num_blocks": num_blocks, "patch_size": 2}
+    return {
+        "class": "ResidualInitializer",
+        "backbone": {"class": "PatchUNet", **backbone, "embedding_dim": embedding_dim},
+    }
+
+
 def fashion_mnist() -> TrainConfig:
     """The bundled model: class-conditional Fashion-MNIST on a small machine, warm start first."""
     return TrainConfig(
         name="fashion-mnist",
         ebm={
-            "class": "EnergyUNet",
-            "widths": [64, 112],
-            "num_blocks": 2,
-            "patch_size": 2,
-            "embedding_dim": 128,
+            "class": "InnerProductEnergy",
+            "backbone": {
+                "class": "PatchUNet",
+                "widths": [64, 112],
+                "num_blocks": 2,
+                "patch_size": 2,
+                "embedding_dim": 128,
+            },
             "data_variance": 0.68,
         },
-        initializer={
-            "class": "PatchInitializer",
-            "widths": [24, 48],
-            "num_blocks": 1,
-            "patch_size": 2,
-            "embedding_dim": 64,
-        },
+        initializer=_patch_initializer([24, 48], num_blocks=1, embedding_dim=64),
         schedule=NoiseSchedule(logsnr_max=6.0, step_rule="curvature", step_size=0.4),
         sampler=SamplerDefaults(langevin_steps=5),
         data=DataConfig(
@@ -104,21 +112,13 @@ def coloured_fashion_mnist() -> TrainConfig:
         ebm={**base.ebm, "data_variance": 0.51},
         # What is to be drawn is decided by the proposals at the noisy levels: with colours and hidden
         # labels, the small initializer of the grey model names a quarter of the garments right.
-        initializer={
-            **base.initializer,
-            "widths": [48, 96],
-            "num_blocks": 2,
-            "embedding_dim": 128,
-        },
+        initializer=_patch_initializer([48, 96], num_blocks=2, embedding_dim=128),
         data=dataclasses.replace(
             base.data, source="coloured:torchvision:FashionMNIST", label_dropout=0.5
         ),
         warm_start=dataclasses.replace(base.warm_start, steps=13_000),
         cooperative=dataclasses.replace(base.cooperative, steps=5_000, final_rate=0.1),
     )
-
-
-NO_INITIALIZER = {"class": "IdentityInitializer"}
 
 
 def mnist() -> TrainConfig:
@@ -147,8 +147,8 @@ def _residual_ebm(width: int, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> di
 
 def _unet(width: int, num_blocks: int, levels: int = 3) -> dict[str, Any]:
     """The paper's initializer at that width, with attention at the last two resolutions."""
-    return {
-        "class": "UNetInitializer",
+    backbone = {
+        "class": "UNet",
         "widths": [width] * levels,
         "num_blocks": num_blocks,
         "attention_levels": list(range(levels - 2, levels)),
@@ -156,6 +156,7 @@ def _unet(width: int, num_blocks: int, levels: int = 3) -> dict[str, Any]:
         "embedding_dim": 4 * width,
         "dropout": 0.1,
     }
+    return {"class": "ResidualInitializer", "backbone": backbone}
 
 
 def cifar10() -> TrainConfig:
@@ -246,13 +247,13 @@ def drl() -> TrainConfig:
 def _drl(base: TrainConfig) -> TrainConfig:
     """No initializer, so Langevin starts at x_t; K = 30 and half the step variance (b² = 2e-4 for the
     paper's 4e-4); neither shared noise nor a warm start."""
-    if base.initializer == NO_INITIALIZER:
+    if base.initializer is None:
         raise ConfigError(f"{base.name} has no initializer to leave out")
     if base.warm_start.steps:
         base = _no_warm_start(base)
     return dataclasses.replace(
         base,
-        initializer=NO_INITIALIZER,
+        initializer=None,
         schedule=dataclasses.replace(base.schedule, step_size=base.schedule.step_size / 2),
         sampler=dataclasses.replace(base.sampler, langevin_steps=30),
         cooperative=dataclasses.replace(

@@ -16,7 +16,7 @@ from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import captioned, make_grid
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.proposals import make_proposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 from cdrl_infer.schedule import Level
@@ -148,7 +148,7 @@ def measure(
         )
         on_level_end(end)
 
-    proposal, random = InitializerProposal(model.initializer), BatchRandom(num_samples, chains)
+    proposal, random = make_proposal(model.initializer), BatchRandom(num_samples, chains)
     sampler.sample(energy, proposal, random, POINT.shape, compare)
     return fits
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
-from cdrl_infer.networks.energy_unet import EnergyUNet
-from cdrl_infer.networks.initializer import PatchInitializer
+from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
+from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.reference import PLAIN, ReferenceStatistics, probe
@@ -32,7 +32,10 @@ def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = EnergyUNet(**sizes), PatchInitializer(**sizes)
+        networks = (
+            InnerProductEnergy(PatchUNet(**sizes)),
+            ResidualInitializer(PatchUNet(**sizes)),
+        )
         for network in networks:
             for parameter in network.parameters():
                 if not parameter.any():

@@ -16,7 +16,9 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from cdrl_infer.cli.hub import main
+from cdrl_infer.config import from_config
 from cdrl_infer.errors import CDRLError, CheckpointError
+from cdrl_infer.networks.heads import ResidualInitializer
 from cdrl_infer.networks.residual_ebm import ResidualEBM
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.authors import convert, imagenet_classes, load_authors_checkpoint
@@ -167,11 +169,10 @@ def test_imagenet_classes_are_in_the_order_of_wordnet_ids() -> None:
 def test_a_model_of_1000_classes_has_the_names_of_imagenet() -> None:
     converted = load_authors_checkpoint(AUTHORS)
     sizes = {**converted.ebm.config, "num_classes": (1000,)}
+    backbone = {**converted.initializer.config["backbone"], "num_classes": [1000]}
     many = type(converted)(
         ebm=ResidualEBM(**sizes),
-        initializer=type(converted.initializer)(
-            **{**converted.initializer.config, "num_classes": (1000,)}
-        ),
+        initializer=from_config(ResidualInitializer, {"backbone": backbone}, "here"),
         schedule=converted.schedule,
         langevin_steps=15,
         score_scale=2.0,

@@ -28,8 +28,14 @@ from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
 
 IMAGE = ImageShape(3, 8, 8)
-ENERGY_UNET = {"class": "EnergyUNet", "widths": [8, 12], "num_blocks": 1, "embedding_dim": 16}
-PATCH = {"class": "PatchInitializer", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
+ENERGY_UNET = {
+    "class": "InnerProductEnergy",
+    "backbone": {"class": "PatchUNet", "widths": [8, 12], "num_blocks": 1, "embedding_dim": 16},
+}
+PATCH = {
+    "class": "ResidualInitializer",
+    "backbone": {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16},
+}
 RESIDUAL = {
     "class": "ResidualEBM",
     "width": 8,
@@ -39,15 +45,17 @@ RESIDUAL = {
     "embedding_dim": 16,
 }
 UNET = {
-    "class": "UNetInitializer",
-    "widths": [8, 8],
-    "num_blocks": 1,
-    "attention_levels": [1],
-    "frequencies": 4,
-    "embedding_dim": 16,
-    "groups": 4,
+    "class": "ResidualInitializer",
+    "backbone": {
+        "class": "UNet",
+        "widths": [8, 8],
+        "num_blocks": 1,
+        "attention_levels": [1],
+        "frequencies": 4,
+        "embedding_dim": 16,
+        "groups": 4,
+    },
 }
-IDENTITY = {"class": "IdentityInitializer"}
 
 
 def tiny(**changes: Any) -> TrainConfig:
@@ -71,7 +79,7 @@ BOTH = CooperativeConfig(
 CASES = {
     "small": (tiny(), (3,)),
     "paper": (tiny(**PAPER), ()),
-    "drl": (tiny(ebm=RESIDUAL, initializer=IDENTITY), ()),
+    "drl": (tiny(ebm=RESIDUAL, initializer=None), ()),
     "all losses, in parts": (tiny(cooperative=BOTH, accumulate=2), (2, 3)),
 }
 
@@ -218,8 +226,8 @@ def test_a_dry_run_counts_and_measures() -> None:
     lines = list(dry_run(tiny(), IMAGE, (3,), torch.device("cpu"), seconds=0.0))
     cost = count(tiny(), IMAGE, (3,))
     text = "\n".join(lines)
-    assert f"EnergyUNet, {cost.ebm:,} values" in text
-    assert f"PatchInitializer, {cost.initializer:,} values" in text
+    assert f"InnerProductEnergy, {cost.ebm:,} values" in text
+    assert f"ResidualInitializer, {cost.initializer:,} values" in text
     assert text.count(" s a step on cpu, by 3 steps with a batch of 1") == 2
     assert "warm_start   1 steps of 4 images" in text
     assert lines[-1].startswith("whole run ") and "on this cpu" in lines[-1]

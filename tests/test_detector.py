@@ -26,8 +26,8 @@ from cdrl_infer import detector as module
 from cdrl_infer.detector import CDRLDetector
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.model import CDRLModel, ImageShape
-from cdrl_infer.networks.energy_unet import EnergyUNet
-from cdrl_infer.networks.initializer import PatchInitializer
+from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
+from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import reference
@@ -59,7 +59,10 @@ def tiny_pipe() -> CDRLPipeline:
     sizes: dict[str, Any] = {"widths": (4,), "num_blocks": 1, "embedding_dim": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = EnergyUNet(**sizes), PatchInitializer(**sizes)
+        networks = (
+            InnerProductEnergy(PatchUNet(**sizes)),
+            ResidualInitializer(PatchUNet(**sizes)),
+        )
         for network in networks:
             for parameter in network.parameters():
                 if not parameter.any():

@@ -13,9 +13,8 @@ from conftest import make_model
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.networks.identity import IdentityInitializer
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.proposals import ComposedProposal, InitializerProposal
+from cdrl_infer.proposals import IdentityProposal, make_proposal
 from cdrl_infer.random import BatchRandom, PerImageRandom
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.folder import load_model, save_model
@@ -28,13 +27,14 @@ from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import to_model
 from cdrl_train.objectives import losses as objectives
 
-ENERGY = {"class": "EnergyUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
+BACKBONE = {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
+ENERGY = {"class": "InnerProductEnergy", "backbone": BACKBONE}
 
 
 @pytest.fixture
 def drl() -> CDRLModel:
     model = make_model(("Shirt", "Sneaker"), ("red", "blue"))
-    model.initializer = IdentityInitializer(in_channels=1, num_classes=(2, 2))
+    model.initializer = None
     return model
 
 
@@ -43,19 +43,15 @@ def test_chains_start_at_the_noisier_image_itself() -> None:
     x_t = torch.randn(3, 1, 4, 4)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    network = IdentityInitializer(1, (2,))
-    proposal = InitializerProposal(network, torch.ones(3, 1).long())
+    proposal = make_proposal(None, torch.ones(3, 1).long())
     assert torch.equal(proposal.sample(x_t, level, BatchRandom(3, generator)), x_t)
-    labels = torch.tensor([0, 1, 2])[:, None, None].expand(3, 3, 1)
-    composed = ComposedProposal(network, labels, torch.tensor([[1.5] * 3, [-0.5] * 3]))
-    assert torch.equal(composed.sample(x_t, level, BatchRandom(3, generator)), x_t)
     assert torch.equal(generator.get_state(), before)  # and draws nothing
 
 
 def test_a_proposal_with_weights_keeps_its_noise() -> None:
     model = make_model(("a", "b"))
     level = model.schedule.level(2)
-    proposal = InitializerProposal(model.initializer, torch.ones(4, 1).long())
+    proposal = make_proposal(model.initializer, torch.ones(4, 1).long())
     x_t = torch.zeros(4, 1, 8, 8)
     drawn = proposal.sample(x_t, level, PerImageRandom.from_seeds(range(4), "cpu"))
     noise = PerImageRandom.from_seeds(range(4), "cpu").normal((1, 8, 8))
@@ -68,7 +64,7 @@ def test_a_folder_without_an_initializer_is_opened(drl: CDRLModel, tmp_path: Pat
     pipe = CDRLPipeline(copy.deepcopy(drl))
     pipe.save_pretrained(tmp_path / "drl")
     loaded = CDRLPipeline.from_pretrained(tmp_path / "drl")
-    assert isinstance(loaded.model.initializer, IdentityInitializer)
+    assert loaded.model.initializer is None
     a, b = (
         p(class_labels=[("Shirt", "red"), None], seeds=[1, 2], output_type="pt").images
         for p in (pipe, loaded)
@@ -79,15 +75,12 @@ def test_a_folder_without_an_initializer_is_opened(drl: CDRLModel, tmp_path: Pat
 
 
 def test_variants_of_it_live_side_by_side(drl: CDRLModel, tmp_path: Path) -> None:
-    for network in (drl.ebm, drl.initializer):
-        network.half().float()  # so that both variants hold the same
+    drl.ebm.half().float()  # so that both variants hold the same
     save_model(drl, tmp_path / "drl")
     save_model(drl, tmp_path / "drl", variant="fp16")
-    names = sorted(path.name for path in (tmp_path / "drl" / "initializer").iterdir())
-    assert names == ["config.json", "model.fp16.safetensors", "model.safetensors"]
+    assert not (tmp_path / "drl" / "initializer").exists()
     for variant in (None, "fp16"):
-        loaded = load_model(tmp_path / "drl", variant=variant)
-        assert isinstance(loaded.initializer, IdentityInitializer)
+        assert load_model(tmp_path / "drl", variant=variant).initializer is None
 
 
 @pytest.mark.parametrize("warm_steps", [0, 2])
@@ -95,7 +88,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, warm_steps: int) -> N
     config = TrainConfig(
         name="drl",
         ebm=ENERGY,
-        initializer={"class": "IdentityInitializer"},
+        initializer=None,
         schedule=NoiseSchedule(num_levels=2),
         warm_start=PhaseConfig(warm_steps, 4, "markov", 1e-3, 1e-3),
         cooperative=CooperativeConfig(2, 4, "markov", 1e-3, 1e-3, langevin_steps=3),
@@ -119,14 +112,14 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, warm_steps: int) -> N
     pipe = CDRLPipeline(to_model(again))
     pipe.save_pretrained(tmp_path / "model")
     loaded = CDRLPipeline.from_pretrained(tmp_path / "model")
-    assert isinstance(loaded.model.initializer, IdentityInitializer)
+    assert loaded.model.initializer is None
     assert len(loaded(num_images=2, seeds=[0, 1], langevin_steps=1).images) == 2
 
 
 def test_training_starts_its_chains_at_x_t() -> None:
     model = make_model(("a", "b"))
     x_t, level = torch.randn(5, 1, 8, 8), model.schedule.level(torch.tensor([1, 2, 3, 1, 2]))
-    proposal = InitializerProposal(IdentityInitializer(1))
+    proposal = IdentityProposal()
     mean = proposal.mean(x_t, level)
     labels = torch.zeros(5, 1).long()
     random = BatchRandom(5, torch.Generator().manual_seed(0))

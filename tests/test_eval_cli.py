@@ -136,7 +136,7 @@ def test_what_fails_leaves_the_old_statistics(
 def test_a_model_that_diverged(model: Path, data: Path) -> None:
     file = model / "initializer" / "model.safetensors"
     tensors = load_file(file)
-    tensors["unet.stem.bias"].fill_(3e38)
+    tensors["backbone.stem.bias"].fill_(3e38)
     save_file(tensors, file)
     result = run("--model", model, "--data", data, "--calibrate")
     assert result.exit_code == 3 and "not finite" in result.stderr

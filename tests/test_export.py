@@ -28,7 +28,8 @@ from cdrl_train.presets import preset
 
 ROOT = Path(__file__).parents[1]
 ATTRIBUTES = (("Shirt", "Bag"), ("red", "green", "a|b"))
-OPTIONS = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
+OPTIONS = {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
+ENERGY = {"class": "InnerProductEnergy", "backbone": OPTIONS}
 RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipliers": [1, 2]}
 
 
@@ -74,8 +75,8 @@ def run(models: dict[int, CDRLModel], tmp_path: Path) -> Path:
     for step, model in models.items():
         checkpoints.save(folder / "checkpoints", step, state(model, step), keep=2)
     config = preset("fashion-mnist").to_dict()
-    config["ebm"] = {"class": "EnergyUNet", **OPTIONS}
-    config["initializer"] = {"class": "PatchInitializer", **OPTIONS}
+    config["ebm"] = ENERGY
+    config["initializer"] = {"class": "ResidualInitializer", "backbone": OPTIONS}
     (folder / "config.json").write_text(json.dumps(config))
     record_data(models[200], folder, data="clothes.npz")
     return folder
@@ -152,7 +153,7 @@ def other_key(run: Path) -> None:
 
 def other_widths(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
-    config["ebm"]["widths"] = [16]
+    config["ebm"]["backbone"]["widths"] = [16]
     (run / "config.json").write_text(json.dumps(config))
 
 
@@ -215,7 +216,7 @@ def test_other_folders_are_kept(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "not a CDRL model folder" in done.output
 
 
-@pytest.mark.parametrize("ebm", [{"class": "EnergyUNet", **OPTIONS}, RESIDUAL])
+@pytest.mark.parametrize("ebm", [ENERGY, RESIDUAL])
 def test_it_is_what_the_end_of_training_writes(tmp_path: Path, ebm: dict[str, Any]) -> None:
     """To the bit, and the data need no longer be there."""
     rng = np.random.default_rng(0)

@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from cdrl_infer.model import MAX_NAME, MAX_STEPS
-from cdrl_infer.networks.registry import NETWORKS
-from cdrl_infer.storage.folder import FORMAT_VERSION, VARIANTS, find_model, model_files
+from cdrl_infer.networks.registry import BACKBONES, NETWORKS
+from cdrl_infer.storage.folder import FORMAT_VERSION, find_model, model_files
+from cdrl_infer.storage.weights import VARIANTS
 from cdrl_infer.untrusted import MAX_HEADER, MAX_PICTURE, MAX_TEXT
 
 TEXT = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def test_names_and_limits() -> None:
     for name in model_files():
         assert f"\n{name} " in tree or f"\n{name}\n" in tree
     assert f"This is format version {FORMAT_VERSION}." in TEXT
-    for names in NETWORKS.values():
+    for names in (BACKBONES, *NETWORKS.values()):
         assert all(f"`{name}`" in TEXT for name in names)
     for variant in filter(None, VARIANTS):
         assert f"`model.{variant}.safetensors`" in TEXT

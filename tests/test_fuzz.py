@@ -27,10 +27,10 @@ from PIL import Image
 from cdrl_infer.errors import CDRLError
 from cdrl_infer.images import open_image
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape
-from cdrl_infer.networks.energy_unet import EnergyUNet
-from cdrl_infer.networks.initializer import PatchInitializer
+from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
+from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.networks.residual_ebm import ResidualEBM
-from cdrl_infer.networks.unet import UNetInitializer
+from cdrl_infer.networks.unet import UNet
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.authors import convert
 from cdrl_infer.storage.card import render
@@ -47,7 +47,7 @@ HOSTILE: list[Any] = [
     *(None, True, "", [], {}, 0, -1, 1, 2, 3, 7, 64, 1000, 2**31, 2**63, 10**9, 10**18, 10**30),
     *(10**400, 10**4000, -(10**4000), 0.5, 1e308, -1e-300, 1e400, "cdrl", "os", "../../x", "/etc"),
     *("\ud800", "\x1b[2J\n", "x" * 5000, [1] * 5000, [0] * 50_000, [10**9] * 3, [[[[]]]]),
-    *(["cdrl", "EnergyUNet"], ["cdrl", "ResidualEBM"], ["os", "system"], {"a": {"b": 1}}),
+    *(["cdrl", "InnerProductEnergy"], ["cdrl", "ResidualEBM"], ["os", "system"], {"a": {"b": 1}}),
 ]
 FOREIGN = [b"[" * 200_000, b'{"a":' * 50_000, b"1" * 10_000, b"\xff\xfe", b" " * 2**21]
 
@@ -150,10 +150,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
     sizes: dict[str, Any] = {"widths": (4,), "num_blocks": 1, "patch_size": 1, "embedding_dim": 4}
     few: dict[str, Any] = {"num_blocks": 1, "frequencies": 2, "embedding_dim": 4}
     networks = [
-        (EnergyUNet(num_classes=(3,), **sizes), PatchInitializer(num_classes=(3,), **sizes)),
+        (
+            InnerProductEnergy(PatchUNet(num_classes=(3,), **sizes)),
+            ResidualInitializer(PatchUNet(num_classes=(3,), **sizes)),
+        ),
         (
             ResidualEBM(1, 2, width_multipliers=(1,), num_classes=(3,), **few),
-            UNetInitializer(1, (2,), attention_levels=(), groups=2, num_classes=(3,), **few),
+            ResidualInitializer(
+                UNet(1, (2,), attention_levels=(), groups=2, num_classes=(3,), **few)
+            ),
         ),
     ]
     saved = []
@@ -295,10 +300,10 @@ def test_10_000_tries(files: list[Files], tmp_path: Path, bounded: None) -> None
 
 
 COSTLY: list[tuple[str, dict[str, Any]]] = [
-    ("EnergyUNet", {"widths": [1] * 300_000}),
+    ("PatchUNet", {"widths": [1] * 300_000}),
     ("ResidualEBM", {"num_blocks": 10**9}),
     ("ResidualEBM", {"num_classes": [1] * 300_000}),
-    ("UNetInitializer", {"widths": [2] * 3, "attention_levels": [0] * 250_000, "num_blocks": 200}),
+    ("UNet", {"widths": [2] * 3, "attention_levels": [0] * 250_000, "num_blocks": 200}),
 ]
 
 
@@ -309,9 +314,10 @@ def costly(files: list[Files], name: str, sizes: dict[str, Any]) -> Iterator[Pat
         f"{k:x}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for k in range(17_000)
     }
     header = json.dumps(tensors, separators=(",", ":")).encode()
-    role = "initializer" if name == "UNetInitializer" else "ebm"
-    folder, contents = files[name != "EnergyUNet"]
-    config = json.loads(contents[f"{role}/config.json"]) | sizes
+    role = "initializer" if name == "UNet" else "ebm"
+    folder, contents = files[name != "PatchUNet"]
+    config = json.loads(contents[f"{role}/config.json"])
+    config.get("backbone", config).update(sizes)
     try:
         (folder / role / "config.json").write_text(json.dumps(config, separators=(",", ":")))
         (folder / role / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)

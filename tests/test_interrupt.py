@@ -26,12 +26,12 @@ from cdrl_train.engine.lock import locked
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
 HERE = Path(__file__).parent
-NETWORK = '"widths": [4], "num_blocks": 1, "embedding_dim": 8'
+NETWORK = '{"class": "PatchUNet", "widths": [4], "num_blocks": 1, "embedding_dim": 8}'
 EVERY = 2
 STEPS = 40
 TINY = [
-    *("--set", f'ebm={{"class": "EnergyUNet", {NETWORK}}}'),
-    *("--set", f'initializer={{"class": "PatchInitializer", {NETWORK}}}'),
+    *("--set", f'ebm={{"class": "InnerProductEnergy", "backbone": {NETWORK}}}'),
+    *("--set", f'initializer={{"class": "ResidualInitializer", "backbone": {NETWORK}}}'),
     *("--set", "schedule.num_levels=2", "--set", "sampler.langevin_steps=1"),
     *("--set", f"warm_start.steps={STEPS // 2}", "--set", f"cooperative.steps={STEPS // 2}"),
     *("--set", "warm_start.batch_size=4", "--set", "cooperative.batch_size=4"),

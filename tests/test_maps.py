@@ -74,7 +74,7 @@ def test_the_seed_decides_and_the_batch_does_not(images: Tensor) -> None:
 
 def test_a_broken_model_is_reported(images: Tensor) -> None:
     model = make_model()
-    model.ebm.unet.head.bias.data[0] = math.inf
+    model.ebm.backbone.head.bias.data[0] = math.inf
     with pytest.raises(NumericalError, match="heat map is not finite; check the model"):
         heat_map(model, images, 0)
 

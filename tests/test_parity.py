@@ -19,10 +19,11 @@ from cdrl_infer.energies.neural import EBMNetwork, NeuralEnergy
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError
 from cdrl_infer.images import to_unit
 from cdrl_infer.model import SamplerDefaults
-from cdrl_infer.networks.energy_unet import EnergyUNet
-from cdrl_infer.networks.initializer import PatchInitializer
+from cdrl_infer.networks.base import Network
+from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
+from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.networks.residual_ebm import ResidualEBM
-from cdrl_infer.networks.unet import UNetInitializer
+from cdrl_infer.networks.unet import UNet
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
@@ -146,7 +147,7 @@ def test_sizes_and_options_come_out(recording: Recording) -> None:
     model = recording.model
     conditional = "labels" in recording.tensors
     assert model.num_classes == ((10,) if conditional else ())
-    assert len(model.initializer.down) == (8 if conditional else 5)
+    assert len(model.initializer.backbone.down) == (8 if conditional else 5)
     assert len(model.ebm.blocks) == 4
     assert (model.ebm.size_multiple, model.initializer.size_multiple) == (8, 4)
     assert (model.langevin_steps, model.score_scale) == (15, 2.0)
@@ -185,7 +186,7 @@ def test_a_converted_model_has_names_and_a_shape_that_fit(recording: Recording) 
     by_default = [attribute.values for attribute in model.to_model().labels]
     assert by_default == ([tuple("0123456789")] if model.num_classes else [])
     assert model.to_model(image=(3, 16, 24)).image.shape == (3, 16, 24)
-    with pytest.raises(ConfigError, match=r"'labels' names \[2\] values"):
+    with pytest.raises(ConfigError, match=r"'labels' has \[2\] values"):
         model.to_model(["cat", "dog"])
     with pytest.raises(ConfigError, match="multiples of 8, got 30 and 32"):
         model.to_model(image=(3, 30, 32))
@@ -217,7 +218,7 @@ def test_spectral_norm_is_on_the_layers_that_the_authors_normalise(recording: Re
         for key, value in content["pi_state_dict"].items()
         if key.endswith("weight_orig")
     ]
-    ours = [tuple(m.weight.shape) for _, m in recording.model.ebm.spectral_norm_layers()]
+    ours = [tuple(m.weight.shape) for m in recording.model.ebm.spectral_norm_layers()]
     assert sorted(ours) == sorted(theirs)
 
 
@@ -240,27 +241,26 @@ def test_folding_is_what_the_parametrization_computes() -> None:
 
 def test_default_sizes_are_the_papers() -> None:
     with torch.device("meta"):
-        ebm, initializer = ResidualEBM(), UNetInitializer()
+        ebm, initializer = ResidualEBM(), UNet()
     assert sum(p.numel() for p in ebm.parameters()) == pytest.approx(34.8e6, rel=2e-3)
     assert sum(p.numel() for p in initializer.parameters()) == pytest.approx(3.8e6, rel=1e-2)
 
 
 def test_initializer_starts_as_the_identity() -> None:
-    network = UNetInitializer(
-        in_channels=1, widths=(8, 16), num_blocks=1, attention_levels=(1,), groups=4
-    )
+    unet = UNet(in_channels=1, widths=(8, 16), num_blocks=1, attention_levels=(1,), groups=4)
+    network = ResidualInitializer(unet)
     x, level = torch.randn(2, 1, 8, 8), NoiseSchedule().level(4)
     assert torch.equal(network(x, network.condition(level)), x)
 
 
 def test_dropout_is_on_in_training_alone() -> None:
-    network = UNetInitializer(
+    network = UNet(
         in_channels=1, widths=(8,), num_blocks=1, attention_levels=(), groups=4, dropout=0.5
     )
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.normal_(std=0.3, generator=generator)
-    x, condition = torch.randn(1, 1, 4, 4), network.condition(NoiseSchedule().level(4))
+    x, condition = torch.randn(1, 1, 4, 4), network.condition(torch.tensor(0.5))
     assert not torch.equal(network.train()(x, condition), network(x, condition))
     assert torch.equal(network.eval()(x, condition), network(x, condition))
 
@@ -290,18 +290,19 @@ def test_silu_energy_of_two_attributes() -> None:
     assert values.unique().numel() == 3
 
 
-SMALL = [
-    (ResidualEBM, {"width": 4, "num_blocks": 1}),
-    (UNetInitializer, {"widths": (4,), "groups": 4, "attention_levels": ()}),
-    (EnergyUNet, {"widths": (4,)}),
-    (PatchInitializer, {"widths": (4,)}),
-]
+def small(cls: type[Network], **sizes: Any) -> Network:
+    if cls is ResidualEBM:
+        return ResidualEBM(width=4, num_blocks=1, embedding_dim=8, **sizes)
+    if cls is UNet:
+        unet = UNet(widths=(4,), groups=4, attention_levels=(), embedding_dim=8, **sizes)
+        return ResidualInitializer(unet)
+    return InnerProductEnergy(PatchUNet(widths=(4,), embedding_dim=8, **sizes))
 
 
-@pytest.mark.parametrize(("network", "sizes"), SMALL, ids=lambda v: getattr(v, "__name__", ""))
-def test_labels_must_be_those_the_network_has(network: Any, sizes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("cls", [ResidualEBM, UNet, PatchUNet])
+def test_labels_must_be_those_the_network_has(cls: type[Network]) -> None:
     level, labels = NoiseSchedule().level(1), torch.ones(2, 1, dtype=torch.int64)
-    conditional = network(num_classes=(3,), embedding_dim=8, **sizes)
+    conditional: Any = small(cls, num_classes=(3,))
     conditional.condition(level, labels)
     for wrong, got in (
         (None, "none"),
@@ -310,7 +311,7 @@ def test_labels_must_be_those_the_network_has(network: Any, sizes: dict[str, Any
     ):
         with pytest.raises(InputError, match=rf"conditional: expected labels \(B, 1\), got {got}"):
             conditional.condition(level, wrong)
-    unconditional = network(embedding_dim=8, **sizes)
+    unconditional: Any = small(cls)
     unconditional.condition(level)
     with pytest.raises(InputError, match=r"unconditional: expected no labels, got \(2, 1\)"):
         unconditional.condition(level, labels)
@@ -323,10 +324,10 @@ def test_labels_must_be_those_the_network_has(network: Any, sizes: dict[str, Any
         (lambda: ResidualEBM(frequencies=1), "at least 2.*frequencies=1"),
         (lambda: ResidualEBM(width_multipliers=()), "width_multipliers"),
         (lambda: ResidualEBM(activation="tanh"), "'silu', got 'tanh'"),  # type: ignore[arg-type]
-        (lambda: UNetInitializer(num_blocks=0), "num_blocks=0"),
-        (lambda: UNetInitializer(widths=(48,)), "multiples of groups=32, got .48"),
-        (lambda: UNetInitializer(attention_levels=(3,)), "0 … 2"),
-        (lambda: UNetInitializer(dropout=1.0), r"\[0, 1\), got 1.0"),
+        (lambda: UNet(num_blocks=0), "num_blocks=0"),
+        (lambda: UNet(widths=(48,)), "multiples of groups=32, got .48"),
+        (lambda: UNet(attention_levels=(3,)), "0 … 2"),
+        (lambda: UNet(dropout=1.0), r"\[0, 1\), got 1.0"),
     ],
 )
 def test_sizes_out_of_range(make: Callable[[], object], text: str) -> None:
@@ -379,7 +380,7 @@ def mix_models(content: dict[str, Any]) -> None:
         (misshape_average, "init_conv.weight.*shapes"),
         (poison, "NaN or infinity in p module.time_mlp.1.bias"),
         (drop_u, "'module.temb_map1.weight_orig'.*weight_u"),
-        (rename_layer, "UNetInitializer.*head.*last"),
+        (rename_layer, "UNet.*head.*last"),
         (rename_stem, "authors' EBM.*module_list.0.weight"),
         (mix_models, "mixes two models"),
     ],

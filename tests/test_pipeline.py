@@ -266,7 +266,7 @@ def test_the_model_says_how_to_sample(model: CDRLModel) -> None:
 def test_nan_stops_the_sampling_with_the_image_named(folder: Path) -> None:
     pipe = CDRLPipeline.from_pretrained(folder)
     with torch.no_grad():
-        pipe.model.ebm.unet.labels.tables[0].weight[3] = float("nan")  # Bag
+        pipe.model.ebm.backbone.labels.tables[0].weight[3] = float("nan")  # Bag
     assert pipe(class_labels=["Shirt"]).energies.isfinite().all()
     with pytest.raises(NumericalError, match="at level 3, images 2; expected finite"):
         pipe(class_labels=["Shirt", "Shirt", "Bag"], batch_size=2)

@@ -33,9 +33,8 @@ def test_sizes_are_the_papers() -> None:
     assert values("cifar10", "ebm") == pytest.approx(34.8e6, rel=2e-3)
     assert values("cifar10", "initializer") == pytest.approx(3.8e6, rel=1e-2)
     twice = preset("cifar10-large")
-    assert twice.ebm["width"] == 256 and twice.initializer["widths"] == [128] * 3
+    assert twice.ebm["width"] == 256 and twice.initializer["backbone"]["widths"] == [128] * 3
     assert values("cifar10-large", "ebm") == pytest.approx(4 * 34.8e6, rel=0.01)
-    assert values("drl", "initializer") == 0
 
 
 def test_rates_are_the_papers() -> None:
@@ -51,14 +50,14 @@ def test_rates_are_the_papers() -> None:
     assert (schedule.num_levels, schedule.logsnr_max, schedule.logsnr_min) == (6, 9.8, -5.1)
     assert (schedule.step_rule, schedule.step_size) == ("paper", 4e-4)
     assert preset("imagenet32-cond").cooperative.steps == 1_000_000
-    assert preset("imagenet32-cond").initializer["num_blocks"] == 2
+    assert preset("imagenet32-cond").initializer["backbone"]["num_blocks"] == 2
     assert preset("cifar10-cond").data.label_dropout == 0.1
     assert preset("cifar10-cond").data.attributes is None
 
 
 def test_drl_is_the_ancestor() -> None:
     config = preset("drl")
-    assert config.initializer == {"class": "IdentityInitializer"}
+    assert config.initializer is None
     assert config.schedule.step_size == 2e-4
     assert (config.cooperative.langevin_steps, config.sampler.langevin_steps) == (30, 30)
     assert (config.cooperative.coupling, config.warm_start.steps) == ("markov", 0)
@@ -128,10 +127,10 @@ def test_every_variation_has_a_preset() -> None:
     [
         ("cifar10", "ebm.widht=96", "ebm: unknown key 'widht', .*did you mean 'width'"),
         ("cifar10", "ebm.width=wide", "'width' must be an integer"),
-        ("cifar10", "initializer.widths=[48]", "multiples of groups"),
+        ("cifar10", "initializer.backbone.widths=[48]", "multiples of groups"),
         ("cifar10", "ebm.class=ResidualEBN", "did you mean 'ResidualEBM'"),
         ("cifar10", "ebm.in_channels=3", "comes from the data"),
-        ("mnist", "spectral_norm=true", "not defined for EnergyUNet"),
+        ("mnist", "spectral_norm=true", "not defined for PatchUNet"),
     ],
 )
 def test_options_of_networks_are_checked_without_data(

@@ -19,10 +19,12 @@ from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 
-NETWORK = '"widths": [8], "num_blocks": 1, "embedding_dim": 8, "patch_size": 2'
+NETWORK = (
+    '{"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 8, "patch_size": 2}'
+)
 TINY = [
-    f'ebm={{"class": "EnergyUNet", {NETWORK}}}',
-    f'initializer={{"class": "PatchInitializer", {NETWORK}}}',
+    f'ebm={{"class": "InnerProductEnergy", "backbone": {NETWORK}}}',
+    f'initializer={{"class": "ResidualInitializer", "backbone": {NETWORK}}}',
     "warm_start.batch_size=4",
     "cooperative.batch_size=4",
     "schedule.num_levels=2",

@@ -159,7 +159,7 @@ def test_what_cannot_be_calibrated_with(
 def test_a_broken_model_is_not_calibrated() -> None:
     pipe = CDRLPipeline(make_model())
     with torch.no_grad():
-        pipe.model.initializer.unet.stem.bias[0] = torch.nan
+        pipe.model.initializer.backbone.stem.bias[0] = torch.nan
     with pytest.raises(NumericalError, match="features of plain images are not finite"):
         calibrate(pipe, noise(40, 0), data="x")
 

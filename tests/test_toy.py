@@ -16,8 +16,8 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.errors import ConfigError, InputError, NumericalError
 from cdrl_infer.model import CDRLModel, ImageShape
-from cdrl_infer.networks.identity import IdentityInitializer
-from cdrl_infer.networks.mlp import MLPEnergy, MLPInitializer
+from cdrl_infer.networks.heads import ResidualInitializer
+from cdrl_infer.networks.mlp import MLP, MLPEnergy
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train import toy
@@ -157,15 +157,16 @@ class TestNetworks:
             torch.testing.assert_close(network(y, network.condition(level)), expected)
 
     def test_an_untrained_initializer_proposes_x_t(self) -> None:
-        network = MLPInitializer(width=8)
+        network = ResidualInitializer(MLP(width=8))
         x = torch.randn(3, 1, 1, 2, generator=generator())
         assert torch.equal(network(x, network.condition(SCHEDULE.level(2))), x)
 
-    @pytest.mark.parametrize("cls", [MLPEnergy, MLPInitializer])
-    def test_level_and_label_matter(self, cls: type[MLPEnergy] | type[MLPInitializer]) -> None:
+    @pytest.mark.parametrize("cls", [MLPEnergy, MLP])
+    def test_level_and_label_matter(self, cls: type[MLPEnergy] | type[MLP]) -> None:
         torch.manual_seed(0)
-        network = cls(in_channels=3, num_pixels=4, width=8, num_classes=(2,))
-        torch.nn.init.normal_(network.mlp.head.weight)
+        inner = cls(in_channels=3, num_pixels=4, width=8, num_classes=(2,))
+        torch.nn.init.normal_(inner.mlp.head.weight)
+        network = ResidualInitializer(inner) if isinstance(inner, MLP) else inner
         y = torch.randn(2, 3, 2, 2)
         base = network(y, network.condition(SCHEDULE.level(2), torch.tensor([[1], [1]])))
         assert base.shape == ((2,) if cls is MLPEnergy else y.shape)
@@ -176,7 +177,7 @@ class TestNetworks:
 
     @pytest.mark.parametrize("sizes", [{"width": 0}, {"num_pixels": 0}, {"num_classes": (0,)}])
     def test_absurd_sizes_are_refused(self, sizes: dict[str, object]) -> None:
-        for cls in (MLPEnergy, MLPInitializer):
+        for cls in (MLPEnergy, MLP):
             with pytest.raises(ConfigError, match="MLP sizes must be positive"):
                 cls(**sizes)
         with pytest.raises(ConfigError, match="data_variance"):
@@ -184,13 +185,18 @@ class TestNetworks:
 
     def test_images_of_another_size_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="num_pixels is 3, but images have 2 pixels"):
-            CDRLModel(
-                MLPEnergy(num_pixels=3), MLPInitializer(), NoiseSchedule(), ImageShape(1, 1, 2)
-            )
+            CDRLModel(MLPEnergy(num_pixels=3), None, NoiseSchedule(), ImageShape(1, 1, 2))
 
 
 TINY = [
-    *("--set", "ebm.width=32", "--set", "ebm.num_blocks=2", "--set", "initializer.width=16"),
+    *(
+        "--set",
+        "ebm.width=32",
+        "--set",
+        "ebm.num_blocks=2",
+        "--set",
+        "initializer.backbone.width=16",
+    ),
     *("--set", "cooperative.langevin_steps=1", "--set", "sampler.langevin_steps=2"),
     *("--set", "warm_start.steps=2", "--set", "cooperative.steps=1"),
 ]
@@ -221,14 +227,14 @@ def test_a_short_run_brings_the_energy_nearer(tmp_path: Path) -> None:
         [
             *("schedule.num_levels=2", "warm_start.steps=100", "cooperative.steps=0"),
             *("warm_start.batch_size=128", "warm_start.ebm_rate=5e-3", "warm_start.warm_up=20"),
-            *("initializer.width=8", "ema_decay=0.9"),
+            *("initializer.backbone.width=8", "ema_decay=0.9"),
         ]
     )
     stream = BatchStream(checkerboard(), config.data, config.seed, "cpu")
     trainer = Trainer(config, stream, tmp_path)
 
     def distance() -> float:
-        model = CDRLModel(trainer.ebm_ema.module, IdentityInitializer(1), config.schedule, POINT)
+        model = CDRLModel(trainer.ebm_ema.module, None, config.schedule, POINT)
         return toy.measure(model, num_samples=2, langevin_steps=0)[-1].energy_tv
 
     before = distance()
@@ -237,7 +243,7 @@ def test_a_short_run_brings_the_energy_nearer(tmp_path: Path) -> None:
 
 
 def test_measuring_the_same_model_twice_gives_the_same(tmp_path: Path) -> None:
-    model = CDRLModel(MLPEnergy(width=8), IdentityInitializer(1), SCHEDULE, POINT)
+    model = CDRLModel(MLPEnergy(width=8), None, SCHEDULE, POINT)
     first, second = (toy.measure(model, num_samples=500, langevin_steps=3) for _ in range(2))
     assert [fit.i for fit in first] == [*range(SCHEDULE.num_levels)][::-1]
     assert [fit.samples_tv for fit in first] == [fit.samples_tv for fit in second]
@@ -255,7 +261,7 @@ def test_other_models_cannot_be_measured(model: CDRLModel) -> None:
 def test_chains_that_leave_the_finite_numbers_are_told(tmp_path: Path) -> None:
     network = MLPEnergy(width=8)
     torch.nn.init.constant_(network.mlp.head.bias, math.nan)
-    broken = CDRLModel(network, IdentityInitializer(1), SCHEDULE, POINT)
+    broken = CDRLModel(network, None, SCHEDULE, POINT)
     torch.nn.init.constant_(network.mlp.stem.bias, math.inf)
     with pytest.raises(NumericalError, match="are not finite"):
         toy.measure(broken, num_samples=4, langevin_steps=1)

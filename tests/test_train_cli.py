@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.cli import main
 
-NETWORK = '"widths": [8], "num_blocks": 1, "embedding_dim": 16'
+NETWORK = '{"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}'
 TINY = [
-    *("--set", f'ebm={{"class": "EnergyUNet", {NETWORK}}}'),
-    *("--set", f'initializer={{"class": "PatchInitializer", {NETWORK}}}'),
+    *("--set", f'ebm={{"class": "InnerProductEnergy", "backbone": {NETWORK}}}'),
+    *("--set", f'initializer={{"class": "ResidualInitializer", "backbone": {NETWORK}}}'),
     *("--set", "schedule.num_levels=2", "--set", "sampler.langevin_steps=1"),
     *("--set", "warm_start.steps=3", "--set", "cooperative.steps=2"),
     *("--set", "warm_start.batch_size=4", "--set", "cooperative.batch_size=4"),
@@ -121,7 +121,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(data: str, tmp_p
     ("change", "message"),
     [
         ("clip=2", "expected 1.0, got clip=2.0"),
-        ("ebm.widths=[16]", "expected [8], got ebm.widths=[16]"),
+        ("ebm.backbone.widths=[16]", "expected [8], got ebm.backbone.widths=[16]"),
         ("ebm.data_variance=0.5", "expected null, got ebm.data_variance=0.5"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(data: str, tmp_path: Path) ->
     resume = ["--data", data, "--out", str(out), "--resume"]
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for change, message in (
-        ("ebm.widths=[16]", "does not fit"),
+        ("ebm.backbone.widths=[16]", "does not fit"),
         ("cooperative.steps=1", "is that of step 5, the options end the run at step 4; raise"),
     ):
         refused = train(*resume, "--track", "none", "--set", change)

@@ -26,15 +26,18 @@ from cdrl_train.engine.state import resume, save, snapshot
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import to_model
 
-NETWORK = {"widths": [8], "num_blocks": 1, "embedding_dim": 16}
+NETWORK = {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
 DROPOUT = {
-    "class": "UNetInitializer",
-    "widths": [8],
-    "num_blocks": 1,
-    "attention_levels": [],
-    "frequencies": 4,
-    "embedding_dim": 16,
-    "groups": 4,
+    "class": "ResidualInitializer",
+    "backbone": {
+        "class": "UNet",
+        "widths": [8],
+        "num_blocks": 1,
+        "attention_levels": [],
+        "frequencies": 4,
+        "embedding_dim": 16,
+        "groups": 4,
+    },
 }
 RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipliers": [1, 2]}
 
@@ -42,8 +45,8 @@ RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipli
 def tiny(**changes: Any) -> TrainConfig:
     config = TrainConfig(
         name="tiny",
-        ebm={"class": "EnergyUNet", **NETWORK},
-        initializer={"class": "PatchInitializer", **NETWORK},
+        ebm={"class": "InnerProductEnergy", "backbone": NETWORK},
+        initializer={"class": "ResidualInitializer", "backbone": NETWORK},
         schedule=NoiseSchedule(num_levels=3, step_rule="curvature", step_size=0.4),
         sampler=SamplerDefaults(langevin_steps=2),
         data=DataConfig(flip=True),
@@ -144,7 +147,7 @@ def test_both_phases_train_both_networks_and_move_the_averages(tmp_path: Path) -
 
 def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
     run = trainer(tiny(ema_decay=0.15), tmp_path)
-    weight = "unet.stem.weight"
+    weight = "backbone.stem.weight"
     expected: Tensor | None = None
     for n in range(4):
         run.train_step()
@@ -213,7 +216,10 @@ def test_compiling_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         changes = {"compile": choice, "spectral_norm": True, "ebm": RESIDUAL}
         trainer(tiny(**changes), tmp_path / str(choice)).fit()
     assert lines_of(tmp_path / "False") == lines_of(tmp_path / "True")
-    assert [type(network).__name__ for network in networks] == ["ResidualEBM", "PatchInitializer"]
+    assert [type(network).__name__ for network in networks] == [
+        "ResidualEBM",
+        "ResidualInitializer",
+    ]
     assert not any(parameter.requires_grad for parameter in networks[0].parameters())
     assert len(graphs) >= 2
 
@@ -242,7 +248,8 @@ def test_energies_that_run_away_are_noticed(tmp_path: Path) -> None:
 
 def test_a_state_of_other_networks_is_refused(tmp_path: Path) -> None:
     save(trainer(tiny(), tmp_path))
-    other = trainer(tiny(ebm={"class": "EnergyUNet", **NETWORK, "num_blocks": 2}), tmp_path)
+    deeper = {"class": "InnerProductEnergy", "backbone": {**NETWORK, "num_blocks": 2}}
+    other = trainer(tiny(ebm=deeper), tmp_path)
     with pytest.raises(CheckpointError, match="does not fit"):
         resume(other)
 
@@ -256,7 +263,8 @@ def test_spectral_norm_bounds_the_weights_and_folds_away(tmp_path: Path) -> None
     plain, _ = run.build()
     state = folded_state(run.ebm)
     plain.load_state_dict(state, strict=True)
-    normed = [name for name, _ in plain.spectral_norm_layers()]
+    layers = plain.spectral_norm_layers()
+    normed = [name for name, layer in plain.named_modules() if layer in layers]
     for name in normed:
         norm = float(torch.linalg.matrix_norm(state[f"{name}.weight"].flatten(1), ord=2))
         assert norm == pytest.approx(1, abs=0.05), name
@@ -269,7 +277,7 @@ def test_spectral_norm_bounds_the_weights_and_folds_away(tmp_path: Path) -> None
 
 
 def test_spectral_norm_is_refused_where_it_is_not_defined(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not defined for EnergyUNet"):
+    with pytest.raises(ConfigError, match="not defined for PatchUNet"):
         trainer(tiny(spectral_norm=True), tmp_path)
 
 

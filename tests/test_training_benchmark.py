@@ -22,7 +22,6 @@ from transcription import EBM_BACKWARD, LANGEVIN, NORMS, PARTS, Transcription
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.trainer import Trainer
-from cdrl_train.presets import NO_INITIALIZER
 
 COLD = PhaseConfig(0, 8, "markov", 1e-3, 1e-3)
 PAPERS = CooperativeConfig(
@@ -44,7 +43,7 @@ ALL = CooperativeConfig(
 CASES = {
     "all losses": tiny(warm_start=COLD, cooperative=ALL),
     "the paper's": tiny(warm_start=COLD, cooperative=PAPERS, ebm=SMALL, spectral_norm=True),
-    "no initializer": tiny(warm_start=COLD, cooperative=PAPERS, initializer=NO_INITIALIZER),
+    "no initializer": tiny(warm_start=COLD, cooperative=PAPERS, initializer=None),
 }
 
 
@@ -128,7 +127,7 @@ def test_layouts(tmp_path: Path) -> None:
     found = training.runners(config, images(), torch.device("cpu"))
     for name, runner in found.items():
         seen: list[bool] = []
-        stem = runner.work.ebm.unet.stem
+        stem = runner.work.ebm.backbone.stem
 
         def look(_: Any, inputs: Any, output: torch.Tensor, seen: list[bool] = seen) -> None:
             seen.append(output.is_contiguous())
@@ -144,7 +143,7 @@ def test_bfloat16_is_left_out_alone(tmp_path: Path) -> None:
     types: dict[str, set[torch.dtype]] = {}
     for name, runner in training.runners(config, images(), torch.device("cpu")).items():
         seen = types.setdefault(name, set())
-        stem = runner.work.ebm.unet.stem
+        stem = runner.work.ebm.backbone.stem
         with stem.register_forward_hook(lambda _, i, output, seen=seen: seen.add(output.dtype)):
             runner.work.train_step()
     plain = ("without bfloat16", training.PLAIN, training.WASTEFUL)

@@ -12,7 +12,7 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.proposals import ComposedProposal, InitializerProposal, Proposal
+from cdrl_infer.proposals import Proposal, make_proposal
 from cdrl_infer.random import RandomSource
 
 
@@ -29,7 +29,7 @@ class Labelled:
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
         """Energy and proposal of some of the images, on the networks' device."""
         chosen = None if self.labels is None else self.labels[part].to(_device(model))
-        return NeuralEnergy(model.ebm, chosen), InitializerProposal(model.initializer, chosen)
+        return NeuralEnergy(model.ebm, chosen), make_proposal(model.initializer, chosen)
 
 
 class Guided(Labelled):
@@ -52,7 +52,7 @@ class Guided(Labelled):
         weights = torch.full((1, len(chosen)), self.scale, device=chosen.device)
         return (
             ComposedEnergy(model.ebm, labels, lambda r: self.scale * r[0]),
-            ComposedProposal(model.initializer, labels, weights),
+            make_proposal(model.initializer, labels, weights),
         )
 
 
@@ -93,7 +93,7 @@ class Composed:
 
         return (
             ComposedEnergy(model.ebm, labels, log_ratio),
-            ComposedProposal(model.initializer, labels, table.to(device)[:, branch]),
+            make_proposal(model.initializer, labels, table.to(device)[:, branch]),
         )
 
 

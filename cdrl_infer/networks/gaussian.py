@@ -1,4 +1,4 @@
-"""What energies know of noised data before anything is learnt: its second moment."""
+"""The Gaussian that energies start from: it has the mean square of the noised data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from cdrl_infer.schedule import Level
 
 
 def checked_variance(data_variance: float) -> float:
-    """v as it is.
-
-    Raises:
-        ConfigError: it is not positive.
-    """
+    """Return v; raise `ConfigError` unless it is positive."""
     if not data_variance > 0:
         raise ConfigError(f"data_variance must be positive, got {data_variance}")
     return data_variance

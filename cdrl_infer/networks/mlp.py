@@ -1,4 +1,4 @@
-"""Networks for images of a few values, such as points of the plane: every value sees every other."""
+"""Networks for images of a few values, such as points in the plane: every value sees every other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.base import Backbone, Network
 from cdrl_infer.networks.gaussian import checked_variance, gaussian_constants
 from cdrl_infer.networks.layers import (
     LabelEmbedding,
@@ -24,17 +24,17 @@ FREQUENCIES = 16  # of the embedding of the noise level
 WAVES = 4  # sines (and as many cosines) of each value
 
 
-class MLP(nn.Module):
+class ResidualMLP(nn.Module):
     """Residual blocks ``h + B silu(A silu(h) + shift)`` between two linear layers, the last one zero.
 
-    Beside the values go in their ``sin(πkx)`` and ``cos(πkx)``, k = 1 … `WAVES`, without which edges are
-    learnt slowly (Tancik et al., NeurIPS 2020).
+    The input is the values and their ``sin(πkx)`` and ``cos(πkx)``, k = 1 … `WAVES`. Without these,
+    edges are learnt slowly (Tancik et al., NeurIPS 2020).
 
     Args:
-        inputs: D, values that go in.
-        outputs: values that come out.
-        width: of h, and of the embedding of noise level and labels that gives the shifts.
-        num_blocks: at least 1.
+        inputs: D, the number of input values.
+        outputs: the number of output values.
+        width: values of h, and of the embedding of noise level and labels that gives the shifts.
+        num_blocks: number of blocks, at least 1.
         num_classes: values of each attribute; () for an unconditional network.
 
     Raises:
@@ -77,16 +77,53 @@ class MLP(nn.Module):
         return out
 
 
-class MLPEnergy(Configurable, nn.Module):
-    """``log p(y) = -½‖x‖²/(α²v + σ̄²) + c h(x)/σ̄`` in nats, ``x = y/m``, ``c = √(α²v/(α²v + σ̄²))``.
-
-    The first term is the density of noised Gaussian data of second moment ``v``; h is an `MLP` for what
-    the data have beyond it, scaled as in `EnergyUNet` so that its slope is of order one at every level.
+class MLP(Backbone):
+    """A `ResidualMLP` from all values of an image to all values of an image; its output starts at 0.
 
     Args:
         in_channels: image channels.
         num_pixels: height times width of an image.
-        width, num_blocks: see `MLP`.
+        width, num_blocks: see `ResidualMLP`.
+        num_classes: values of each attribute; () for an unconditional network.
+
+    Raises:
+        ConfigError: a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_pixels: int = 2,
+        width: int = 64,
+        num_blocks: int = 2,
+        num_classes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.num_classes = in_channels, tuple(num_classes)
+        self.num_pixels = num_pixels
+        values = in_channels * num_pixels
+        self.mlp = ResidualMLP(values, values, width, num_blocks, self.num_classes)
+
+    def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """The shift of each block."""
+        return self.mlp.condition(logsnr, labels)
+
+    def forward(self, x: Tensor, condition: list[Tensor]) -> Tensor:
+        """(B, C, H, W) -> the same shape, given the output of `condition`."""
+        out: Tensor = self.mlp(x.flatten(1), condition)
+        return out.reshape(x.shape)
+
+
+class MLPEnergy(Network):
+    """``log p(y) = -½‖x‖²/(α²v + σ̄²) + c h(x)/σ̄`` in nats, ``x = y/m``, ``c = √(α²v/(α²v + σ̄²))``.
+
+    The first term is the density of noised Gaussian data. The second is the rest: h is a `ResidualMLP`,
+    scaled as in `InnerProductEnergy` so that its slope is of order one at every level.
+
+    Args:
+        in_channels: image channels.
+        num_pixels: height times width of an image.
+        width, num_blocks: see `ResidualMLP`.
         num_classes: values of each attribute; () for an unconditional network.
         data_variance: v, the mean square of the data's values (in [-1, 1]).
 
@@ -107,17 +144,14 @@ class MLPEnergy(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         self.data_variance = checked_variance(data_variance)
-        self.mlp = MLP(in_channels * num_pixels, 1, width, num_blocks, num_classes)
-
-    @property
-    def size_multiple(self) -> int:
-        """Image height and width must be divisible by this."""
-        return 1
+        self.in_channels, self.num_classes = in_channels, tuple(num_classes)
+        self.num_pixels = num_pixels
+        self.mlp = ResidualMLP(in_channels * num_pixels, 1, width, num_blocks, self.num_classes)
 
     def condition(
         self, level: Level, labels: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """All that is constant in a level: the shifts of the blocks, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
+        """Everything that is constant in a level: the blocks' shifts, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
         conditioning = self.mlp.condition(level.logsnr, labels)
         return conditioning, *gaussian_constants(level, self.data_variance)
 
@@ -127,33 +161,3 @@ class MLPEnergy(Configurable, nn.Module):
         x = y.flatten(1) * inverse_scale.reshape(-1, 1)
         h: Tensor = self.mlp(x, shifts).to(x.dtype)[:, 0]
         return weight * h - 0.5 * precision * torch.sum(x * x, dim=1)
-
-
-class MLPInitializer(Configurable, nn.Module):
-    """``g(x_t) = x_t + MLP(x_t, λ_t, labels)``; arguments are those of `MLPEnergy`."""
-
-    def __init__(
-        self,
-        in_channels: int = 1,
-        num_pixels: int = 2,
-        width: int = 64,
-        num_blocks: int = 2,
-        num_classes: tuple[int, ...] = (),
-    ) -> None:
-        super().__init__()
-        values = in_channels * num_pixels
-        self.mlp = MLP(values, values, width, num_blocks, num_classes)
-
-    @property
-    def size_multiple(self) -> int:
-        """Image height and width must be divisible by this."""
-        return 1
-
-    def condition(self, level: Level, labels: Tensor | None = None) -> list[Tensor]:
-        """All that is constant in a level."""
-        return self.mlp.condition(level.logsnr_in, labels)
-
-    def forward(self, x: Tensor, condition: list[Tensor]) -> Tensor:
-        """x_t (B, C, H, W) -> the proposal's mean for y, the same shape."""
-        mean: Tensor = x + self.mlp(x.flatten(1), condition).to(x.dtype).reshape(x.shape)
-        return mean

@@ -1,8 +1,6 @@
 """A small U-Net for small machines: pixels folded into channels, no norms, smooth activations.
 
-Used twice: as the initializer, and inside the energy of `EnergyUNet`. Twice differentiable and cheap to
-differentiate twice, which is what score matching of an energy needs. Constants of a level (embedding
-and its projections) are computed by `condition`, once, and passed to every `forward`.
+It is twice differentiable, and cheap to differentiate twice: score matching of an energy needs that.
 """
 
 from __future__ import annotations
@@ -17,12 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.networks.layers import (
-    LabelEmbedding,
-    add_labels,
-    noise_angle,
-    start_at_zero,
-)
+from cdrl_infer.networks.base import Backbone
+from cdrl_infer.networks.layers import LabelEmbedding, add_labels, noise_angle, start_at_zero
 
 Conditioning = list[tuple[Tensor, Tensor]]
 
@@ -56,7 +50,7 @@ def _members(group: nn.Module) -> Iterator[Any]:
     return iter(group.children())
 
 
-class PatchUNet(nn.Module):
+class PatchUNet(Backbone):
     """U-Net on ``patch_size``² -folded pixels; its output has the shape of its input and starts at 0.
 
     Args:
@@ -85,6 +79,8 @@ class PatchUNet(nn.Module):
         sizes = (in_channels, num_blocks, patch_size, embedding_dim, *widths, *num_classes)
         if not widths or min(sizes) < 1:
             raise ConfigError(f"PatchUNet sizes must be positive, got {sizes}, widths {widths}")
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.size_multiple = patch_size * (1 << (len(widths) - 1))
         self.patch_size = patch_size
         self.frequencies = 32
         self.embed1 = nn.Linear(2 * self.frequencies, embedding_dim)
@@ -106,19 +102,8 @@ class PatchUNet(nn.Module):
         self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
         start_at_zero(self.head)
 
-    @property
-    def size_multiple(self) -> int:
-        """Image height and width must be divisible by this."""
-        halvings = len(self.widen)
-        return self.patch_size * (1 << halvings)
-
     def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> Conditioning:
-        """Everything that depends on (logsnr, labels) alone, one entry per block.
-
-        Args:
-            logsnr: () or (B,).
-            labels: (B, A) integers, 0 = not given; None for an unconditional network.
-        """
+        """Scale and shift of each block."""
         logsnr = logsnr.reshape(-1)
         rates = torch.exp(
             torch.linspace(0, math.log(200), self.frequencies, device=logsnr.device)

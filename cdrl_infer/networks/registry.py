@@ -1,36 +1,41 @@
-"""The networks that a model folder may name."""
+"""The network classes that a model folder or a run's options may name; see `cdrl_infer.networks.base`.
+
+::
+
+    BACKBONES.register("Mixer", Mixer)
+    # Then options may say {"class": "InnerProductEnergy", "backbone": {"class": "Mixer"}}.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import nn
+from cdrl_infer.registry import Registry
 
-from cdrl_infer.errors import ConfigError, did_you_mean, listing
+if TYPE_CHECKING:
+    from cdrl_infer.networks.base import Backbone, Network
 
-# The classes a folder may name, by role; a new network is one more line here.
-NETWORKS: dict[str, dict[str, str]] = {
-    "ebm": {
-        "EnergyUNet": "cdrl_infer.networks.energy_unet:EnergyUNet",
-        "MLPEnergy": "cdrl_infer.networks.mlp:MLPEnergy",
-        "ResidualEBM": "cdrl_infer.networks.residual_ebm:ResidualEBM",
+_HERE = "cdrl_infer.networks"
+
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone",
+    {
+        "PatchUNet": f"{_HERE}.patch_unet:PatchUNet",
+        "UNet": f"{_HERE}.unet:UNet",
+        "MLP": f"{_HERE}.mlp:MLP",
     },
-    "initializer": {
-        "IdentityInitializer": "cdrl_infer.networks.identity:IdentityInitializer",
-        "MLPInitializer": "cdrl_infer.networks.mlp:MLPInitializer",
-        "PatchInitializer": "cdrl_infer.networks.initializer:PatchInitializer",
-        "UNetInitializer": "cdrl_infer.networks.unet:UNetInitializer",
+)
+ENERGIES: Registry[type[Network]] = Registry(
+    "energy network",
+    {
+        "InnerProductEnergy": f"{_HERE}.heads:InnerProductEnergy",
+        "SquaredDistanceEnergy": f"{_HERE}.heads:SquaredDistanceEnergy",
+        "ResidualEBM": f"{_HERE}.residual_ebm:ResidualEBM",
+        "MLPEnergy": f"{_HERE}.mlp:MLPEnergy",
     },
-}
-
-
-def network_class(role: str, name: object, where: str) -> type[nn.Module]:
-    """The class of `NETWORKS` of that role and name; ConfigError for any other name."""
-    if not isinstance(name, str) or name not in NETWORKS[role]:
-        raise ConfigError(
-            f"{where}: unknown class {name!r:.60}, expected {listing(NETWORKS[role])}"
-            f"{did_you_mean(str(name), NETWORKS[role])}"
-        )
-    module, _, attribute = NETWORKS[role][name].partition(":")
-    found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
-    return found
+)
+INITIALIZERS: Registry[type[Network]] = Registry(
+    "initializer network", {"ResidualInitializer": f"{_HERE}.heads:ResidualInitializer"}
+)
+NETWORKS: Mapping[str, Registry[type[Network]]] = {"ebm": ENERGIES, "initializer": INITIALIZERS}

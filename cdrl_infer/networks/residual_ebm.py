@@ -7,7 +7,7 @@ folded into the weights of a finished model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.base import Layer, Network
 from cdrl_infer.networks.layers import OneHotEmbedding, add_labels, sinusoidal_embedding
 from cdrl_infer.schedule import Level
 
@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class ResidualEBM(Configurable, nn.Module):
+class ResidualEBM(Network):
     """``f(y, λ) = ⟨Σ_hw act'(h(y, λ)), W act(e)⟩``, the log-density times the step variance s_t².
 
     h is a stack of residual blocks, 2×2 average-pooled between widths; e embeds the noise level and
@@ -105,7 +105,7 @@ class ResidualEBM(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         widths = [width * m for m in width_multipliers]
-        self.num_classes = tuple(num_classes)
+        self.in_channels, self.num_classes = in_channels, tuple(num_classes)
         sizes = (in_channels, width, num_blocks, embedding_dim, patch_size)
         if not widths or min(*sizes, *widths, *self.num_classes) < 1 or frequencies < 2:
             raise ConfigError(
@@ -120,7 +120,7 @@ class ResidualEBM(Configurable, nn.Module):
         self.activation = activation
         self.frequencies = frequencies
         self.patch_size = patch_size
-        self.num_levels = len(widths)
+        self.size_multiple = patch_size << (len(widths) - 1)
         self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
         self.embed2 = nn.Linear(embedding_dim, embedding_dim)
         self.embed_labels = (
@@ -134,19 +134,12 @@ class ResidualEBM(Configurable, nn.Module):
                 self.blocks.append(ResidualBlock(width_in, after, embedding_dim, activation, pool))
         self.head = nn.Linear(embedding_dim, widths[-1], bias=False)
 
-    @property
-    def size_multiple(self) -> int:
-        """Image height and width must be divisible by this."""
-        return self.patch_size * int(2 ** (self.num_levels - 1))
-
-    def spectral_norm_layers(self) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-        """Name and module of every layer that the paper spectrally normalises: all but the head."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module is not self.head:
-                yield name, module
+    def spectral_norm_layers(self) -> list[Layer]:
+        """Every layer that the paper spectrally normalises: all but the head."""
+        return [m for m in self.modules() if isinstance(m, Layer) and m is not self.head]
 
     def condition(self, level: Level, labels: Tensor | None = None) -> ResidualCondition:
-        """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
+        """Everything that is constant in a level; labels (B, A), 0 = not given."""
         e = sinusoidal_embedding(level.logsnr.reshape(-1), self.frequencies)
         e = self.embed2(activate(self.embed1(e), self.activation))
         e = activate(add_labels(e, self.embed_labels, labels), self.activation)

@@ -1,4 +1,4 @@
-"""The paper's initializer: a DDPM-style U-Net with group norm and attention, added to its input.
+"""The U-Net of the paper's initializer: DDPM-style, with group norm and attention.
 
 Ho et al. 2020 for the architecture, Nichol & Dhariwal 2021 for the scale-shift conditioning; sizes
 from Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR
@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.base import Backbone
 from cdrl_infer.networks.layers import (
     OneHotEmbedding,
     add_labels,
     sinusoidal_embedding,
     start_at_zero,
 )
-from cdrl_infer.schedule import Level
 
 UNetCondition = list[tuple[Tensor, Tensor]]
 Resample = Literal["down", "up"]
@@ -40,6 +39,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> the same."""
+        # Three dimensions: for four, torch may take a kernel that cannot be differentiated twice.
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         h = F.scaled_dot_product_attention(q, k, v)  # (B, HW, width)
         change: Tensor = self.out(h.transpose(1, 2).reshape(x.shape))
@@ -95,8 +95,8 @@ class UNetBlock(nn.Module):
         return y
 
 
-class UNetInitializer(Configurable, nn.Module):
-    """``g(x_t) = x_t + U(x_t, λ_t, labels)``: the mean of the proposal for y. U starts at 0.
+class UNet(Backbone):
+    """U-Net with self-attention; its output has the shape of its input and starts at 0.
 
     Every block on the way down leaves a skip connection, those that halve the size included; each
     resolution has one block more on the way up. Defaults are the paper's for CIFAR-10 (3.8 M
@@ -131,11 +131,12 @@ class UNetInitializer(Configurable, nn.Module):
         groups: int = 32,
     ) -> None:
         super().__init__()
-        widths, self.num_classes = tuple(widths), tuple(num_classes)
+        widths = tuple(widths)
+        self.in_channels, self.num_classes = in_channels, tuple(num_classes)
         sizes = (in_channels, num_blocks, embedding_dim, groups, *widths, *self.num_classes)
         if not widths or min(sizes) < 1 or frequencies < 2:
             raise ConfigError(
-                "UNetInitializer sizes must be positive and frequencies at least 2, got "
+                "UNet sizes must be positive and frequencies at least 2, got "
                 f"in_channels={in_channels}, widths={widths}, num_blocks={num_blocks}, "
                 f"frequencies={frequencies}, embedding_dim={embedding_dim}, "
                 f"num_classes={self.num_classes}, groups={groups}"
@@ -151,7 +152,7 @@ class UNetInitializer(Configurable, nn.Module):
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
         self.frequencies = frequencies
-        self.num_levels = len(widths)
+        self.size_multiple = 1 << (len(widths) - 1)
         self.embed1 = nn.Linear(2 * frequencies, embedding_dim)
         self.embed2 = nn.Linear(embedding_dim, embedding_dim)
         self.embed_labels = (
@@ -186,20 +187,15 @@ class UNetInitializer(Configurable, nn.Module):
         self.head = nn.Conv2d(h, in_channels, 3, padding=1)
         start_at_zero(self.head)
 
-    @property
-    def size_multiple(self) -> int:
-        """Image height and width must be divisible by this."""
-        return int(2 ** (self.num_levels - 1))
-
-    def condition(self, level: Level, labels: Tensor | None = None) -> UNetCondition:
-        """All that is constant in a level; labels (B, A), 0 = not given, None if unconditional."""
-        e = sinusoidal_embedding(level.logsnr_in.reshape(-1), self.frequencies)
+    def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> UNetCondition:
+        """Scale and shift of each block."""
+        e = sinusoidal_embedding(logsnr.reshape(-1), self.frequencies)
         e = self.embed2(F.silu(self.embed1(e)))
         e = F.silu(add_labels(e, self.embed_labels, labels))
         return [block.condition(e) for block in (*self.down, *self.middle, *self.up)]
 
     def forward(self, x: Tensor, condition: UNetCondition) -> Tensor:
-        """x_t (B, C, H, W) -> the proposal's mean for y, the same shape."""
+        """(B, C, H, W) -> the same shape, given the output of `condition`."""
         conditions = iter(condition)
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -212,5 +208,5 @@ class UNetInitializer(Configurable, nn.Module):
             if block.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = block(h, next(conditions))
-        change: Tensor = self.head(F.silu(self.norm(h)))
-        return x + change.to(x.dtype)
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out

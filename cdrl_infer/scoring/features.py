@@ -19,7 +19,7 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.images import to_uint8
-from cdrl_infer.proposals import InitializerProposal, posterior_mean
+from cdrl_infer.proposals import make_proposal, posterior_mean
 from cdrl_infer.schedule import NoiseSchedule
 
 SMALLEST = 1e-12  # of what a logarithm is taken
@@ -112,7 +112,7 @@ class NoisedImages:
         if model.labels:
             labels = torch.zeros(len(u), len(model.labels), dtype=torch.int64, device=u.device)
         energy = NeuralEnergy(model.ebm, labels)
-        proposal = InitializerProposal(model.initializer, labels)
+        proposal = make_proposal(model.initializer, labels)
         return cls(energy, proposal, model.schedule, u, noise)
 
     @property

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
+from cdrl_infer.networks.heads import ResidualInitializer
 from cdrl_infer.networks.residual_ebm import Activation, ResidualEBM
 from cdrl_infer.networks.skeleton import skeleton
-from cdrl_infer.networks.unet import UNetInitializer
+from cdrl_infer.networks.unet import UNet
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.card import render
 
@@ -48,7 +49,7 @@ class ConvertedModel:
     """
 
     ebm: ResidualEBM
-    initializer: UNetInitializer
+    initializer: ResidualInitializer
     schedule: NoiseSchedule
     langevin_steps: int
     score_scale: float
@@ -149,7 +150,7 @@ def load_authors_checkpoint(
     ebm_weights = _averaged(content, "pi", path)
     unet_weights = _averaged(content, "p", path)
     ebm = _build_ebm(ebm_weights, activation, path)
-    initializer = _build_unet(unet_weights, path)
+    initializer = _build_initializer(unet_weights, path)
     if ebm.num_classes != initializer.num_classes:
         raise CheckpointError(
             f"expected the same classes in EBM and initializer, found {ebm.num_classes} and "
@@ -288,8 +289,8 @@ def _build_ebm(weights: Weights, activation: Activation, path: Path) -> Residual
     return network
 
 
-def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
-    """`UNetInitializer` of the sizes these weights have, filled with them."""
+def _build_initializer(weights: Weights, path: Path) -> ResidualInitializer:
+    """A `ResidualInitializer` with a `UNet` of the sizes of these weights, filled with them."""
     down = _positions(weights, "downs")
     attention = [at for at in down if f"downs.{at[0]}.{at[1]}.to_qkv.weight" in weights]
     levels = sorted({level for level, _ in down})
@@ -306,7 +307,7 @@ def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
         }
     except LookupError as error:
         raise _foreign("initializer", error, path) from error
-    network = _empty(lambda: UNetInitializer(**sizes), weights, path)
+    network = _empty(lambda: ResidualInitializer(UNet(**sizes)), weights, path)
     prefixes = {
         "time_mlp.1": "embed1",
         "time_mlp.3": "embed2",
@@ -328,8 +329,8 @@ def _build_unet(weights: Weights, path: Path) -> UNetInitializer:
                 prefixes[prefix] = f"{ours}.{count}"
                 count += 1
     inner = {"mlp.1": "modulation", "res_conv": "shortcut", "to_qkv": "qkv", "to_out": "out"}
-    _fill(network, weights, prefixes, inner, path)
-    return network
+    _fill(network.backbone, weights, prefixes, inner, path)
+    return network.eval()
 
 
 def _empty(make: Callable[[], Network], weights: Weights, path: Path) -> Network:

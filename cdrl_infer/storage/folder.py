@@ -1,4 +1,4 @@
-"""Folder <-> safetensors: how a model lies on a disk; docs/format.md says it in full.
+"""A model as a folder on a disk; docs/format.md describes the format in full.
 
 ::
 
@@ -6,12 +6,12 @@
     model_index.json             the class of each network
     ebm/config.json              its constructor's arguments
     ebm/model.safetensors        its weights, loaded as float32; model.fp16.safetensors: a variant
-    initializer/                 likewise
+    initializer/                 the same (absent for DRL, which has no initializer)
     README.md, samples.png       the model card and its picture (optional)
-    statistics.safetensors       what in-distribution images score (optional)
+    statistics.safetensors       of the scores of in-distribution images (optional)
 
-Nothing in a folder is trusted: it can name no code and no file, and no more is allocated than the
-weights on the disk have.
+Nothing in a folder is trusted. It can name no code and no file, and loading allocates no more than the
+stored weights need.
 """
 
 from __future__ import annotations
@@ -26,41 +26,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
 
 from cdrl_infer.config import check_keys, from_config
-from cdrl_infer.errors import (
-    CheckpointError,
-    ConfigError,
-    NumericalError,
-    did_you_mean,
-    listing,
-)
+from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError, did_you_mean, listing
 from cdrl_infer.files import replaced_folder
-from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults, check_sizes
-from cdrl_infer.networks.registry import NETWORKS, network_class
-from cdrl_infer.networks.skeleton import skeleton
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
+from cdrl_infer.networks.base import Network
+from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.reference import STATISTICS, read_statistics
-from cdrl_infer.untrusted import (
-    MAX_PICTURE,
-    MAX_TEXT,
-    StoredTensors,
-    read_bytes,
-    read_json,
-    read_text,
+from cdrl_infer.storage.weights import (
+    load_network,
+    other_variants,
+    stored_type,
+    to_weights,
+    weights_file,
 )
+from cdrl_infer.untrusted import MAX_PICTURE, MAX_TEXT, read_bytes, read_json, read_text
 from cdrl_infer.version import __version__
 
-FORMAT_VERSION = 2
-NOT_THESE = "are these the weights of the network in config.json?"
+FORMAT_VERSION = 3
+UPGRADE = "python -m cdrl_infer.storage.upgrade"
 CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
 OPTIONAL = (CARD, PICTURE, STATISTICS)
 FILES = (CONFIG, INDEX, *OPTIONAL, "ebm", "initializer")
 BUNDLED = Path(__file__).parents[1] / "models"
-VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-STORED_TYPES = ("F16", "BF16", "F32")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _log = logging.getLogger(__name__)
@@ -89,12 +79,14 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
 
 
 def model_files(variant: str | None = None) -> list[str]:
-    """The names of all files that `load_model` looks for; those of `OPTIONAL` may be absent.
+    """The names of all files that `load_model` looks for.
+
+    Those in `OPTIONAL` may be absent, and those of the initializer where the model has none.
 
     Raises:
         ConfigError: an unknown variant.
     """
-    weights = _weights_file(variant)
+    weights = weights_file(variant)
     networks = [f"{role}/{name}" for role in NETWORKS for name in (CONFIG, weights)]
     return [CONFIG, INDEX, *networks, *OPTIONAL]
 
@@ -109,14 +101,14 @@ def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) ->
         variant: which weights: "fp16", "bf16", or None for ``model.safetensors``.
 
     Raises:
-        CheckpointError: a file is missing, damaged, foreign or of a newer format, or its tensors
-            are not those of the network, or not finite; or a link leads out of the folder.
+        CheckpointError: a file is missing, damaged, foreign or of another format; its tensors are not
+            those of the network, or not finite; or a link leads out of the folder.
         ConfigError: a config with an unknown key or class, or a value out of range.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a model folder, found none")
-    weights = _weights_file(variant)
+    weights_file(variant)  # raises for an unknown one
     config = read_json(folder, CONFIG)
     where = str(folder / CONFIG)
     _check_format(config, where)
@@ -138,7 +130,7 @@ def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) ->
     classes = _read_index(folder)
     try:
         networks = {
-            role: _load_network(folder, role, cls, weights, image, labels)
+            role: cls and load_network(folder, role, cls, variant, image, labels)
             for role, cls in classes.items()
         }
         return CDRLModel(
@@ -163,27 +155,27 @@ def save_model(
     dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all; a model that is there already is replaced.
+    """Write a model folder, whole or not at all; it replaces a model that is there already.
 
-    Weights of other variants that are there stay if they are those of this model. Statistics of other
-    weights than the model's are left out, with a warning: a training that ended here is not lost.
+    Other variants of this model's weights in the folder stay. Statistics that belong to other weights
+    are left out, with a warning: so the model itself is saved in any case.
 
     Args:
         model: what to write; its networks may be on any device.
-        folder: where; made if it does not exist, with its parents.
+        folder: where to; it is made with its parents if it does not exist.
         dtype: of the stored weights, float32, float16 or bfloat16 (half the size; loaded as float32);
             by default that of the variant.
         variant: "fp16" or "bf16" for a file of that name beside, or in place of,
             ``model.safetensors``.
 
     Raises:
-        CheckpointError: the folder holds something else, or cannot be written to, or the weights
-            are not finite.
-        ConfigError: ``training`` is not JSON, a network's class is not in `NETWORKS`, a dtype that is
-            not the variant's, or a text or picture that `load_model` would refuse.
+        CheckpointError: the folder holds something else or cannot be written to, or the weights are
+            not finite.
+        ConfigError: ``training`` is not JSON, a network's class is not registered, the dtype is not the
+            variant's, or `load_model` would refuse a text or the picture.
     """
     folder = Path(folder).resolve()
-    weights = _weights_file(variant)
+    weights = weights_file(variant)
     dtype = stored_type(dtype, variant)
     check_replaceable(folder)
     config = {
@@ -196,16 +188,13 @@ def save_model(
         "labels": [asdict(attribute) for attribute in model.labels],
         "training": model.training,
     }
-    index: dict[str, Any] = {"_class_name": "CDRLPipeline"}
+    index: dict[str, Any] = {"_class_name": "CDRLPipeline", **dict.fromkeys(NETWORKS)}
     files = {CONFIG: _to_json(config)}
-    for role in NETWORKS:
-        network = getattr(model, role)
-        name = type(network).__name__
-        network_class(role, name, f"the {role} to save")
-        index[role] = ["cdrl", name]
+    for role, network in model.networks.items():
+        index[role] = ["cdrl", NETWORKS[role].checked_name(type(network))]
         files[f"{role}/{CONFIG}"] = _to_json(network.config)
-        files[f"{role}/{weights}"] = _to_weights(role, network, dtype)
-        files |= _other_variants(folder, role, network, weights)
+        files[f"{role}/{weights}"] = to_weights(role, network, dtype)
+        files |= other_variants(folder, role, network, variant)
     files[INDEX] = _to_json(index)
     if model.model_card is not None:
         files[CARD] = model.model_card.encode()
@@ -228,22 +217,8 @@ def save_model(
         raise CheckpointError(f"cannot write the model to {folder}: {error.strerror}") from error
 
 
-def stored_type(dtype: torch.dtype | None, variant: str | None) -> torch.dtype:
-    """The dtype to store weights in; None is that of the variant.
-
-    Raises:
-        ConfigError: an unknown variant, another dtype than the variant's, or one that is not stored.
-    """
-    weights = _weights_file(variant)
-    allowed = [VARIANTS[variant]] if variant else list(VARIANTS.values())
-    dtype = dtype or allowed[0]
-    if dtype not in allowed:
-        raise ConfigError(f"weights in {weights} are stored in {listing(allowed)}, got {dtype}")
-    return dtype
-
-
 def check_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` unless ``folder`` is absent, empty or holds a model and no more."""
+    """Raise `CheckpointError` unless ``folder`` is absent, empty or holds a model and nothing else."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -263,20 +238,10 @@ def check_replaceable(folder: Path) -> None:
 
 
 def labels_from(config: object, where: str) -> tuple[Attribute, ...]:
-    """The attributes that 'labels' of a JSON file names; ConfigError if it is no list of them."""
+    """The attributes in 'labels' of a JSON file; `ConfigError` unless it is a list of them."""
     if not isinstance(config, list):
         raise ConfigError(f"{where}: 'labels' must be a list, found {config!r:.60}")
     return tuple(from_config(Attribute, attribute, f"{where}, 'labels'") for attribute in config)
-
-
-def _weights_file(variant: str | None) -> str:
-    if variant not in VARIANTS:
-        names = [name for name in VARIANTS if name]
-        raise ConfigError(
-            f"unknown variant {variant!r}, expected {listing(names)} or none"
-            f"{did_you_mean(str(variant), names)}"
-        )
-    return f"model.{variant}.safetensors" if variant else "model.safetensors"
 
 
 def _check_format(config: Mapping[str, Any], where: str) -> None:
@@ -288,16 +253,18 @@ def _check_format(config: Mapping[str, Any], where: str) -> None:
         )
     if version < 1:
         raise CheckpointError(
-            f"{where}: format_version must be at least 1, found {version!s:.20}; the file was changed, "
-            "take it from the original again"
+            f"{where}: format_version must be at least 1, found {version!s:.20}; someone changed the "
+            "file, take it from the original again"
         )
     if version < FORMAT_VERSION:
+        mend = "convert or export the model again"
+        if version == 2:
+            mend = f"upgrade a copy of the folder: {UPGRADE} FOLDER"
         raise CheckpointError(
-            f"{where}: format version {version} found, {FORMAT_VERSION} expected; the file is of an "
-            "early version of cdrl: convert or export the model again"
+            f"{where}: format version {version} found, {FORMAT_VERSION} expected; {mend}"
         )
     if version > FORMAT_VERSION:
-        # Whoever wrote the file can read it.
+        # The version that wrote the file can read it.
         known = isinstance(writer, str) and re.fullmatch(r"\d+(\.\d+){1,3}[a-z0-9.]{0,12}", writer)
         needed = f">={writer}" if known else ""
         raise CheckpointError(
@@ -306,8 +273,8 @@ def _check_format(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _read_index(folder: Path) -> dict[str, type[nn.Module]]:
-    """The class of each network by role."""
+def _read_index(folder: Path) -> dict[str, type[Network] | None]:
+    """The class of each network by role; None for an initializer that the model does not have."""
     index = read_json(folder, INDEX)
     where = str(folder / INDEX)
     check_keys(index, required=["_class_name", *NETWORKS], optional=[], where=where)
@@ -315,88 +282,20 @@ def _read_index(folder: Path) -> dict[str, type[nn.Module]]:
         raise ConfigError(
             f"{where}: expected '_class_name' CDRLPipeline, found {index['_class_name']!r:.60}"
         )
-    classes = {}
-    for role in NETWORKS:
+    classes: dict[str, type[Network] | None] = {}
+    for role, registry in NETWORKS.items():
         entry = index[role]
+        if entry is None and role == "initializer":
+            classes[role] = None
+            continue
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "cdrl":
             raise ConfigError(f'{where}: {role!r} must be ["cdrl", a class], found {entry!r:.60}')
-        classes[role] = network_class(role, entry[1], where)
+        classes[role] = registry.find(entry[1], where)
     return classes
 
 
-def _load_network(
-    folder: Path,
-    role: str,
-    cls: type[nn.Module],
-    weights: str,
-    image: ImageShape,
-    labels: tuple[Attribute, ...],
-) -> nn.Module:
-    """The network of one sub-folder, built without memory first, then given the stored tensors."""
-    config = read_json(folder, f"{role}/{CONFIG}")
-    where = str(folder / role / CONFIG)
-    with StoredTensors(folder, f"{role}/{weights}", "the network's weights") as stored:
-        network = skeleton(lambda: from_config(cls, config, where), num_stored=len(stored.names))
-        check_sizes(role, network, image, labels)
-        tensors = _read_weights(stored, network)
-    # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
-    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    _check_finite(tensors, str(folder / role / weights))
-    network.load_state_dict(tensors, strict=True, assign=True)
-    return network.eval()
-
-
-def _read_weights(stored: StoredTensors, network: nn.Module) -> dict[str, Tensor]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    return stored.read(shapes, STORED_TYPES, NOT_THESE)
-
-
-def _other_variants(folder: Path, role: str, network: nn.Module, weights: str) -> dict[str, bytes]:
-    """What a folder to be replaced has in other files of weights, by name: it stays."""
-    kept = {}
-    state = network.state_dict()
-    for path in sorted((folder / role).glob("*.safetensors")):
-        name = f"{role}/{path.name}"
-        if path.name == weights:
-            continue
-        tensors: dict[str, Tensor] | None = None
-        try:
-            with StoredTensors(folder, name, "the network's weights") as stored:
-                tensors = _read_weights(stored, network)
-        except CheckpointError:
-            pass
-        if tensors is None or any(
-            not torch.equal(tensor, state[key].detach().to("cpu", tensor.dtype))
-            for key, tensor in tensors.items()
-        ):
-            raise CheckpointError(
-                f"{folder}: {name} has the weights of another model, which would be lost; name a new "
-                "folder, or delete that file"
-            )
-        kept[name] = path.read_bytes()
-    return kept
-
-
-def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                f"{where}: {name} holds NaN or infinity, expected finite weights; "
-                "go back to an earlier checkpoint"
-            )
-
-
-def _to_weights(role: str, network: nn.Module, dtype: torch.dtype) -> bytes:
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous().clone()
-        for name, tensor in network.state_dict().items()
-    }
-    _check_finite(tensors, f"the {role} to save, as {dtype}")
-    return to_safetensors(tensors, metadata={"format": "pt"})
-
-
 def _check_readable(files: Mapping[str, bytes]) -> None:
-    """Raise `ConfigError` for what `load_model` would refuse."""
+    """Raise `ConfigError` for a file that `load_model` would refuse."""
     for name, content in files.items():
         limit = MAX_PICTURE if name == PICTURE else MAX_TEXT
         if len(content) > limit and not name.endswith(".safetensors"):

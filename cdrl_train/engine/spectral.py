@@ -10,36 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.base import Network
 
 
-def add_spectral_norm(network: nn.Module) -> None:
-    """Parametrise the weights of the layers the network names as W / σ(W), in place.
+def add_spectral_norm(network: Network) -> None:
+    """Parametrise the weights of `Network.spectral_norm_layers` as W / σ(W), in place.
 
     Raises:
-        ConfigError: see `layers_to_norm`.
+        ConfigError: the network has no such layers. One that starts at zero has no σ(W) to divide by.
     """
-    for layer in layers_to_norm(network):
+    for layer in network.spectral_norm_layers():
         parametrizations.spectral_norm(layer)
 
 
-def layers_to_norm(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """The layers that the network names for spectral normalisation.
-
-    Raises:
-        ConfigError: it names none; one with layers that start at zero has no σ(W) to divide by.
-    """
-    choice = getattr(network, "spectral_norm_layers", None)
-    if choice is None:
-        raise ConfigError(
-            f"spectral_norm is not defined for {type(network).__name__}; "
-            "use ResidualEBM or set spectral_norm=false"
-        )
-    return [layer for _, layer in choice()]
-
-
 def _normed(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Each parametrised layer, the name of its weight, and what makes the weight."""
+    """Each parametrised layer, the name of its weight, and the module that computes the weight."""
     for layer in network.modules():
         if parametrize.is_parametrized(layer):
             recipes = cast(nn.ModuleDict, layer.parametrizations)
@@ -51,8 +36,7 @@ def _normed(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 def power_iteration(network: nn.Module) -> None:
     """Bring the estimate of every σ(W) one iteration forward: once a step, before anything else.
 
-    Langevin, f(y⁺) and f(y⁻) then see one and the same network, also where a batch is worked on in
-    several parts.
+    Langevin, f(y⁺) and f(y⁻) then see the same network, also where a batch is split into parts.
     """
     for layer, name, recipe in _normed(network):
         recipe.train()
@@ -61,9 +45,9 @@ def power_iteration(network: nn.Module) -> None:
 
 @contextmanager
 def normalised(network: nn.Module) -> Iterator[None]:
-    """Inside the block every W / σ(W) is computed once, whatever it is used for, and σ is left alone.
+    """Inside the block every W / σ(W) is computed once, and σ does not change.
 
-    To be entered outside of autocast: a norm in bfloat16 would be wrong in its third digit.
+    Enter it outside of autocast: in bfloat16 a norm is wrong in its third digit.
     """
     recipes = [recipe.eval() for _, _, recipe in _normed(network)]
     with parametrize.cached():
@@ -90,7 +74,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def folded_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state of the same network without parametrisations: weights as the forward pass uses them."""
+    """The state of the same network without parametrisations: the weights that the forward pass uses."""
     state = {
         name: value.detach().clone()
         for name, value in network.state_dict().items()

@@ -17,7 +17,8 @@ from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError
 from cdrl_infer.files import remove_unfinished
 from cdrl_infer.kernels.langevin import Langevin
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.networks.base import Network
+from cdrl_infer.proposals import IdentityProposal, InitializerProposal, make_proposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level
 from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
@@ -132,15 +133,19 @@ class Trainer:
         if not self.is_main:
             state.seed_global_generator(self)
 
-    def build(self) -> tuple[nn.Module, nn.Module]:
-        """Fresh networks of this run, without spectral norm: the EBM and the initializer."""
-        channels = self.stream.images.shape[1]
-        return (
-            build_network("ebm", self.config.ebm, channels, self.stream.data.num_classes),
-            build_network(
-                "initializer", self.config.initializer, channels, self.stream.data.num_classes
-            ),
-        )
+    def build(self) -> tuple[Network, nn.Module]:
+        """Fresh networks of this run, without spectral norm: the EBM and the initializer.
+
+        Without an initializer (DRL), a module without weights takes its place in the state.
+        """
+        sizes = self.stream.images.shape[1], self.stream.data.num_classes
+        ebm = build_network("ebm", self.config.ebm, *sizes)
+        if self.config.initializer is None:
+            return ebm, nn.Identity()
+        return ebm, build_network("initializer", self.config.initializer, *sizes)
+
+    def _proposal(self, labels: Tensor | None) -> InitializerProposal | IdentityProposal:
+        return make_proposal(self._proposer if self.config.initializer else None, labels)
 
     def _place(self, network: Any) -> Any:
         return network.to(device=self.device, memory_format=torch.channels_last)
@@ -220,7 +225,7 @@ class Trainer:
                     losses = self._warm_start_losses(part, figures)
             for name, loss in zip(("ebm", "initializer"), losses, strict=True):
                 figures.add(f"loss/{name}", loss)
-                if loss.requires_grad:  # DRL's initializer has nothing to learn
+                if loss.requires_grad:  # DRL has no initializer to learn
                     (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         means = self._update(figures)
         self.step += 1
@@ -246,7 +251,7 @@ class Trainer:
     def _warm_start_losses(self, part: Part, figures: Figures) -> tuple[Tensor, Tensor]:
         batch, level, pair, _ = part
         energy = NeuralEnergy(self.ebm, batch.labels)
-        proposal = InitializerProposal(self._proposer, batch.labels)
+        proposal = self._proposal(batch.labels)
         matching = objectives.score_matching_loss(energy, pair, level)
         regression = objectives.regression_loss(proposal, pair, level)
         figures.add_by_level("score_matching", matching.per_image, level.t)
@@ -258,7 +263,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         batch, level, pair, random = part
         energy = NeuralEnergy(self.ebm, batch.labels)
-        proposal = InitializerProposal(self._proposer, batch.labels)
+        proposal = self._proposal(batch.labels)
         mean = proposal.mean(pair.x_t, level)
         refined = objectives.refine(
             NeuralEnergy(self._refiner, batch.labels),

@@ -14,7 +14,7 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.proposals import InitializerProposal, posterior_mean
+from cdrl_infer.proposals import IdentityProposal, InitializerProposal, posterior_mean
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -75,7 +75,9 @@ def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> Score
     return ScoreMatching(per_image.mean() / pair.noise[0].numel(), per_image.detach(), values)
 
 
-def regression_loss(proposal: InitializerProposal, pair: NoisedPair, level: Level) -> Loss:
+def regression_loss(
+    proposal: InitializerProposal | IdentityProposal, pair: NoisedPair, level: Level
+) -> Loss:
     """``mean ‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t² / dim``: the initializer's warm start."""
     target = posterior_mean(pair.x, pair.x_t, level)
     error = (proposal.mean(pair.x_t, level) - target).square().flatten(1).sum(1)
@@ -92,7 +94,7 @@ class Refined(NamedTuple):
 
 def refine(
     energy: Energy,
-    proposal: InitializerProposal,
+    proposal: InitializerProposal | IdentityProposal,
     mean: Tensor,
     kernel: Kernel[Any],
     step_size: Tensor,
@@ -111,7 +113,7 @@ def contrastive_weight(level: Level, sigma_1: float, kind: ContrastiveWeight) ->
     """Weight (B,) of a level's energy difference in nats.
 
     ``"paper"``: ``s_t² σ_1/σ_t``, since the paper weights ``f = -s_t² E`` by ``σ_1/σ_t``.
-    ``"noise"``: ``m_t σ̄_{t-1}``, which gives the levels of an `EnergyUNet` an equal say.
+    ``"noise"``: ``m_t σ̄_{t-1}``, which gives the levels of an `InnerProductEnergy` an equal say.
     """
     if kind == "paper":
         return level.step_variance * sigma_1 / level.noise_variance.sqrt()

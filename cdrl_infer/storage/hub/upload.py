@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from cdrl_infer.errors import CheckpointError, InputError, NetworkError, listing
 from cdrl_infer.scoring.reference import STATISTICS
-from cdrl_infer.storage.folder import CARD, VARIANTS, model_files
+from cdrl_infer.storage.folder import CARD, model_files
 from cdrl_infer.storage.hub.client import Target, Token, explained, is_repo_id
 from cdrl_infer.storage.hub.download import WEIGHTS, file_sizes
+from cdrl_infer.storage.weights import VARIANTS
 from cdrl_infer.untrusted import inside
 
 _log = logging.getLogger(__name__)
