@@ -148,7 +148,7 @@ def test_one_command_means_the_same_options(
             "unknown preset 'fashion'; known: toy-2d, fashion-mnist, coloured-fashion-mnist",
         ),
         (["--set", "warm_start.stepz=3"], "stepz"),
-        (["--set", 'ebm={"class": "Transformer"}'], "unknown class 'Transformer'"),
+        (["--set", 'ebm={"class": "Transformer"}'], "unknown energy network 'Transformer'"),
         (["--set", "schedule.step_size=-1"], "step_size must lie in"),
         (["--resume"], "nothing to resume"),
         (["--data", "nowhere.npz"], "no data at 'nowhere.npz'"),

@@ -167,7 +167,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     data = tmp_path / "data.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
     np.savez(data, train_images=pixels, train_labels=np.arange(16, dtype=np.uint8) % 3)
-    changes = [f"ebm.{name}={json.dumps(value)}" for name, value in NETWORK.items()]
+    changes = [f"ebm.backbone.{name}={json.dumps(value)}" for name, value in NETWORK.items()]
     changes += [text.replace("ebm", "initializer") for text in changes]
     changes += ["cooperative.batch_size=4", "cooperative.langevin_steps=1"]
     options = [part for text in changes for part in ("--set", text)]
