@@ -49,7 +49,8 @@ def check_target(folder: str, dtype: str | None, variant: str | None) -> torch.d
     """
     import torch
 
-    from cdrl_infer.storage.folder import check_replaceable, stored_type
+    from cdrl_infer.storage.folder import check_replaceable
+    from cdrl_infer.storage.weights import stored_type
 
     check_replaceable(Path(folder))
     named: torch.dtype | None = getattr(torch, dtype) if dtype else None
@@ -66,10 +67,7 @@ def tell(model: CDRLModel, folder: str, as_json: bool, **more: object) -> None:
         "folder": folder,
         "image": model.image.shape,
         "labels": {attribute.name: len(attribute.values) for attribute in model.labels},
-        "networks": {
-            "ebm": model.ebm.config,
-            "initializer": model.initializer and model.initializer.config,
-        },
+        "networks": {role: network.config for role, network in model.networks.items()},
         "langevin_steps": model.sampler.langevin_steps,
         "score_scale": model.sampler.score_scale,
         **more,
