@@ -12,12 +12,13 @@ from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputErro
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
-    from cdrl_infer.detector import CDRLDetector as CDRLDetector
     from cdrl_infer.model import CDRLModel
-    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput, ScoreOutput
+    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
     from cdrl_infer.sampler import CooperativeSampler, LevelEnd
     from cdrl_infer.schedule import NoiseSchedule
+    from cdrl_infer.scoring.detector import CDRLDetector as CDRLDetector
     from cdrl_infer.scoring.reference import ReferenceStatistics
+    from cdrl_infer.scoring.scorer import ScoreOutput
     from cdrl_infer.storage.folder import load_model, save_model
 
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CDRLDetector": "detector",  # needs scikit-learn, so that `import *` must not ask for it
+    "CDRLDetector": "scoring.detector",  # needs scikit-learn, so that `import *` must not ask for it
     "CDRLModel": "model",
     "CDRLPipeline": "pipeline",
     "CDRLPipelineOutput": "pipeline",
@@ -48,7 +49,7 @@ _HOMES = {
     "LevelEnd": "sampler",
     "NoiseSchedule": "schedule",
     "ReferenceStatistics": "scoring.reference",
-    "ScoreOutput": "pipeline",
+    "ScoreOutput": "scoring.scorer",
     "load_model": "storage.folder",
     "save_model": "storage.folder",
 }

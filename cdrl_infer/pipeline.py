@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, get_args
 
@@ -23,7 +22,6 @@ from cdrl_infer.arguments import (
     Noise,
     as_list,
     check_choice,
-    check_seed,
     count_images,
     integer,
     label_index,
@@ -34,10 +32,9 @@ from cdrl_infer.conditions.conditions import Composed, Conditioning, Guided, Lab
 from cdrl_infer.conditions.expressions import Concept, Expression, find_concept, parse
 from cdrl_infer.device import usable_device
 from cdrl_infer.energies.pinned import PinnedPixels
-from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
+from cdrl_infer.errors import InputError, NumericalError, listing
 from cdrl_infer.images import (
     MODES,
-    each_image,
     read_holes,
     read_images,
     to_numpy,
@@ -49,10 +46,7 @@ from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
-from cdrl_infer.scoring.features import NoisedImages, draw_noise
-from cdrl_infer.scoring.maps import heat_map
-from cdrl_infer.scoring.reference import ReferenceStatistics
-from cdrl_infer.scoring.scores import SCORES, FittedScore
+from cdrl_infer.scoring.scorer import ImageInput, ScoreOptions, ScoreOutput, Scorer
 from cdrl_infer.storage import hub
 from cdrl_infer.storage.folder import load_model, save_model
 
@@ -62,11 +56,9 @@ if TYPE_CHECKING:
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
 Sampler = Literal["langevin", "mala", "hmc"]
-ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Any]
 
 LEAPFROG_STEPS = 5
 COMPOSED_RESTARTS = 1
-CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
 
 
 @dataclass(frozen=True)
@@ -114,30 +106,6 @@ class CDRLPipelineOutput:
     info: SamplingInfo
 
 
-@dataclass(frozen=True)
-class ScoreOutput:
-    """How odd images are, in the order they were given; all on the CPU.
-
-    Attributes:
-        scores: (N,) float64, higher = more anomalous.
-        score: its name.
-        seed: of the noise.
-        p_values: (N,) float64, the share of in-distribution images that score higher; None where the
-            model was not calibrated, or not for this seed and level.
-        anomalous: (N,) bool, whether the score is above the threshold; None where none was asked.
-        threshold: that threshold; None likewise.
-        maps: (N, H, W) float32, at least 0: where the images are odd; None where not asked.
-    """
-
-    scores: Tensor
-    score: str
-    seed: int
-    p_values: Tensor | None = None
-    anomalous: Tensor | None = None
-    threshold: float | None = None
-    maps: Tensor | None = None
-
-
 class SamplingOptions(TypedDict, total=False):
     """The options that all ways of drawing share; see `CDRLPipeline.__call__`."""
 
@@ -175,7 +143,6 @@ class CDRLPipeline:
         self.model = model
         self.name = name
         self.device = torch.device("cpu")
-        self._known: list[tuple[object, object]] = []  # see `_check_weights`
         for network in self._networks:
             network.eval().requires_grad_(False)
         self.to("cpu")
@@ -282,26 +249,6 @@ class CDRLPipeline:
             network.to(device=place, memory_format=torch.channels_last)
         self.device = place
         return self
-
-    def _check_weights(self, statistics: ReferenceStatistics) -> None:
-        """Raise `ConfigError` unless the statistics are of these weights.
-
-        Computed at the first call, and again after either was replaced, moved or written to (which
-        PyTorch counts, but for what is done to ``parameter.data``).
-        """
-        weights = [t for n in self._networks for t in (*n.parameters(), *n.buffers())]
-        known: list[tuple[object, object]] = [(statistics, None)]
-        known += [(t, (t._version, t.device)) for t in weights]
-        if len(known) == len(self._known) and all(
-            a is b and state == before
-            for (a, state), (b, before) in zip(known, self._known, strict=True)
-        ):
-            return
-        try:
-            statistics.check_weights(self.model)
-        except ConfigError as error:
-            raise ConfigError(f"{self.name!r}: {error}; calibrate again, {CALIBRATE}") from None
-        self._known = known
 
     @property
     def _networks(self) -> tuple[Any, ...]:
@@ -481,17 +428,7 @@ class CDRLPipeline:
         )
 
     def score(
-        self,
-        images: ImageInput | Iterable[Any],
-        score: str = "combined",
-        *,
-        level: int | None = None,
-        seed: int | None = None,
-        threshold_fpr: float | None = None,
-        return_map: bool = False,
-        resize: bool = False,
-        batch_size: int = 64,
-        progress: bool | None = None,
+        self, images: ImageInput, score: str = "combined", **options: Unpack[ScoreOptions]
     ) -> ScoreOutput:
         """How odd images are for this model: one number each, higher = more anomalous.
 
@@ -499,94 +436,16 @@ class CDRLPipeline:
 
             out = pipe.score(images, threshold_fpr=0.05)
             out.p_values   # the share of in-distribution images that score higher
-            out.anomalous  # so few that 5 % false alarms are to be expected
-
-        An image's score depends on the image and the seed; on the others of its batch by no more than
-        rounding. What the scores mean, and how well they do, is in docs/scoring.md.
+            out.anomalous  # an alarm; 5 % of in-distribution images raise one
 
         Args:
-            images: as for `inpaint`; or a generator, or anything else that gives such images one by
-                one: they are read and scored batch by batch, and memory does not grow with them.
-            score: a name in `cdrl_infer.scoring.scores.SCORES`.
-            level: t = 1 (least noise, the default) … T, for "energy" and "score-norm".
-            seed: of the noise, the same for all images; by default the one that the model was
-                calibrated with, else 0.
-            threshold_fpr: also say which images are anomalous, if this share of in-distribution
-                images may be called so.
-            return_map: also say where they are odd; costs more.
-            resize: fit pictures of another size to the model's. Without it they are refused.
-            batch_size: images scored at once.
-            progress: a bar on stderr; by default only if that is a terminal.
-
-        Raises:
-            InputError: an argument that cannot be right, images of another size or type, or NaN in
-                them, no images at all, or a calibrated score or threshold of a model that was not
-                calibrated.
-            ConfigError: a calibration that is needed is of other weights.
-            NumericalError: a score that is not finite.
+            images: pictures, arrays or tensors as for `inpaint`; or anything that gives such images one
+                by one, which is read batch by batch.
+            score: a name in `cdrl_infer.scoring.SCORES`.
+            options: level, seed, threshold_fpr, return_map, resize, batch_size and progress; see
+                `cdrl_infer.scoring.scorer.Scorer.stream`, also for the errors.
         """
-        check_choice("score", score, tuple(SCORES))
-        rule, statistics = SCORES[score], self.model.statistics
-        num_levels, shape = self.model.schedule.num_levels, self.model.image.shape
-        if isinstance(rule, FittedScore) and statistics is None:
-            free = [name for name, r in SCORES.items() if not isinstance(r, FittedScore)]
-            raise InputError(
-                f"the score {score!r} compares with in-distribution images and {self.name!r} was not "
-                f"calibrated; {CALIBRATE}, or choose {listing(free)}"
-            )
-        t = 1 if level is None else integer("level", level)
-        if t != 1 and not rule.levelled:
-            raise InputError(
-                f"the score {score!r} is not of one level, got level={t}; leave it out"
-            )
-        if not 1 <= t <= num_levels:
-            raise InputError(f"level must lie in 1 … {num_levels}, got {t}")
-        calibrated_seed = 0 if statistics is None else statistics.seed
-        seed = calibrated_seed if seed is None else check_seed(seed)
-        reference = statistics if t == 1 and seed == calibrated_seed else None
-        threshold = None
-        if threshold_fpr is not None:
-            fpr = number("threshold_fpr", threshold_fpr)
-            if reference is None:
-                raise InputError(
-                    f"threshold_fpr needs the scores of in-distribution images at level {t} with seed "
-                    f"{seed}, which {self.name!r} lacks; "
-                    + (CALIBRATE if statistics is None else "leave level and seed out")
-                )
-            threshold = reference.threshold(score, fpr)
-        batch_size = positive("batch_size", batch_size)
-        total = None
-        if isinstance(images, (Image.Image, np.ndarray, Tensor, list, tuple)):
-            total = sum(1 for _ in each_image(images, shape, resize=resize))  # refused before work
-        if statistics is not None and (reference is not None or isinstance(rule, FittedScore)):
-            self._check_weights(statistics)
-
-        noise = draw_noise(self.model.schedule, shape, seed)
-        fit = None if statistics is None else statistics.fit
-        scores: list[Tensor] = []
-        maps: list[Tensor] = []
-        stream = each_image(images, shape, resize=resize)
-        with tqdm(total=total, unit="image", disable=not _show(progress)) as bar:
-            while part := list(islice(stream, batch_size)):
-                batch = torch.stack(part)
-                found = rule(NoisedImages.of(self.model, batch, noise), t, fit)
-                _check_scores(found, sum(map(len, scores)), score)
-                scores.append(found)
-                if return_map:
-                    maps.append(heat_map(self.model, batch, seed))
-                bar.update(len(batch))
-        if not scores:
-            raise InputError("expected at least one image, got none")
-        values = torch.cat(scores)
-        return ScoreOutput(
-            scores=values,
-            score=score,
-            seed=seed,
-            p_values=None if reference is None else reference.p_values(score, values),
-            anomalous=None if threshold is None else values > threshold,
-            threshold=threshold,
-            maps=torch.cat(maps) if return_map else None,
-        )
+        return Scorer(self.model, self.name).score(images, score, **options)
 
     def adapt_step_scale(
         self,
@@ -879,15 +738,6 @@ def _check_finite(images: Tensor, first: int, where: str) -> None:
         raise NumericalError(
             f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "
             "expected finite values: fewer langevin_steps or a smaller step_scale may help"
-        )
-
-
-def _check_scores(scores: Tensor, first: int, name: str) -> None:
-    bad = (~scores.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise NumericalError(
-            f"the score {name!r} of images {listing(first + k for k in bad)} is not finite; check the "
-            "model"
         )
 
 

@@ -1,4 +1,4 @@
-"""In-distribution images -> the reference statistics of a model's scores."""
+"""In-distribution images -> the reference statistics of a model."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def calibrate(
     batch_size: int = 64,
     progress: bool | None = None,
 ) -> ReferenceStatistics:
-    """Fit the features of one half of the images, chosen at random, and score the other.
+    """Compute the features of in-distribution images, see `cdrl_infer.scoring.reference.measure`.
 
     Args:
-        pipe: of the model.
-        images: (N, C, H, W) uint8, in distribution; best such as the model was not trained on.
-        data: what to call them.
-        seed: of the halves and of the noise.
+        pipe: the model's.
+        images: (N, C, H, W) uint8; best are images that the model was not trained on.
+        data: the name of their set.
+        seed: the seed of the halves and of the noise.
         batch_size: images at once.
         progress: a bar on stderr; by default only if that is a terminal.
 
     Raises:
-        InputError: images of another shape, or too few of them.
+        InputError: images of another shape, too few of them, or too much alike.
         NumericalError: features that are not finite.
     """
     model = pipe.model
@@ -52,10 +52,10 @@ def calibrate(
 
 
 def choose(images: Tensor, count: int | None, seed: int) -> Tensor:
-    """Some of the images, at random; None: `MOST_USED`, or all where there are fewer.
+    """Choose ``count`` images at random; by default `MOST_USED`, or all if there are fewer.
 
     Raises:
-        InputError: more than there are.
+        InputError: ``count`` is larger than the number of images.
     """
     if count is None:
         count = min(MOST_USED, len(images))

@@ -11,9 +11,9 @@ import click
 from click.core import ParameterSource
 
 from cdrl_infer.cli.command import open_target, parse_steps, uses_a_model
-from cdrl_infer.cli.score import SCORES
 from cdrl_infer.errors import CDRLError, CheckpointError, InputError
 from cdrl_infer.files import replaced_file
+from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
 from cdrl_train.engine.ending import OneOfSeveral
 
@@ -82,8 +82,8 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 )
 @click.option(
     "--score",
-    type=click.Choice(SCORES),
-    default=SCORES[0],
+    type=click.Choice(list(SCORES)),
+    default="combined",
     show_default=True,
     help="For ood, as for cdrl-score.",
 )

@@ -14,8 +14,9 @@ from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
 from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_infer.scoring.reference import PLAIN, ReferenceStatistics, probe
-from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.scoring.features import FeatureTable
+from cdrl_infer.scoring.reference import ReferenceStatistics
+from cdrl_infer.scoring.weights import weights_digests
 from cdrl_infer.storage.folder import save_model
 
 CLASSES = ("Shirt", "Sneaker", "Bag")
@@ -53,17 +54,21 @@ def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -
 def make_statistics(
     values: Sequence[float], num_levels: int = 3, model: CDRLModel | None = None
 ) -> ReferenceStatistics:
-    """Statistics made by hand: standard normal features, and the same scores of every name.
+    """Statistics made by hand: standard normal features; half B has these energies at every level.
 
-    Of the model's weights, if one is given.
+    They belong to the model's weights, if one is given.
     """
-    scores = {name: torch.tensor(values, dtype=torch.float64) for name in SCORES}
-    mean = torch.zeros(3 * num_levels, dtype=torch.float64)
-    covariance = torch.eye(len(mean), dtype=torch.float64)
-    known_by = torch.zeros(len(PLAIN), len(mean), dtype=torch.float64)
-    if model is not None:
-        known_by = probe(model, 0)
-    return ReferenceStatistics(mean, covariance, scores, 0, "by hand", 2 * len(values), known_by)
+    energies = torch.tensor(values, dtype=torch.float64)[:, None].repeat(1, num_levels)
+    table = FeatureTable(energies, energies, energies, energies, energies[:, 0])
+    return ReferenceStatistics(
+        mean=torch.zeros(3 * num_levels, dtype=torch.float64),
+        covariance=torch.eye(3 * num_levels, dtype=torch.float64),
+        fitted=table,
+        held_out=table,
+        weights=("0" * 64,) if model is None else weights_digests(model),
+        seed=0,
+        data="by hand",
+    )
 
 
 @pytest.fixture(scope="session")

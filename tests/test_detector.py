@@ -1,4 +1,4 @@
-"""scikit-learn's manners: its own checks, and what they cannot know."""
+"""The detector: scikit-learn's own checks, and what they do not cover."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sklearn.base import clone, is_outlier_detector
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
-from cdrl_infer import detector as module
-from cdrl_infer.detector import CDRLDetector
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
 from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_infer.scoring import reference
-from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.scoring import SCORES, reference
+from cdrl_infer.scoring import detector as module
+from cdrl_infer.scoring.detector import CDRLDetector
+from cdrl_infer.scoring.scorer import Scorer
 
 CONTAMINATION = "number of predicted outliers is not equal to the expected"
 EXPECTED = {  # scikit-learn's check: what it finds fault with
@@ -108,7 +108,7 @@ def test_scikit_learns_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_says_what_the_pipeline_says(tiny: CDRLPipeline, fitted: CDRLDetector) -> None:
     X = rows(40, 1)
-    calibrated = fitted.pipe_.score(X.reshape(-1, 8, 8, 1), threshold_fpr=0.05)
+    calibrated = fitted.scorer_.score(X.reshape(-1, 8, 8, 1), threshold_fpr=0.05)
     assert calibrated.anomalous is not None and tiny.model.statistics is None
     scores = fitted.score_samples(X)
     np.testing.assert_allclose(scores, -calibrated.scores.numpy())
@@ -128,7 +128,7 @@ def test_outliers_are_minus_one_and_others_seldom(fitted: CDRLDetector) -> None:
 
 
 def test_the_half_that_was_not_fitted_sets_the_threshold(fitted: CDRLDetector) -> None:
-    held_out = fitted.statistics_.scores["combined"]
+    held_out = fitted.statistics_.scores("combined")
     assert len(held_out) == 150
     assert int((-held_out < fitted.offset_).sum()) == int(0.05 * 151) - 1
 
@@ -138,7 +138,7 @@ def test_every_score(name: str, tiny: CDRLPipeline) -> None:
     detector = CDRLDetector(tiny, score_name=name).fit(rows(60, 0))
     found = detector.decision_function(rows(5, 1))
     assert found.shape == (5,) and np.isfinite(found).all()
-    expected = detector.pipe_.score(rows(5, 1).reshape(-1, 8, 8, 1), name).scores
+    expected = detector.scorer_.score(rows(5, 1).reshape(-1, 8, 8, 1), name).scores
     np.testing.assert_allclose(detector.score_samples(rows(5, 1)), -expected.numpy())
 
 
@@ -198,8 +198,10 @@ def test_fitting_leaves_the_pipeline_alone(tiny: CDRLPipeline) -> None:
     model, statistics = tiny.model, tiny.model.statistics
     weights = {k: v.clone() for k, v in model.ebm.state_dict().items()}
     detector = CDRLDetector(tiny).fit(rows(60, 0))
+    same = CDRLDetector(Scorer(model)).fit(rows(60, 0))  # which needs no pipeline
+    assert same.offset_ == detector.offset_
     assert detector.pipe is tiny and tiny.model is model and model.statistics is statistics
-    assert detector.pipe_.model.ebm is model.ebm
+    assert detector.scorer_.model.ebm is model.ebm
     assert all(torch.equal(v, weights[k]) for k, v in model.ebm.state_dict().items())
 
 
@@ -225,7 +227,7 @@ def test_networks_that_change_after_fit_are_refused() -> None:
         ({"contamination": 0.01}, r"must be at least 0.032 .*got 0.01; calibrate with more"),
         ({"seed": -1}, "a seed must be"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"pipe": "fashion-mnist"}, "expected a CDRLPipeline, got 'fashion-mnist'"),
+        ({"pipe": "fashion-mnist"}, "expected a CDRLPipeline or a Scorer, got 'fashion-mnist'"),
     ],
 )
 def test_parameters_are_checked_before_any_work(

@@ -69,7 +69,7 @@ def test_statistics_go_with_their_weights(
     repo = server.repositories["user/calibrated"]
     loaded = """
 found = CDRLPipeline.from_pretrained("user/calibrated").model.statistics
-result = found and found.scores["energy"].tolist()
+result = found and found.scores("energy").tolist()
 """
     assert STATISTICS in repo.head() and user.run(loaded) == [1.0, 2.0, 3.0]
     user.push(folder, "user/calibrated")  # a model that was not calibrated

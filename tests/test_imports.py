@@ -25,10 +25,10 @@ LAYERS = [
     ["energies"],
     ["kernels", "proposals"],
     ["sampler", "images"],
-    ["arguments", "conditions", "scoring"],
+    ["arguments"],
+    ["conditions", "scoring"],
     ["storage"],
     ["pipeline"],
-    ["detector"],
     ["cli"],
 ]
 TRAINING = ("cdrl_train", "torchvision", "torch_fidelity", "accelerate", "tensorboard")

@@ -37,9 +37,9 @@ from quality import model_digest
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.scoring import SCORES
 from cdrl_infer.scoring.features import NoisedImages
 from cdrl_infer.scoring.reference import STATISTICS
-from cdrl_infer.scoring.scores import SCORES
 from cdrl_infer.storage.folder import save_model
 from cdrl_train.calibrate import calibrate, choose
 from cdrl_train.data.image_set import ImageSet
@@ -449,7 +449,7 @@ def test_scores_are_those_of_the_pipeline(calibrated_folder: Path, train: ImageS
 def test_false_alarms_are_counted(calibrated_folder: Path) -> None:
     statistics = CDRLPipeline.from_pretrained(calibrated_folder).model.statistics
     assert statistics is not None
-    rows = np.stack([statistics.scores[name].numpy() for name in SCORES], axis=1)
+    rows = np.stack([statistics.scores(name).numpy() for name in SCORES], axis=1)
     assert all(share == 0 for share, _ in ood.false_alarms(rows, statistics).values())
     rows[-6:, 0] = rows[-1, 0] + 1
     alarms = ood.false_alarms(rows, statistics)

@@ -1,4 +1,4 @@
-"""Scores: closed forms, direction, determinism, batches that are lazy and do not matter, bad input."""
+"""`Scorer`: seeds, batches, forms of input, p-values, scores of a user's, and bad input."""
 
 from __future__ import annotations
 
@@ -14,147 +14,22 @@ from conftest import CLASSES, make_model
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.energies.analytic import GaussianMixtureEnergy, PosteriorMeanProposal
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_infer.scoring.features import NoisedImages, draw_noise
-from cdrl_infer.scoring.scores import RIDGE, SCORES, FittedScore, Gaussian
+from cdrl_infer.scoring import SCORES
+from cdrl_infer.scoring.features import Features, draw_noise
+from cdrl_infer.scoring.scorer import Scorer
+from cdrl_infer.scoring.scores import Fit, FittedScore, Score
 from cdrl_train.calibrate import calibrate
 
-SCHEDULE = NoiseSchedule(num_levels=3, logsnr_max=4.0)
 LEVELS = range(1, 4)
 FREE = [name for name, score in SCORES.items() if not isinstance(score, FittedScore)]
-D = 6
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def correlated(dim: int = D) -> tuple[Tensor, Tensor]:
-    """A mean and a covariance that no formula can get right by symmetry."""
-    root = torch.randn(dim, dim, generator=generator(1), dtype=torch.float64) / dim**0.5
-    mean = torch.linspace(-0.6, 0.9, dim, dtype=torch.float64)
-    return mean, 0.2 * root @ root.T + 0.02 * torch.eye(dim, dtype=torch.float64)
-
-
-def analytic(u: Tensor, seed: int = 0) -> NoisedImages:
-    """Points in place of images: energy and proposal are those of a Gaussian, exactly."""
-    mean, covariance = correlated(u.shape[1])
-    energy = GaussianMixtureEnergy([1.0], mean[None], covariance[None])
-    noise = draw_noise(SCHEDULE, u.shape[1:], seed)
-    return NoisedImages(energy, PosteriorMeanProposal(energy), SCHEDULE, u, noise)
-
-
-def sample(num: int, seed: int) -> Tensor:
-    mean, covariance = correlated()
-    draws = torch.randn(num, D, generator=generator(seed), dtype=torch.float64)
-    return mean + draws @ torch.linalg.cholesky(covariance).T
-
-
-@pytest.fixture(scope="module")
-def fit() -> Gaussian:
-    features = analytic(sample(400, 5)).all
-    covariance = features.T.cov()
-    return Gaussian(features.mean(0), (covariance + covariance.T) / 2)
-
-
-# -- formulas -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("t", LEVELS)
-def test_energies_and_errors_are_those_of_a_gaussian(t: int) -> None:
-    """``y ~ N(m α μ, m²(α² Σ + σ̄² I))``, so E, its gradient and E[x_{t-1} | x_t] are known."""
-    u = sample(5, 2)
-    images = analytic(u)
-    mean, covariance = (value.numpy() for value in correlated())
-    level = SCHEDULE.level(t)
-    m, a, s = float(level.scale), float(level.alpha), float(level.sigma_bar)
-    a_t, s_t = float(level.alpha_in), float(level.sigma_bar_in)
-    eps = torch.randn(3, D, generator=generator(0))[t - 1].double().numpy()
-    x, eye = u.numpy(), np.eye(D)
-
-    y = m * (a * x + s * eps)
-    c = m**2 * (a**2 * covariance + s**2 * eye)
-    d = y - m * a * mean
-    g = d @ np.linalg.inv(c)
-    energy = 0.5 * (d * g).sum(1) + 0.5 * np.linalg.slogdet(2 * math.pi * c)[1]
-    np.testing.assert_allclose(images.energy(t), energy, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(images.score_norm(t), ((m * s * g) ** 2).sum(1), rtol=1e-6)
-    error = ((m * s * g - eps) ** 2).sum(1)
-    np.testing.assert_allclose(images.score_error(t), error, rtol=1e-6)
-    known = images.energy(t)  # found with the gradient
-    np.testing.assert_allclose(known, energy, rtol=1e-6, atol=1e-6)
-
-    x_t = a_t * x + s_t * eps
-    step = a_t / a  # x_t = step x_{t-1} + …, so Cov(x_{t-1}, x_t) = step Cov(x_{t-1})
-    before = a**2 * covariance + s**2 * eye
-    gain = step * before @ np.linalg.inv(a_t**2 * covariance + s_t**2 * eye)
-    proposed = m * (a * mean + (x_t - a_t * mean) @ gain.T)
-    # The posterior of x_{t-1} given x_t and x: two Gaussian messages, by their precisions.
-    variance = 1 - step**2
-    precision = 1 / s**2 + step**2 / variance
-    expected = m * (a * x / s**2 + step * x_t / variance) / precision
-    distance = ((proposed - expected) ** 2).sum(1) / variance
-    np.testing.assert_allclose(images.initializer_error(t), distance, rtol=1e-4)
-
-
-def test_features_are_in_the_order_that_statistics_are_stored_in() -> None:
-    images = analytic(sample(4, 2))
-    columns = images.all.T
-    for t in LEVELS:
-        assert torch.equal(columns[t - 1], images.energy(t))
-        assert torch.equal(columns[3 + t - 1], images.score_error(t).log())
-        assert torch.equal(columns[6 + t - 1], images.initializer_error(t).log())
-
-
-def test_distance_is_mahalanobis_with_a_tiny_ridge() -> None:
-    mean, covariance = correlated()
-    covariance = covariance * torch.outer(*[torch.logspace(0, 3, D).double()] * 2)
-    features = sample(7, 3)
-    ridged = covariance + RIDGE * covariance.diagonal().diag()
-    shift = (features - mean).numpy()
-    expected = np.sqrt((shift @ np.linalg.inv(ridged.numpy()) * shift).sum(1))
-    gaussian = Gaussian(mean, covariance)
-    np.testing.assert_allclose(gaussian.distance(features), expected, rtol=1e-7)
-    one = (features[:, 2:3] - mean[2]).abs()[:, 0] / ridged[2, 2].sqrt()
-    np.testing.assert_allclose(gaussian.part(2, 3).distance(features[:, 2:3]), one, rtol=1e-12)
-
-
-@pytest.mark.parametrize("covariance", [torch.ones(2, 2), torch.zeros(2, 2), -torch.eye(2)])
-def test_features_that_do_not_vary_are_refused(covariance: Tensor) -> None:
-    covariance = covariance.double()
-    covariance[0, 1] = covariance[1, 0] = 2 * covariance[0, 1]
-    with pytest.raises(InputError, match="not positive definite; calibrate with more images"):
-        Gaussian(torch.zeros(2).double(), covariance)
-
-
-def test_scores_are_their_formulas(fit: Gaussian) -> None:
-    images = analytic(sample(9, 4))
-    z = (images.all - fit.mean).numpy()
-    covariance = fit.covariance.numpy() * (1 + RIDGE * np.eye(9))
-
-    def distance(part: slice) -> np.ndarray:
-        inverse = np.linalg.inv(covariance[part, part])
-        return np.asarray(np.sqrt((z[:, part] @ inverse * z[:, part]).sum(1)))
-
-    expected = {
-        "combined": distance(slice(0, 9)),
-        "multi-level": distance(slice(0, 3)),
-        "initializer": distance(slice(6, 9)),
-        "typicality": np.abs(z[:, 0]) / np.sqrt(fit.covariance[0, 0].item()),
-        "energy": images.energy(1),
-        "score-norm": images.score_norm(1).sqrt(),
-    }
-    for name, values in expected.items():
-        np.testing.assert_allclose(SCORES[name](images, fit=fit), values, rtol=1e-6, err_msg=name)
-    assert {*expected, "complexity"} == set(SCORES)
-    for name in ("energy", "score-norm"):
-        at_2 = SCORES[name](images, level=2)
-        of_2 = images.energy(2) if name == "energy" else images.score_norm(2).sqrt()
-        assert torch.equal(at_2, of_2) and not torch.equal(at_2, SCORES[name](images))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -170,20 +45,6 @@ def test_complexity_takes_the_size_of_a_png_from_the_energy(channels: int) -> No
         Image.fromarray(stacked).save(file, "PNG", optimize=True)
         assert found == pytest.approx(len(file.getvalue()))
     assert size[1] < size[0]
-
-
-# -- direction ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [name for name in SCORES if name != "complexity"])
-def test_higher_is_more_anomalous(name: str, fit: Gaussian) -> None:
-    """The further out along the axis of the smallest variance, the higher the score."""
-    data = sample(300, 6)
-    axis = torch.linalg.eigh(correlated()[1])[1][:, 0]
-    shifts = [SCORES[name](analytic(data + k * axis), fit=fit).median() for k in (0, 1.5, 3, 6)]
-    assert shifts == sorted(shifts) and shifts[0] < shifts[1]
-    known = SCORES[name](analytic(sample(300, 7)), fit=fit)
-    assert shifts[3] > known.quantile(0.99)
 
 
 def test_a_simple_image_scores_higher_by_complexity(pipe: CDRLPipeline) -> None:
@@ -211,8 +72,8 @@ def calibrated(images: Tensor) -> CDRLPipeline:
     return pipe
 
 
-def test_noise_is_of_seed_and_level_alone() -> None:
-    noise = draw_noise(SCHEDULE, (2, 3), 5)
+def test_noise_depends_on_seed_and_level_alone() -> None:
+    noise = draw_noise(NoiseSchedule(num_levels=3), (2, 3), 5)
     assert noise.shape == (3, 2, 3)
     assert torch.equal(noise, torch.randn(3, 2, 3, generator=generator(5)))
 
@@ -395,8 +256,10 @@ def test_bad_images_of_a_generator_are_named(pipe: CDRLPipeline) -> None:
         ({"threshold_fpr": 1}, "less than 1, got 1"),
         ({"threshold_fpr": 0.02}, "got 0.02; calibrate with more images"),
         ({"threshold_fpr": "5%"}, "threshold_fpr must be a finite number, got '5%'"),
-        ({"score": "energy", "level": 2, "threshold_fpr": 0.1}, "leave level and seed out"),
-        ({"seed": 8, "threshold_fpr": 0.1}, "level 1 with seed 8, .*leave level and seed out"),
+        (
+            {"seed": 8, "threshold_fpr": 0.1},
+            "with seed 8, which 'custom' lacks; leave the seed out",
+        ),
     ],
 )
 def test_bad_options_are_told_in_one_line(
@@ -448,11 +311,52 @@ def test_the_threshold_says_what_the_p_values_say(calibrated: CDRLPipeline) -> N
             assert out.anomalous.any() or fpr < 0.05
 
 
-def test_another_level_has_no_p_values(calibrated: CDRLPipeline, images: Tensor) -> None:
-    out = calibrated.score(images, "energy", level=2)
-    assert out.p_values is None
-    assert not torch.equal(out.scores, calibrated.score(images, "energy", level=1).scores)
-    assert calibrated.score(images, "energy", level=1).p_values is not None
+@pytest.mark.parametrize("name", ["energy", "score-norm"])
+def test_p_values_at_every_transition(name: str, calibrated: CDRLPipeline, images: Tensor) -> None:
+    statistics = calibrated.model.statistics
+    assert statistics is not None
+    for t in LEVELS:
+        out = calibrated.score(images, name, level=t, threshold_fpr=0.2)
+        higher = (statistics.scores(name, t)[:, None] >= out.scores).sum(0)
+        torch.testing.assert_close(out.p_values, (1 + higher) / 41.0, check_dtype=False)
+        assert torch.equal(out.anomalous, out.p_values <= 0.2)
+    assert not torch.equal(statistics.scores(name, 2), statistics.scores(name, 1))
+
+
+class Roughness(Score):
+    """A score of a user's: denoising errors against their usual mean, at any transition."""
+
+    levelled = True
+
+    def __call__(self, features: Features, level: int = 1, fit: Fit | None = None) -> Tensor:
+        usual = 0 if fit is None else fit.features.log_score_errors[:, level - 1].mean()
+        return features.log_score_errors[:, level - 1] - usual
+
+
+def test_a_new_score_is_read_by_a_calibration_that_does_not_know_it(
+    calibrated: CDRLPipeline, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SCORES, "_found", dict(SCORES._found))
+    statistics = calibrated.model.statistics
+    SCORES.register("roughness", Roughness())
+    assert statistics is not None
+    out = calibrated.score(images, "roughness", level=3, threshold_fpr=0.1)
+    held_out = statistics.held_out.log_score_errors[:, 2]
+    held_out = held_out - statistics.fitted.log_score_errors[:, 2].mean()
+    assert torch.equal(statistics.scores("roughness", 3), held_out.sort().values)
+    assert out.p_values is not None and out.threshold in held_out.tolist()
+    monkeypatch.setattr(Roughness, "__call__", lambda *_: torch.full((40,), math.nan))
+    with pytest.raises(NumericalError, match="'roughness' of the calibration's images is not fin"):
+        statistics.scores("roughness")
+
+
+def test_batches_come_one_by_one(calibrated: CDRLPipeline, images: Tensor) -> None:
+    whole = calibrated.score(images, batch_size=4, threshold_fpr=0.1)
+    parts = list(Scorer(calibrated.model).stream(images, batch_size=4, threshold_fpr=0.1))
+    assert [len(part.scores) for part in parts] == [4, 4, 3]
+    assert torch.equal(torch.cat([part.scores for part in parts]), whole.scores)
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        Scorer(calibrated.model).stream(images, batch_size=0)  # before anything is asked of it
 
 
 def test_maps_come_in_the_order_of_the_images(calibrated: CDRLPipeline, images: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""What scores are made of: energies, denoising errors and proposal errors of noised images.
+"""The features that scores are made of: energies, denoising errors and proposal errors.
 
-Each image is noised at every level, with one noise per level that is the same for all images, so that
-what is measured of an image depends on the image and the seed alone.
+Each image is noised at every level. The noise of a level is the same for all images, so the features
+of an image depend on the image and the seed alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -19,32 +20,85 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.images import to_uint8
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import make_proposal, posterior_mean
 from cdrl_infer.schedule import NoiseSchedule
 
-SMALLEST = 1e-12  # of what a logarithm is taken
+SMALLEST = 1e-12  # smaller errors are raised to this before a logarithm is taken
+_lazy: Any = cached_property
 
 
-class ScoredModel(Protocol):
-    """What of a `cdrl_infer.storage.folder.CDRLModel` scores need."""
+class Features:
+    """What a score may ask about B images, for the transitions t = 1 … T; all float64, on the CPU.
 
-    ebm: Any
-    initializer: Any
+    ``y_t = m_t (α_{t-1} u + σ̄_{t-1} ε_t)`` is the noised image u, ``x_t = α_t u + σ̄_t ε_t``.
+
+    Attributes:
+        log_score_errors: (B, T) log D_t with ``D_t = ‖ m σ̄ ∇_y E(y_t) - ε_t ‖²``, the loss of denoising
+            score matching.
+        energies: (B, T) ``E_t = E(y_t)``, nats.
+        score_norms: (B, T) ``‖ m σ̄ ∇_y E(y_t) ‖²``; about the number of pixels for an image of the data.
+        log_initializer_errors: (B, T) log I_t, ``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²``.
+        compressed_size: (B,) nats that the images take as PNG files with 8 bits per channel.
+    """
+
+    log_score_errors: Tensor
+    energies: Tensor
+    score_norms: Tensor
+    log_initializer_errors: Tensor
+    compressed_size: Tensor
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The levels."""
-        ...
+    def num_levels(self) -> int:
+        """T."""
+        return self.energies.shape[1]
+
+    def energy(self, t: int) -> Tensor:
+        """``E_t``, (B,) nats."""
+        return self.energies[:, t - 1]
+
+    def score_norm(self, t: int) -> Tensor:
+        """``‖ m σ̄ ∇_y E(y_t) ‖²``, (B,)."""
+        return self.score_norms[:, t - 1]
 
     @property
-    def image(self) -> Any:
-        """The shape of one image, as ``image.shape``: (C, H, W)."""
-        ...
+    def all(self) -> Tensor:
+        """(B, 3T): E_1 … E_T, log D_1 … log D_T, log I_1 … log I_T."""
+        errors = self.log_score_errors  # first: `NoisedImages` then knows the energies
+        return torch.cat([self.energies, errors, self.log_initializer_errors], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTable(Features):
+    """Features that were computed before; see `Features` for the fields."""
+
+    log_score_errors: Tensor  # first: `NoisedImages` then knows the energies and the norms
+    energies: Tensor
+    score_norms: Tensor
+    log_initializer_errors: Tensor
+    compressed_size: Tensor
+
+    @classmethod
+    def of(cls, features: Features) -> FeatureTable:
+        """Compute all features of a batch."""
+        return cls(*(getattr(features, field.name) for field in fields(cls)))
+
+    @classmethod
+    def join(cls, tables: Sequence[FeatureTable]) -> FeatureTable:
+        """One table with the images of several."""
+        return cls(*map(torch.cat, zip(*(t.columns().values() for t in tables), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.compressed_size)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
-    def labels(self) -> Sequence[Any]:
-        """One entry per attribute."""
-        ...
+    def finite(self) -> bool:
+        """Whether all values are finite."""
+        return all(bool(values.isfinite().all()) for values in self.columns().values())
 
 
 class MeanProposal(Protocol):
@@ -56,7 +110,7 @@ class MeanProposal(Protocol):
 
 
 class Denoised(NamedTuple):
-    """What the energy says of a batch at one level."""
+    """What the energy finds in a batch of noised images."""
 
     energy: Tensor  # (B,) nats
     predicted: Tensor  # m σ̄ ∇_y E (B, ...): the noise that the energy finds in y
@@ -69,19 +123,22 @@ def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tens
     return torch.randn(schedule.num_levels, *shape, generator=generator)
 
 
-class NoisedImages:
-    """A batch of images at every level: ``y_t = m_t (α_{t-1} u + σ̄_{t-1} ε_t)``.
-
-    Whatever is asked of it is computed then, once, in float32; what is returned is float64 and on the
-    CPU.
+class NoisedImages(Features):
+    """The features of a batch of images, each computed once, in float32, when it is first asked for.
 
     Args:
-        energy: of the networks, or any other.
-        proposal: its mean is compared with the forward process's.
+        energy: the model's, or any other.
+        proposal: its mean is compared with the mean of the forward process.
         schedule: the levels.
         u: (B, ...) the images, in [-1, 1].
         noise: (T, ...) ε_t, see `draw_noise`.
     """
+
+    log_score_errors: Tensor = _lazy(lambda self: self._logs(self.score_error))
+    energies: Tensor = _lazy(lambda self: self._each(self.energy))
+    score_norms: Tensor = _lazy(lambda self: self._each(self.score_norm))
+    log_initializer_errors: Tensor = _lazy(lambda self: self._logs(self.initializer_error))
+    compressed_size: Tensor = _lazy(lambda self: _png_nats(to_uint8(self.u)))
 
     def __init__(
         self,
@@ -96,14 +153,14 @@ class NoisedImages:
         self.schedule = schedule
         self.u = u
         self.noise = noise.to(u)
-        self._errors: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._measured: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
-    def of(cls, model: ScoredModel, images: Tensor, noise: Tensor) -> NoisedImages:
-        """Of a model without labels given, on its device.
+    def of(cls, model: CDRLModel, images: Tensor, noise: Tensor) -> NoisedImages:
+        """The features by a model, without labels, on its device.
 
         Args:
-            model: a `cdrl_infer.storage.folder.CDRLModel`.
+            model: its networks; a model without an initializer proposes x_t.
             images: (B, C, H, W) in [0, 1].
             noise: (T, C, H, W), see `draw_noise`.
         """
@@ -111,89 +168,66 @@ class NoisedImages:
         labels = None
         if model.labels:
             labels = torch.zeros(len(u), len(model.labels), dtype=torch.int64, device=u.device)
-        energy = NeuralEnergy(model.ebm, labels)
         proposal = make_proposal(model.initializer, labels)
-        return cls(energy, proposal, model.schedule, u, noise)
+        return cls(NeuralEnergy(model.ebm, labels), proposal, model.schedule, u, noise)
 
     @property
     def num_levels(self) -> int:
         """T."""
         return self.schedule.num_levels
 
+    @torch.no_grad()
     def denoised(self, t: int) -> Denoised:
-        """Energy and predicted noise at level t = 1 … T; computed anew at each call."""
+        """The energy and the predicted noise at transition t = 1 … T; computed anew at each call."""
         level, noise = self.schedule.level(t, self.u.device), self.noise[t - 1 : t]
         value, grad = self.model_energy.at(level).value_and_grad(self._point(t))
         predicted = level.scale * level.sigma_bar * grad
         return Denoised(_exact(value), _exact(predicted), _exact(noise))
 
     def energy(self, t: int) -> Tensor:
-        """``E_t = E(y_t)``, (B,) nats."""
-        if t in self._errors:
-            return self._errors[t][0]
+        """``E_t``, (B,) nats; without a gradient unless one was computed before."""
+        if t in self._measured:
+            return self._measured[t][0]
         level = self.schedule.level(t, self.u.device)
         with torch.no_grad():
             return _exact(self.model_energy(self._point(t), level))
 
     def score_norm(self, t: int) -> Tensor:
-        """``‖ m σ̄ ∇_y E(y_t) ‖²``, (B,); about the number of pixels for an image of the data."""
-        return self._measured(t)[1]
+        """``‖ m σ̄ ∇_y E(y_t) ‖²``, (B,)."""
+        return self._measure(t)[1]
 
     def score_error(self, t: int) -> Tensor:
-        """``D_t = ‖ m σ̄ ∇_y E(y_t) - ε_t ‖²``, (B,): denoising score matching's loss of each image."""
-        return self._measured(t)[2]
+        """``D_t``, (B,)."""
+        return self._measure(t)[2]
 
     @torch.no_grad()
     def initializer_error(self, t: int) -> Tensor:
-        """``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²`` with ``x_t = α_t u + σ̄_t ε_t``, (B,)."""
+        """``I_t``, (B,)."""
         level = self.schedule.level(t, self.u.device)
         x_t = level.diffused_in(self.u, self.noise[t - 1])
         error = self.proposal.mean(x_t, level) - posterior_mean(self.u, x_t, level)
         return _squares(_exact(error)) / float(level.noise_variance)
 
-    @cached_property
-    def energies(self) -> Tensor:
-        """(B, T): E_1 … E_T."""
-        return self._each_level(self.energy)
-
-    @cached_property
-    def log_score_errors(self) -> Tensor:
-        """(B, T): log D_1 … log D_T."""
-        return self._each_level(self.score_error).clamp_min(SMALLEST).log()
-
-    @cached_property
-    def log_initializer_errors(self) -> Tensor:
-        """(B, T): log I_1 … log I_T."""
-        return self._each_level(self.initializer_error).clamp_min(SMALLEST).log()
-
-    @property
-    def all(self) -> Tensor:
-        """(B, 3T): what reference statistics are of, E_t, log D_t and log I_t."""
-        errors = self.log_score_errors  # first: it finds the energies too
-        return torch.cat([self.energies, errors, self.log_initializer_errors], 1)
-
-    def compressed_size(self) -> Tensor:
-        """(B,) nats that the images take as PNG files, 8 bits per channel."""
-        sizes = torch.tensor([_png_bytes(image) for image in to_uint8(self.u)])
-        return sizes.double() * 8 * math.log(2)
-
-    def _each_level(self, of: Callable[[int], Tensor]) -> Tensor:
+    def _each(self, of: Callable[[int], Tensor]) -> Tensor:
         return torch.stack([of(t) for t in range(1, self.num_levels + 1)], 1)
+
+    def _logs(self, of: Callable[[int], Tensor]) -> Tensor:
+        return self._each(of).clamp_min(SMALLEST).log()
 
     def _point(self, t: int) -> Tensor:
         level = self.schedule.level(t, self.u.device)
         return level.scale * level.diffused(self.u, self.noise[t - 1])
 
-    def _measured(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        if t not in self._errors:
+    def _measure(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        if t not in self._measured:
             found = self.denoised(t)
             error = found.predicted - found.noise
-            self._errors[t] = found.energy, _squares(found.predicted), _squares(error)
-        return self._errors[t]
+            self._measured[t] = found.energy, _squares(found.predicted), _squares(error)
+        return self._measured[t]
 
 
 def _exact(values: Tensor) -> Tensor:
-    """On the CPU first: not every accelerator has float64."""
+    """float64, converted on the CPU: not every accelerator has it."""
     return values.detach().cpu().double()
 
 
@@ -201,9 +235,12 @@ def _squares(values: Tensor) -> Tensor:
     return values.square().flatten(1).sum(1)
 
 
-def _png_bytes(image: Tensor) -> int:
-    """(C, H, W) uint8 -> the length of its file; other than 1 and 3 channels lie below each other."""
-    pixels = image.permute(1, 2, 0) if len(image) == 3 else image.flatten(0, 1)
-    file = io.BytesIO()
-    Image.fromarray(pixels.cpu().numpy()).save(file, "PNG", optimize=True)
-    return len(file.getvalue())
+def _png_nats(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> (B,); channels are stacked unless there are 1 or 3."""
+    sizes = []
+    for image in images.cpu():
+        pixels = image.permute(1, 2, 0) if len(image) == 3 else image.flatten(0, 1)
+        file = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
+        sizes.append(len(file.getvalue()))
+    return torch.tensor(sizes).double() * 8 * math.log(2)

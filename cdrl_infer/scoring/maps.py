@@ -1,4 +1,4 @@
-"""Where an image is odd: the energy gradient, pixel by pixel."""
+"""Where an image is odd: the gradient of the energy, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdrl_infer.errors import NumericalError
-from cdrl_infer.scoring.features import NoisedImages, ScoredModel, draw_noise
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.scoring.features import NoisedImages, draw_noise
 
-PAIRS = 2  # of opposite noises, at each level
-BLUR = 1.5  # pixels, standard deviation
+PAIRS = 2  # pairs of opposite noises at each level
+BLUR = 1.5  # standard deviation of the blur in pixels
 
 
-def heat_map(model: ScoredModel, images: Tensor, seed: int) -> Tensor:
+def heat_map(model: CDRLModel, images: Tensor, seed: int) -> Tensor:
     """``Σ_t Σ_channels (mean_k m_t σ̄_{t-1} ∇_y E(y_tk))²`` of each pixel, over t > T/2, blurred a little.
 
-    ``y_tk = m_t (α_{t-1} u + σ̄_{t-1} ε_tk)``, so the mean is ``σ̄_{t-1}/α_{t-1}`` times the gradient in
-    the image u of the energy averaged over noise: how strongly the model wants each pixel changed, in
-    units of the noise. Each ε comes with -ε (antithetic variates): the noise itself, which is the most
-    of what a gradient at y finds, cancels with all else that is linear in ε, and two pairs will do.
-    Only the noisier half of the levels: there the model restores what is as large as an object, at
-    the others hardly more than texture and rounding. docs/scoring.md has the choices, measured.
+    With ``y_tk = m_t (α_{t-1} u + σ̄_{t-1} ε_tk)``, the mean is ``σ̄_{t-1}/α_{t-1}`` times the gradient,
+    in the image u, of the energy averaged over noise. It says how strongly the model wants each pixel
+    changed, in units of the noise. Each ε comes with -ε (antithetic variates): everything linear in ε
+    cancels, above all the noise itself, which is most of the gradient at y, so two pairs are enough.
+    Only the noisier half of the levels counts: there the model restores what is as large as an object,
+    at the others hardly more than texture and rounding. docs/scoring.md has measurements of the choices.
 
     The same seed gives the same map; the other images of the batch change it by no more than rounding.
 
     Args:
-        model: a `cdrl_infer.storage.folder.CDRLModel`.
+        model: its energy and schedule.
         images: (B, C, H, W) in [0, 1].
-        seed: of the noise.
+        seed: the seed of the noise.
 
     Returns:
         (B, H, W) float32 on the CPU, at least 0: 0 where the model would change nothing.
@@ -53,9 +54,9 @@ def heat_map(model: ScoredModel, images: Tensor, seed: int) -> Tensor:
 
 
 def blur(maps: Tensor, deviation: float) -> Tensor:
-    """(B, H, W) averaged over neighbours by a Gaussian, cut off after 3 standard deviations.
+    """Average (B, H, W) over neighbours by a Gaussian that is cut off after 3 standard deviations.
 
-    At the edges over those that there are, so that a constant stays what it is.
+    At the edges it averages over the neighbours that exist, so a constant map does not change.
     """
     reach = int(3 * deviation + 0.5)
     offsets = torch.arange(-reach, reach + 1, dtype=maps.dtype)

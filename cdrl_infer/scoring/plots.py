@@ -1,4 +1,4 @@
-"""Pictures of scores: how they are distributed, and where in an image they come from."""
+"""Pictures of scores: their distribution, and where in an image they come from."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 40
-WIDE = 30  # positive scores that differ by more than this factor get a logarithmic axis
+WIDE = 30  # positive scores that differ by a larger factor get a logarithmic axis
 PANEL_PIXELS = 224  # side of the enlarged image
 BAR_PIXELS = 10  # height of the colour bar
 
 
 class Reference(NamedTuple):
-    """(M,) scores of in-distribution images, and what these are."""
+    """(M,) scores of in-distribution images, and the name of their set."""
 
     scores: np.ndarray
     name: str
 
 
 class Threshold(NamedTuple):
-    """Above ``score`` lies the share ``fpr`` of in-distribution images."""
+    """The share ``fpr`` of in-distribution images scores above ``score``."""
 
     score: float
     fpr: float
 
 
 def new_figure() -> Figure:
-    """An empty figure that needs no display.
+    """An empty plot; it needs no display.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -60,16 +60,16 @@ def draw_histogram(
     reference: Reference | None = None,
     threshold: Threshold | None = None,
 ) -> None:
-    """How scores are distributed, beside those of in-distribution images.
+    """Draw the distribution of scores beside that of in-distribution images.
 
-    Both are shares of images per bin, so that the two can be compared whatever their number.
+    Bars are shares of images, so the two can be compared whatever their numbers.
 
     Args:
-        figure: to draw in.
-        scores: (N,) of the images.
-        name: of the score.
-        reference: to compare them with.
-        threshold: a line to draw.
+        figure: the plot to draw in.
+        scores: (N,) scores of the images.
+        name: the name of the score.
+        reference: the scores to compare with.
+        threshold: where to draw a line.
     """
     both = scores if reference is None else np.concatenate([scores, reference.scores])
     logarithmic = both.min() > 0 and both.max() > WIDE * both.min()
@@ -104,11 +104,11 @@ def save_figure(figure: Figure, path: Path, metadata: Mapping[str, str]) -> None
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1], of any shape, as colours (..., 3) uint8 from black to white.
+    """Values in [0, 1], of any shape, as cubehelix colours (..., 3) uint8 from black to white.
 
-    Brighter is more, also in grey: cubehelix has the luma ``0.30 R + 0.59 G + 0.11 B = v`` (Green 2011,
-    "A colour scheme for the display of astronomical intensity images", with his start 0.5, -1.5
-    rotations and hue 1, and his rounded coefficients).
+    Brighter means more, also in print: the luma ``0.30 R + 0.59 G + 0.11 B`` is the value (Green 2011, "A
+    colour scheme for the display of astronomical intensity images"; start 0.5, -1.5 rotations, hue 1).
+    matplotlib has these colours too, but drawing heat maps should not need it.
     """
     v = values.astype(np.float64)[..., None]
     angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * v)
@@ -119,10 +119,10 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
-    """An image, the heat map over it, and the heat map alone, side by side; the scale under them.
+    """An image, the heat map over it, and the heat map alone, side by side, with a scale under them.
 
-    Every pixel becomes a flat square, nothing is smoothed, so that a value of the map can be read off
-    by its colour: black is 0, white the map's largest value, which the scale names.
+    Every pixel becomes a flat square; nothing is smoothed. So the colour gives the value of the map:
+    black is 0, white is the largest value, which the scale names.
 
     Args:
         image: (H, W), grey or RGB.
@@ -130,7 +130,7 @@ def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
         caption: a line of text at the bottom.
 
     Raises:
-        InputError: a map of another size than the image's, or negative.
+        InputError: a map of another size than the image, or with negative values.
         NumericalError: NaN or infinity in the map.
     """
     values = heat.detach().cpu().double().numpy()
@@ -142,7 +142,7 @@ def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
     if not np.isfinite(values).all():
         raise NumericalError("expected a finite heat map, found NaN or infinity")
     if (values < 0).any():
-        raise InputError(f"expected a heat map of values from 0 on, got {values.min():g}")
+        raise InputError(f"expected a heat map of values of at least 0, got {values.min():g}")
     top = float(values.max())
     picture = image.convert("RGB")
     hot = Image.fromarray(colours(values / top if top > 0 else values))

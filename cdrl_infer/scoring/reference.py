@@ -1,14 +1,15 @@
-"""What in-distribution images score, to read a score by: ``statistics.safetensors``.
+"""In-distribution images, by which a score is read: ``statistics.safetensors``.
 
-Half of the images (A) gives the Gaussian of the features, the other half (B) the distribution of every
-score, so that the scores of B are those of images the fit has not seen, like those to be read by them.
+A calibration computes the features of N images. Scores that compare with in-distribution images are
+fitted to half A of them. p-values and thresholds come from half B, which the fit has not seen: so its
+images score like other in-distribution images.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -16,64 +17,57 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
-from cdrl_infer.scoring.features import NoisedImages, ScoredModel, draw_noise
-from cdrl_infer.scoring.scores import SCORES, Gaussian
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.scoring.features import FeatureTable, NoisedImages, draw_noise
+from cdrl_infer.scoring.gaussian import Gaussian
+from cdrl_infer.scoring.registry import SCORES
+from cdrl_infer.scoring.scores import Fit
+from cdrl_infer.scoring.weights import weights_digest, weights_digests
 from cdrl_infer.untrusted import StoredTensors
 
 STATISTICS = "statistics.safetensors"
-VERSION = "2"  # of the file; goes up with every score that is new or computed in another way
-MAX_COUNT, MAX_DATA = 2**21, 200  # of images, and of the characters of their set's name
-PREFIX = "scores/"
+VERSION = "3"  # of the file; goes up when a feature is new or computed in another way
+MAX_COUNT, MAX_DATA = 2**21, 200  # images; characters of the name of their set
 MEND = "delete the file and calibrate the model again"
-PLAIN = {"black": 0.0, "grey": 0.5, "white": 1.0}  # images of one brightness, for any model
-# What a probe may have moved by, see `check_weights`. Measured on the bundled models: 0.3 for weights
-# rounded to bfloat16, 0.07 for TF32, 2.5 after 30 training steps; at 1, p-values have moved by some
-# 0.03 in the mean. docs/scoring.md has the table.
-MAX_MOVED = 1.0
+NUMBER, DIGESTS = r"[0-9]{1,10}", r"[0-9a-f]{64}( [0-9a-f]{64}){0,2}"
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
-    """What in-distribution images have, and what they score.
+    """Features of in-distribution images; the scores of any name follow from them.
 
     Args:
-        mean: (3T,) float64, of E_t, log D_t and log I_t on half A; see `NoisedImages.all`.
+        mean: (3T,) float64, the mean of `Features.all` over half A. Mean and covariance are stored, not
+            computed from the table: so scores are the same wherever the file is read.
         covariance: (3T, 3T) float64, likewise.
-        scores: of half B, sorted, (M,) float64 for each name in `SCORES`, at its default level.
-        seed: of the noise.
+        fitted: features of half A, N - N // 2 images.
+        held_out: features of half B, N // 2 images.
+        weights: digests of the weights that this belongs to, see `check_weights`.
+        seed: the seed of the noise.
         data: the name of the images' set.
-        count: N, of both halves together.
-        probe: (3, 3T) float64, the features of plain images by the weights that all of this is of; see
-            `probe`.
 
     Raises:
-        ConfigError: shapes or types that do not fit, values that are not finite or not sorted, a
-            covariance that is none.
+        ConfigError: shapes or types that do not fit, values that are not finite, a covariance that is
+            not symmetric and positive definite.
     """
 
     mean: Tensor
     covariance: Tensor
-    scores: dict[str, Tensor]
+    fitted: FeatureTable
+    held_out: FeatureTable
+    weights: tuple[str, ...]
     seed: int
     data: str
-    count: int
-    probe: Tensor
+    _scores: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        features, held_out = self.num_levels * 3, self.count // 2
-        if set(self.scores) != set(SCORES):
-            raise ConfigError(
-                f"expected the scores {listing(SCORES)}, got {listing(sorted(self.scores))!s:.200}"
-            )
         check_origin(self.data, self.count, self.seed)
-        shapes = {
-            "mean": (features,),
-            "covariance": (features, features),
-            "probe": (len(PLAIN), features),
-        }
-        for name, tensor in self.tensors().items():
-            shape = shapes.get(name, (held_out,))
+        if not re.fullmatch(DIGESTS, " ".join(self.weights)):
+            raise ConfigError(f"expected 1 to 3 sha256 digests, got {self.weights!a:.80}")
+        tensors, shapes = self.tensors(), stored_shapes(self.num_levels, self.count)
+        for name, shape in shapes.items():
+            tensor = tensors[name]
             if tuple(tensor.shape) != shape or tensor.dtype != torch.float64:
                 raise ConfigError(
                     f"expected {name} of shape {shape} in torch.float64, got {tuple(tensor.shape)} "
@@ -83,9 +77,6 @@ class ReferenceStatistics:
                 raise ConfigError(f"{name} holds NaN or infinity, expected finite values")
         if not torch.equal(self.covariance, self.covariance.T):
             raise ConfigError("the covariance is not symmetric")
-        for name, values in self.scores.items():
-            if bool((values.diff() < 0).any()):
-                raise ConfigError(f"{PREFIX}{name} is not sorted")
         try:
             _ = self.fit
         except InputError as error:
@@ -96,78 +87,98 @@ class ReferenceStatistics:
         """T."""
         return max(1, self.mean.numel() // 3)
 
+    @property
+    def count(self) -> int:
+        """N, the images of both halves."""
+        return len(self.fitted) + len(self.held_out)
+
     @cached_property
-    def fit(self) -> Gaussian:
-        """The Gaussian of the features."""
-        return Gaussian(self.mean, self.covariance)
+    def fit(self) -> Fit:
+        """Half A, for the scores that compare with in-distribution images."""
+        return Fit(self.fitted, Gaussian(self.mean, self.covariance))
 
-    def p_values(self, score: str, values: Tensor) -> Tensor:
-        """The share of in-distribution images that score higher: ``(1 + #{B >= s}) / (M + 1)``.
-
-        For an image that is in distribution it is any of ``1/(M + 1) … 1`` with the same chance: a
-        conformal p-value (Bates et al. 2023, "Testing for outliers with conformal p-values").
+    def scores(self, score: str, level: int = 1) -> Tensor:
+        """The scores of half B, sorted; computed once.
 
         Args:
-            score: a name in `SCORES`, at its default level.
+            score: a name in `SCORES`.
+            level: the transition t of a score that can be taken at several.
+
+        Returns:
+            (M,) float64 with M = N // 2.
+
+        Raises:
+            ConfigError: an unknown name.
+            NumericalError: a score that is not finite.
+        """
+        if (score, level) not in self._scores:
+            values = SCORES.find(score)(self.held_out, level, self.fit)
+            if not bool(values.isfinite().all()):
+                raise NumericalError(
+                    f"the score {score!r} of the calibration's images is not finite; check the score"
+                )
+            self._scores[score, level] = values.double().sort().values
+        return self._scores[score, level]
+
+    def p_values(self, score: str, values: Tensor, level: int = 1) -> Tensor:
+        """The share of in-distribution images that score higher: ``(1 + #{B >= s}) / (M + 1)``.
+
+        For an in-distribution image, each of ``1/(M + 1) … 1`` has the same chance: a conformal p-value
+        (Bates et al. 2023, "Testing for outliers with conformal p-values").
+
+        Args:
+            score: see `scores`.
             values: (N,) scores.
+            level: see `scores`.
 
         Returns:
             (N,) float64.
         """
-        reference = self.scores[score]
+        reference = self.scores(score, level)
         lower = torch.searchsorted(reference, values.double().contiguous())  # #{B < s}
-        return self._share(len(reference) - lower)
+        return _share(len(reference) - lower, len(reference))
 
-    def threshold(self, score: str, fpr: float) -> float:
+    def threshold(self, score: str, fpr: float, level: int = 1) -> float:
         """The score above which p-values are at most ``fpr``, the share of false alarms.
 
         Args:
-            score: as for `p_values`.
+            score: see `scores`.
             fpr: in (0, 1).
+            level: see `scores`.
 
         Raises:
-            InputError: a share that is not in (0, 1), or less than so few images can tell.
+            InputError: a share outside (0, 1), or one too small for so few images.
         """
-        reference = self.scores[score]
-        check_share(fpr, len(reference))
-        allowed = int((self._share(torch.arange(len(reference))) <= fpr).sum())
-        return float(reference[len(reference) - allowed])
-
-    def _share(self, higher: Tensor) -> Tensor:
-        return (1 + higher).double() / (len(next(iter(self.scores.values()))) + 1)
+        reference = self.scores(score, level)
+        count = len(reference)
+        check_share(fpr, count)
+        allowed = int((_share(torch.arange(count), count) <= fpr).sum())
+        return float(reference[count - allowed])
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they are stored, by name."""
-        scores = {PREFIX + name: values for name, values in self.scores.items()}
-        return {"mean": self.mean, "covariance": self.covariance, "probe": self.probe, **scores}
+        """The tensors by the names they are stored under."""
+        halves = {"fitted": self.fitted, "held_out": self.held_out}
+        tables = {f"{half}/{k}": v for half, t in halves.items() for k, v in t.columns().items()}
+        return {"mean": self.mean, "covariance": self.covariance, **tables}
 
     def check_levels(self, num_levels: int) -> None:
-        """Raise `ConfigError` unless they are of a model of that many levels."""
+        """Raise `ConfigError` unless this is of a model of that many levels."""
         if self.num_levels != num_levels:
             raise ConfigError(
                 f"{STATISTICS} is of a model of {self.num_levels} levels, this one has {num_levels}"
             )
 
-    def check_weights(self, model: ScoredModel) -> None:
-        """Raise `ConfigError` unless they are of these weights, as far as plain images tell.
+    def check_weights(self, model: CDRLModel) -> None:
+        """Raise `ConfigError` unless this belongs to the model's weights.
 
-        What is compared is how far the features of a plain image have moved, as a Mahalanobis distance:
-        no feature can have moved by more of its standard deviations, and no score that is a distance by
-        more than that (the triangle inequality).
-
-        Args:
-            model: a `cdrl_infer.storage.folder.CDRLModel`.
-
-        Raises:
-            NumericalError: features that are not finite.
+        A calibration lists the digests of the weights it was measured with and of their roundings to
+        float16 and bfloat16, so each stored variant is recognised. Any others are other weights.
         """
-        moved = self.fit.distance(self.mean + probe(model, self.seed) - self.probe)
-        k = int(moved.argmax())
-        if moved[k] > MAX_MOVED:
+        found = weights_digest(model)
+        if found not in self.weights:
             raise ConfigError(
-                f"the reference statistics are of other weights: expected features of a plain "
-                f"{list(PLAIN)[k]} image within {MAX_MOVED:g} standard deviations of those at the "
-                f"calibration, found them {float(moved[k]):.3g} away"
+                "the reference statistics are of other weights: expected the sha256 digest "
+                f"{self.weights[0]:.12}… or that of a rounding to fewer bits, found {found:.12}…"
             )
 
     def to_bytes(self) -> bytes:
@@ -177,13 +188,32 @@ class ReferenceStatistics:
             "data": self.data,
             "count": str(self.count),
             "seed": str(self.seed),
+            "weights": " ".join(self.weights),
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        layout = torch.contiguous_format
+        tensors = {k: tensor.clone(memory_format=layout) for k, tensor in self.tensors().items()}
         return to_safetensors(tensors, metadata=metadata)
 
 
+def _share(higher: Tensor, count: int) -> Tensor:
+    return (1 + higher).double() / (count + 1)
+
+
+def stored_shapes(num_levels: int, count: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the stored tensors by name, for T levels and N images."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "mean": (3 * num_levels,),
+        "covariance": (3 * num_levels, 3 * num_levels),
+    }
+    for half, rows in (("fitted", count - count // 2), ("held_out", count // 2)):
+        for column in fields(FeatureTable):
+            per_image = column.name == "compressed_size"
+            shapes[f"{half}/{column.name}"] = (rows,) if per_image else (rows, num_levels)
+    return shapes
+
+
 def check_share(fpr: float, held_out: int) -> None:
-    """InputError for a share of false alarms that so many images of half B cannot tell."""
+    """Raise `InputError` for a share of false alarms that ``held_out`` images are too few for."""
     smallest = 1 / (held_out + 1)
     if not smallest <= fpr < 1:
         raise InputError(
@@ -193,30 +223,12 @@ def check_share(fpr: float, held_out: int) -> None:
 
 
 def fewest_images(num_levels: int) -> int:
-    """N that statistics need: in each half twice as many as there are features."""
+    """The smallest N of a calibration: each half has twice as many images as features."""
     return 12 * num_levels
 
 
-def probe(model: ScoredModel, seed: int) -> Tensor:
-    """Features of a black, a grey and a white image, (3, 3T): what weights are known by.
-
-    Args:
-        model: a `cdrl_infer.storage.folder.CDRLModel`.
-        seed: of the noise.
-
-    Raises:
-        NumericalError: features that are not finite.
-    """
-    shape = model.image.shape
-    images = torch.stack([torch.full(shape, value) for value in PLAIN.values()])
-    features = NoisedImages.of(model, images, draw_noise(model.schedule, shape, seed)).all
-    if not bool(features.isfinite().all()):
-        raise NumericalError("features of plain images are not finite; check the model")
-    return features
-
-
 def measure(
-    model: ScoredModel,
+    model: CDRLModel,
     images: Tensor,
     *,
     data: str,
@@ -224,18 +236,18 @@ def measure(
     batch_size: int = 64,
     after_batch: Callable[[int], object] = lambda count: None,
 ) -> ReferenceStatistics:
-    """Fit the features of one half of the images, chosen at random, and score the other.
+    """Compute the features of in-distribution images, shuffled and split into halves.
 
     Args:
-        model: a `cdrl_infer.storage.folder.CDRLModel`.
+        model: its networks and schedule.
         images: (N, C, H, W) of its shape, uint8 or floats in [0, 1].
-        data: what to call them.
-        seed: of the halves and of the noise.
+        data: the name of their set.
+        seed: the seed of the halves and of the noise.
         batch_size: images at once.
         after_batch: called with the number of images of each batch.
 
     Raises:
-        InputError: too few images, or such as are too much alike.
+        InputError: images that are too few, or too much alike.
         ConfigError: an origin that cannot be recorded, see `check_origin`.
         NumericalError: features that are not finite.
     """
@@ -243,36 +255,30 @@ def measure(
     if len(images) < fewest:
         raise InputError(f"calibrating needs at least {fewest} images, got {len(images)}")
     check_origin(data, len(images), seed)
-    known_by = probe(model, seed)
-    order = random_order(len(images), seed)
     noise = draw_noise(model.schedule, images.shape[1:], seed)
-    held_out = len(images) // 2
 
-    def noised(indices: Tensor) -> Iterator[NoisedImages]:
+    def table(indices: Tensor) -> FeatureTable:
+        tables = []
         for first in range(0, len(indices), batch_size):
             part = images[indices[first : first + batch_size]]
             unit = part.float() / 255 if part.dtype == torch.uint8 else part
-            yield NoisedImages.of(model, unit, noise)
+            tables.append(FeatureTable.of(NoisedImages.of(model, unit, noise)))
+            if not tables[-1].finite:
+                raise NumericalError("features of the images are not finite; check the model")
             after_batch(len(part))
+        return FeatureTable.join(tables)
 
-    features = torch.cat([batch.all for batch in noised(order[held_out:])])
-    if not bool(features.isfinite().all()):
-        raise NumericalError("features of the images are not finite; check the model")
-    covariance = features.T.cov()
-    covariance = (covariance + covariance.T) / 2  # torch's is symmetric but for rounding
-    fit = Gaussian(features.mean(0), covariance)
-    scores: dict[str, list[Tensor]] = {name: [] for name in SCORES}
-    for batch in noised(order[:held_out]):
-        for name, score in SCORES.items():
-            scores[name].append(score(batch, fit=fit))
+    order = random_order(len(images), seed)
+    fitted = table(order[len(images) // 2 :])
+    gaussian = Gaussian.of(fitted.all)
     return ReferenceStatistics(
-        mean=fit.mean,
-        covariance=fit.covariance,
-        scores={name: torch.cat(parts).sort().values for name, parts in scores.items()},
+        mean=gaussian.mean,
+        covariance=gaussian.covariance,
+        fitted=fitted,
+        held_out=table(order[: len(images) // 2]),
+        weights=weights_digests(model),
         seed=seed,
         data=data,
-        count=len(images),
-        probe=known_by,
     )
 
 
@@ -282,7 +288,7 @@ def random_order(count: int, seed: int) -> Tensor:
 
 
 def check_origin(data: str, count: int, seed: int) -> None:
-    """Raise `ConfigError` unless statistics can be of this: see `ReferenceStatistics`."""
+    """Raise `ConfigError` for a name, a number of images or a seed that cannot be recorded."""
     if not 1 <= len(data) <= MAX_DATA or not data.isprintable():
         raise ConfigError(
             f"expected a printable name of the data of at most {MAX_DATA} characters, got {data!a:.60}"
@@ -294,51 +300,47 @@ def check_origin(data: str, count: int, seed: int) -> None:
 
 
 def read_statistics(folder: Path, num_levels: int) -> ReferenceStatistics | None:
-    """Those of a model's folder, None if it has none.
+    """The statistics in a model's folder; None if it has none.
 
     Args:
-        folder: of the model.
+        folder: the model's.
         num_levels: T of the model.
 
     Raises:
-        CheckpointError: a file that is damaged, foreign or of another version, or leads out of the
-            folder.
-        ConfigError: values that cannot be.
+        CheckpointError: a file that is damaged, foreign or of another version, or a link that leads out
+            of the folder.
+        ConfigError: values that cannot be right.
     """
     path = folder / STATISTICS
     if not path.is_file():
         return None
     with StoredTensors(folder, STATISTICS, "reference statistics") as stored:
-        found = stored.metadata()
-        version = found.get("version", "none")
+        metadata = stored.metadata()
+        version = metadata.get("version", "none")
         if version != VERSION:
             raise CheckpointError(
                 f"{path}: expected statistics of version {VERSION}, found {version!a:.20}; {MEND}"
             )
-        numbers = {}
-        for name in ("count", "seed"):
-            text = found.get(name, "")
-            if not re.fullmatch(r"[0-9]{1,10}", text):
+        found = {}
+        for name, form in (("count", NUMBER), ("seed", NUMBER), ("weights", DIGESTS)):
+            found[name] = metadata.get(name, "")
+            if not re.fullmatch(form, found[name]):
+                kind = "an integer" if form == NUMBER else "sha256 digests as"
                 raise CheckpointError(
-                    f"{path}: expected an integer {name}, found {text!a:.20}; {MEND}"
+                    f"{path}: expected {kind} {name}, found {found[name]!a:.20}; {MEND}"
                 )
-            numbers[name] = int(text)
-        features, held_out = 3 * num_levels, numbers["count"] // 2
-        shapes: dict[str, tuple[int, ...]] = {
-            "mean": (features,),
-            "covariance": (features, features),
-            "probe": (len(PLAIN), features),
-            **{PREFIX + name: (held_out,) for name in SCORES},
-        }
+        shapes = stored_shapes(num_levels, int(found["count"]))
         tensors = {n: t.clone() for n, t in stored.read(shapes, ["F64"], MEND).items()}
+    names = [column.name for column in fields(FeatureTable)]
     try:
         return ReferenceStatistics(
             mean=tensors["mean"],
             covariance=tensors["covariance"],
-            probe=tensors["probe"],
-            scores={name: tensors[PREFIX + name] for name in SCORES},
-            data=found.get("data", ""),
-            **numbers,
+            fitted=FeatureTable(**{name: tensors[f"fitted/{name}"] for name in names}),
+            held_out=FeatureTable(**{name: tensors[f"held_out/{name}"] for name in names}),
+            weights=tuple(found["weights"].split()),
+            seed=int(found["seed"]),
+            data=metadata.get("data", ""),
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; {MEND}") from None

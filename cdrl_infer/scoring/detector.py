@@ -1,8 +1,7 @@
-"""Out-of-distribution scores in scikit-learn's manners."""
+"""Out-of-distribution scores as an outlier detector of scikit-learn."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -14,10 +13,10 @@ from torch import Tensor
 from cdrl_infer.arguments import check_choice, check_seed, number, positive
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
-from cdrl_infer.model import ImageShape
-from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.scoring.reference import check_share, fewest_images, measure
-from cdrl_infer.scoring.scores import SCORES
+from cdrl_infer.scoring.registry import SCORES
+from cdrl_infer.scoring.scorer import Scorer
 
 try:
     from sklearn.base import BaseEstimator, OutlierMixin
@@ -27,36 +26,36 @@ except ImportError:
 
 
 class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """`CDRLPipeline.score`, calibrated by ``fit``, as an outlier detector of scikit-learn.
+    """An outlier detector of scikit-learn: `Scorer.score`, calibrated by ``fit``.
 
     ::
 
         detector = CDRLDetector(pipe, contamination=0.05).fit(X)
-        detector.predict(others)  # -1 where odd, else 1
+        detector.predict(others)  # -1 for odd images, else 1
 
-    Images, here called X, are rows of pixels (n, H * W * C), an array (n, H, W) or (n, H, W, C), a tensor
+    Images, called X here, are rows of pixels (n, H * W * C), an array (n, H, W) or (n, H, W, C), a tensor
     (n, C, H, W), or a list of pictures or arrays; uint8, or floats in [0, 1].
 
     Args:
-        pipe: of a model; it is not changed, and its own reference statistics are not looked at.
-        score_name: a name in `cdrl_infer.scoring.scores.SCORES`.
+        pipe: a `CDRLPipeline` or a `Scorer`. It is not changed, and its own calibration is not used.
+        score_name: a name in `cdrl_infer.scoring.SCORES`.
         contamination: the share of in-distribution images that may be called outliers, in (0, 0.5]. The
-            threshold is set on the half of X that the Gaussian was not fitted to, so it holds for new
-            images; in X itself about that share is called so, not exactly.
-        seed: of the noise and the halves.
+            threshold is set on the half of X that the scores are not fitted to, so it holds for new
+            images. In X itself about that share are outliers, not exactly.
+        seed: the seed of the noise and of the halves.
         batch_size: images scored at once.
 
     Attributes:
         statistics_: `ReferenceStatistics` of X.
-        pipe_: a copy of the pipeline that has them; the networks are the same.
+        scorer_: the `Scorer` that has them; its networks are those of ``pipe``.
         offset_: minus the threshold: ``decision_function = score_samples - offset_``.
         n_features_in_: H * W * C.
-        feature_names_in_: the columns' names, where ``fit`` was given a table that has some.
+        feature_names_in_: the names of the columns, if ``fit`` was given a table that has some.
     """
 
     def __init__(
         self,
-        pipe: CDRLPipeline,
+        pipe: Any,
         *,
         score_name: str = "combined",
         contamination: float = 0.1,
@@ -74,51 +73,49 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: at least `fewest_images` of them (72 for six levels).
-            y: not looked at.
+            y: ignored.
 
         Raises:
-            InputError: a parameter that cannot be right, or images that are too few, of another size
-                or type, or with values out of range.
+            InputError: a parameter that cannot be right, or images that are too few, of another size or
+                type, or with values out of range.
             NumericalError: features that are not finite.
         """
-        if not isinstance(self.pipe, CDRLPipeline):
-            raise InputError(f"expected a CDRLPipeline, got {self.pipe!r}")
+        model = getattr(self.pipe, "model", None)
+        if not isinstance(model, CDRLModel):
+            raise InputError(f"expected a CDRLPipeline or a Scorer, got {self.pipe!r}")
         check_choice("score_name", self.score_name, tuple(SCORES))
         contamination = number("contamination", self.contamination)
         if not 0 < contamination <= 0.5:
             raise InputError(f"contamination must lie in (0, 0.5], got {contamination:g}")
         seed, batch_size = check_seed(self.seed), positive("batch_size", self.batch_size)
-        model = self.pipe.model
-        images = self._images(X, fitting=True)
+        images = self._images(X, model, fitting=True)
         check_share(contamination, len(images) // 2)
         statistics = measure(
             model, images, data="CDRLDetector.fit", seed=seed, batch_size=batch_size
         )
         self.statistics_ = statistics
         self.offset_ = -statistics.threshold(self.score_name, contamination)
-        self.pipe_ = copy.copy(self.pipe)
-        self.pipe_.model = replace(model, statistics=statistics)
+        self.scorer_ = Scorer(replace(model, statistics=statistics), self.pipe.name)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """(n,) float64 scores, lower = more anomalous: `CDRLPipeline.score` with its sign changed.
+        """(n,) float64, lower = more anomalous: minus the scores of `Scorer.score`.
 
         Raises:
             InputError: images of another size or type, or with values out of range.
-            ConfigError: the networks, which are the pipeline's, have other weights than at ``fit``.
+            ConfigError: the weights of the networks have changed since ``fit``.
             NumericalError: a score that is not finite.
             sklearn.exceptions.NotFittedError: before ``fit``.
         """
-        check_is_fitted(self, "pipe_")
-        images = self._images(X)
+        check_is_fitted(self, "scorer_")
+        images = self._images(X, self.scorer_.model)
         try:
-            found = self.pipe_.score(
+            found = self.scorer_.score(
                 images, self.score_name, batch_size=self.batch_size, progress=False
             )
         except ConfigError:
             raise ConfigError(
-                "expected the weights that the pipeline had when the detector was fitted, found others; "
-                "fit it again"
+                "expected the weights that the detector was fitted with, found others; fit it again"
             ) from None
         return np.asarray(-found.scores)
 
@@ -130,12 +127,11 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """(n,) integers, -1 for outliers and 1 for all others; see `score_samples`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def _images(self, X: Any, *, fitting: bool = False) -> Tensor:
+    def _images(self, X: Any, model: CDRLModel, *, fitting: bool = False) -> Tensor:
         """(n, C, H, W) float32 in [0, 1]."""
-        model = self.pipe.model if fitting else self.pipe_.model
         if not _are_pictures(X):
             fewest = fewest_images(model.schedule.num_levels) if fitting else 1
-            kinds = [np.float64, np.float32, np.uint8]  # all others become the first
+            kinds = [np.float64, np.float32, np.uint8]  # other types become the first
             table = X.numpy(force=True) if isinstance(X, Tensor) else X
             rows = validate_data(self, table, reset=fitting, dtype=kinds, ensure_min_samples=fewest)
             X = self._unflatten(rows, model.image)
@@ -157,7 +153,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _are_pictures(X: Any) -> bool:
-    """Whether it is images and no table; whatever else it is, scikit-learn refuses well."""
+    """Whether X holds images rather than rows; scikit-learn refuses everything else well."""
     first = X[0] if isinstance(X, (list, tuple)) and X else None
     return (
         isinstance(first, Image.Image) or getattr(first, "ndim", 0) > 1 or getattr(X, "ndim", 0) > 2

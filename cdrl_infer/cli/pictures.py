@@ -1,0 +1,163 @@
+"""The images that `cdrl-score` is given: found, checked and decoded one by one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import glob
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from cdrl_infer.errors import InputError, NumericalError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cdrl_infer.images import Header
+    from cdrl_infer.scoring.scorer import ScoreOutput, Scorer
+
+MAX_NAME = 80  # characters in the name of an overlay; file systems allow 255 bytes
+
+
+class Skipped:
+    """Counts the files that cannot be used."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, reason: object) -> None:
+        """Name one on stderr."""
+        from tqdm import tqdm
+
+        self.count += 1
+        tqdm.write(f"cdrl-score: skipped: {' '.join(str(reason).split())}", file=sys.stderr)
+
+    def stop(self) -> NoReturn:
+        """End here, because no file is left: an empty table would look like a result."""
+        reason = "none of the files could be read, nothing is written"
+        click.echo(f"cdrl-score: error: {reason}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def find_images(given: Sequence[str], skipped: Skipped) -> list[Path]:
+    """The files, each once, in the order given; InputError if there are none."""
+    from cdrl_infer.images import SUFFIXES, image_files
+
+    found: dict[Path, None] = {}
+    for text in given:
+        there = Path(text).exists()
+        for match in [text] if there else sorted(glob(text, recursive=True)) or [text]:
+            path = Path(match)
+            inside = image_files(path) if path.is_dir() else [path]
+            if not inside:
+                skipped(f"{path}: no images in this folder; looked for {', '.join(SUFFIXES)}")
+            found.update(dict.fromkeys(inside))
+    if not found:
+        raise InputError(f"expected at least one image, found none in {listing(given)}")
+    return list(found)
+
+
+def read_headers(paths: Sequence[Path], skipped: Skipped) -> dict[Path, Header]:
+    """The headers of all files that can be read."""
+    from cdrl_infer.images import read_header
+
+    headers = {}
+    for path in paths:
+        try:
+            headers[path] = read_header(path)
+        except InputError as error:
+            skipped(error)
+    return headers
+
+
+def overlay_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the overlay of each image; all differ, also where case does not count.
+
+    A name is the image's path below the folder that all images share, with hyphens between its parts.
+    Names that would be the same are numbered.
+    """
+    parts = {path: path.absolute().parts for path in paths}
+    depths = zip(*(p[:-1] for p in parts.values()), strict=False)
+    common = sum(1 for _ in takewhile(lambda folders: len(set(folders)) == 1, depths))
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    repeats: dict[str, int] = {}
+    for path in paths:
+        own = "-".join([*parts[path][common:-1], path.stem])[-MAX_NAME:]
+        name = own
+        while name.casefold() in taken:
+            repeats[own] = repeats.get(own, 1) + 1
+            name = f"{own}-{repeats[own]}"
+        taken.add(name.casefold())
+        names[path] = f"{name}.png"
+    return names
+
+
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to overwrite an image: the shell expands ``--plot *.png`` to one."""
+    images = {path.resolve() for path in inputs}
+    for output in outputs:
+        if output.resolve() in images:
+            raise InputError(f"{output} is one of the images: expected another name to write to")
+
+
+def check_pictures(scorer: Scorer, headers: Mapping[Path, Header], resize: bool) -> None:
+    """Refuse images of another size or mode before any image is scored."""
+    from cdrl_infer.images import check_picture
+
+    errors = []
+    for path, header in headers.items():
+        try:
+            check_picture(header, scorer.model.image.shape, resize=resize)
+        except InputError as error:
+            errors.append(f"{path}: {error}")
+    if errors:
+        more = f" ({len(errors)} such files)" if len(errors) > 1 else ""
+        channels, height, width = scorer.model.image.shape
+        raise InputError(
+            f"{errors[0]}{more}; the images of {scorer.name!r} have {channels} channel(s) of "
+            f"{width} x {height}"
+        )
+
+
+class Pictures:
+    """Decodes files one by one, for `Scorer.stream`; skips those that cannot be decoded.
+
+    Attributes:
+        waiting: the files that were decoded and not yet scored, with (1, C, H, W) in [0, 1].
+    """
+
+    def __init__(
+        self, paths: list[Path], shape: tuple[int, int, int], resize: bool, skipped: Skipped
+    ) -> None:
+        self.paths = paths
+        self.shape = shape
+        self.resize = resize
+        self.skipped = skipped
+        self.waiting: list[tuple[Path, Tensor]] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        from tqdm import tqdm
+
+        from cdrl_infer.images import decode_image, read_images
+
+        for path in tqdm(self.paths, unit="image", disable=None):
+            try:
+                pixels = read_images(decode_image(path), self.shape, resize=self.resize)
+            except InputError as error:
+                self.skipped(error)
+                continue
+            self.waiting.append((path, pixels))
+            yield pixels
+
+    def watch(self, stream: Iterator[ScoreOutput]) -> Iterator[ScoreOutput]:
+        """The batches; empties ``waiting`` after each, names the files of one that fails."""
+        try:
+            for found in stream:
+                yield found
+                self.waiting.clear()
+        except NumericalError as error:
+            raise NumericalError(f"{self.waiting[0][0]} … {self.waiting[-1][0]}: {error}") from None

@@ -1,0 +1,264 @@
+"""Images -> scores, p-values, alarms and heat maps, for pipeline, detector and `cdrl-score`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl_infer.arguments import check_choice, check_seed, integer, number, positive
+from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
+from cdrl_infer.images import each_image
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.scoring.features import NoisedImages, draw_noise
+from cdrl_infer.scoring.maps import heat_map
+from cdrl_infer.scoring.reference import ReferenceStatistics
+from cdrl_infer.scoring.registry import SCORES
+from cdrl_infer.scoring.scores import FittedScore
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+ImageInput = Image.Image | np.ndarray | Tensor | Iterable[Any]
+CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """How odd images are, in the order they were given; all on the CPU.
+
+    Attributes:
+        scores: (N,) float64, higher = more anomalous.
+        score: its name.
+        seed: the seed of the noise.
+        p_values: (N,) float64, the share of in-distribution images that score higher; None if the model
+            was not calibrated, or not with this seed.
+        anomalous: (N,) bool, whether the score is above the threshold; None if none was asked for.
+        threshold: that threshold; None likewise.
+        maps: (N, H, W) float32, at least 0: where the images are odd; None if not asked for.
+    """
+
+    scores: Tensor
+    score: str
+    seed: int
+    p_values: Tensor | None = None
+    anomalous: Tensor | None = None
+    threshold: float | None = None
+    maps: Tensor | None = None
+
+
+class ScoreOptions(TypedDict, total=False):
+    """The options of `Scorer.stream`, which documents them."""
+
+    level: int | None
+    seed: int | None
+    threshold_fpr: float | None
+    return_map: bool
+    resize: bool
+    batch_size: int
+    progress: bool | None
+
+
+class _Plan(NamedTuple):
+    """What is asked for, checked."""
+
+    score: str
+    t: int
+    seed: int
+    needs: ReferenceStatistics | None  # for the fit or for p-values
+    reference: ReferenceStatistics | None  # for p-values; None if it is of another seed
+    threshold: float | None
+
+
+class Scorer:
+    """Scores images by a model.
+
+    ::
+
+        out = Scorer(model).score(images, threshold_fpr=0.05)
+        out.p_values   # the share of in-distribution images that score higher
+        out.anomalous  # an alarm; 5 % of in-distribution images raise one
+
+    Args:
+        model: the networks; in eval mode, on any device.
+        name: the model's name in messages.
+    """
+
+    def __init__(self, model: CDRLModel, name: str = "custom") -> None:
+        self.model = model
+        self.name = name
+
+    def score(
+        self, images: ImageInput, score: str = "combined", **options: Unpack[ScoreOptions]
+    ) -> ScoreOutput:
+        """Score all images: one number each, higher = more anomalous.
+
+        See `stream` for the arguments and the errors.
+
+        Raises:
+            InputError: also, there are no images.
+        """
+        parts = list(self.stream(images, score, **options))
+        if not parts:
+            raise InputError("expected at least one image, got none")
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return ScoreOutput(
+            scores=joined("scores"),
+            score=score,
+            seed=parts[0].seed,
+            p_values=joined("p_values"),
+            anomalous=joined("anomalous"),
+            threshold=parts[0].threshold,
+            maps=joined("maps"),
+        )
+
+    def stream(
+        self,
+        images: ImageInput,
+        score: str = "combined",
+        *,
+        level: int | None = None,
+        seed: int | None = None,
+        threshold_fpr: float | None = None,
+        return_map: bool = False,
+        resize: bool = False,
+        batch_size: int = 64,
+        progress: bool | None = None,
+    ) -> Iterator[ScoreOutput]:
+        """Score images batch by batch; memory does not grow with their number.
+
+        A score depends on the image and the seed, and on the other images of its batch by no more than
+        rounding. docs/scoring.md says what the scores mean and how well they do. The call checks all
+        arguments; the iterator then does the work.
+
+        Args:
+            images: pictures, arrays or tensors as for `CDRLPipeline.inpaint`; or a generator, a data set
+                or anything else that gives such images one by one, which is read batch by batch.
+            score: a name in `cdrl_infer.scoring.SCORES`.
+            level: the transition t = 1 (least noise, the default) … T, for "energy" and "score-norm".
+            seed: the seed of the noise, which is the same for all images; by default the one that the
+                model was calibrated with, else 0.
+            threshold_fpr: also say which images are anomalous, so that this share of in-distribution
+                images is called so.
+            return_map: also say where they are odd; costs more.
+            resize: fit pictures of another size to the model's; without it they are refused.
+            batch_size: images scored at once.
+            progress: a bar on stderr; by default only if that is a terminal.
+
+        Raises:
+            InputError: an argument that cannot be right, images of another size or type or with NaN in
+                them, or a score or threshold that needs a calibration when the model has none.
+            ConfigError: a calibration that is needed belongs to other weights.
+            NumericalError: a score that is not finite.
+        """
+        plan = self._plan(score, level, seed, threshold_fpr)
+        batch_size = positive("batch_size", batch_size)
+        total, shape = None, self.model.image.shape
+        if isinstance(images, (Image.Image, np.ndarray, Tensor, list, tuple)):
+            total = sum(1 for _ in each_image(images, shape, resize=resize))  # refused before work
+        if plan.needs is not None:
+            self._check_weights(plan.needs)
+        pictures = each_image(images, shape, resize=resize)
+        bar = tqdm(total=total, unit="image", disable=not _shown(progress))
+        return self._batches(plan, pictures, batch_size, return_map, bar)
+
+    def _plan(
+        self, score: str, level: int | None, seed: int | None, threshold_fpr: float | None
+    ) -> _Plan:
+        check_choice("score", score, tuple(SCORES))
+        rule, statistics = SCORES[score], self.model.statistics
+        fitted = isinstance(rule, FittedScore)
+        if fitted and statistics is None:
+            free = [name for name, r in SCORES.items() if not isinstance(r, FittedScore)]
+            raise InputError(
+                f"the score {score!r} compares with in-distribution images and {self.name!r} was not "
+                f"calibrated; {CALIBRATE}, or choose {listing(free)}"
+            )
+        t, num_levels = (
+            1 if level is None else integer("level", level),
+            self.model.schedule.num_levels,
+        )
+        if t != 1 and not rule.levelled:
+            raise InputError(
+                f"the score {score!r} is not of one level, got level={t}; leave it out"
+            )
+        if not 1 <= t <= num_levels:
+            raise InputError(f"level must lie in 1 … {num_levels}, got {t}")
+        calibrated_seed = 0 if statistics is None else statistics.seed
+        seed = calibrated_seed if seed is None else check_seed(seed)
+        reference = statistics if seed == calibrated_seed else None
+        threshold = None
+        if threshold_fpr is not None:
+            fpr = number("threshold_fpr", threshold_fpr)
+            if reference is None:
+                mend = CALIBRATE if statistics is None else "leave the seed out"
+                raise InputError(
+                    f"threshold_fpr needs the scores of in-distribution images with seed {seed}, which "
+                    f"{self.name!r} lacks; {mend}"
+                )
+            threshold = reference.threshold(score, fpr, t)
+        return _Plan(score, t, seed, statistics if fitted else reference, reference, threshold)
+
+    def _batches(
+        self,
+        plan: _Plan,
+        pictures: Iterator[Tensor],
+        batch_size: int,
+        return_map: bool,
+        bar: tqdm[Any],
+    ) -> Iterator[ScoreOutput]:
+        rule, done = SCORES[plan.score], 0
+        noise = draw_noise(self.model.schedule, self.model.image.shape, plan.seed)
+        fit = None if plan.needs is None else plan.needs.fit
+        with bar:
+            while part := list(islice(pictures, batch_size)):
+                batch = torch.stack(part)
+                values = rule(NoisedImages.of(self.model, batch, noise), plan.t, fit)
+                _check_finite(values, done, plan.score)
+                p_values = None
+                if plan.reference is not None:
+                    p_values = plan.reference.p_values(plan.score, values, plan.t)
+                yield ScoreOutput(
+                    scores=values,
+                    score=plan.score,
+                    seed=plan.seed,
+                    p_values=p_values,
+                    anomalous=None if plan.threshold is None else values > plan.threshold,
+                    threshold=plan.threshold,
+                    maps=heat_map(self.model, batch, plan.seed) if return_map else None,
+                )
+                done += len(batch)
+                bar.update(len(batch))
+
+    def _check_weights(self, statistics: ReferenceStatistics) -> None:
+        try:
+            statistics.check_weights(self.model)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name!r}: {error}; calibrate again, {CALIBRATE}") from None
+
+
+def _check_finite(scores: Tensor, first: int, name: str) -> None:
+    bad: Sequence[int] = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise NumericalError(
+            f"the score {name!r} of images {listing(first + k for k in bad)} is not finite; check the "
+            "model"
+        )
+
+
+def _shown(progress: bool | None) -> bool:
+    if progress is not None:
+        return progress
+    return sys.stderr is not None and sys.stderr.isatty()

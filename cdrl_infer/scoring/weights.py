@@ -1,0 +1,33 @@
+"""Digests, by which a calibration knows the weights it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from cdrl_infer.model import CDRLModel
+
+RECOGNISED = (torch.float32, torch.float16, torch.bfloat16)  # the types that weights are stored in
+
+
+def weights_digest(model: CDRLModel, dtype: torch.dtype = torch.float32) -> str:
+    """The sha256 of the networks' states: names, shapes, and values rounded to a type.
+
+    It does not depend on the device, nor on the layout in memory.
+    """
+    sha = hashlib.sha256()
+    for role in ("ebm", "initializer"):
+        network = getattr(model, role)
+        for name, tensor in sorted(({} if network is None else network.state_dict()).items()):
+            values = tensor.detach().cpu()
+            if values.is_floating_point():
+                values = values.to(dtype).float()
+            sha.update(f"{role}.{name} {tuple(values.shape)} ".encode())
+            sha.update(values.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def weights_digests(model: CDRLModel) -> tuple[str, ...]:
+    """The digests of a model's weights and of their roundings to float16 and bfloat16."""
+    return tuple(dict.fromkeys(weights_digest(model, dtype) for dtype in RECOGNISED))
