@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import CLASSES
-from hub_client import Client, files_of
+from hub_client import Client, drawn, files_of
 from hub_server import HubServer
 
 from cdrl_infer.cli.hub import main
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.folder import save_model
 
 pytest_plugins = ["hub_fixtures"]
 
@@ -59,20 +62,20 @@ def test_info_downloads_no_weights(
 
 
 def test_a_model_without_initializer(
-    client: Client, server: HubServer, files: dict[str, bytes]
+    user: Client, server: HubServer, model: CDRLModel, tmp_path: Path
 ) -> None:
-    index = {**json.loads(files["model_index.json"]), "initializer": None}
-    kept = {name: data for name, data in files.items() if not name.startswith("initializer/")}
-    server.add("user/alone", {**kept, "model_index.json": json.dumps(index).encode()})
-    code, output = client.cli("info", "user/alone", "--json")
+    model.initializer = None
+    save_model(model, tmp_path / "alone")
+    code, output = user.cli("push", str(tmp_path / "alone"), "user/alone", "--json")
+    assert code == 0 and sorted(told(output)["files"]) == sorted(files_of(tmp_path / "alone"))
+    code, output = user.cli("info", "user/alone", "--json")
     assert code == 0 and told(output)["networks"]["initializer"] is None
     assert [file["file"] for file in told(output)["weights"]] == ["ebm/model.safetensors"]
-    code, output = client.cli("info", "user/alone")
+    code, output = user.cli("info", "user/alone")
     assert code == 0 and "initializer  none" in output
-    found = "result = str(hub.find('user/alone', local_files_only={}).folder)"
-    folder = client.run(found.format(False))
-    assert client.run(found.format(True)) == folder
-    assert (Path(folder) / "ebm" / "model.safetensors").is_file()
+    images = drawn(CDRLPipeline.from_pretrained(tmp_path / "alone"))
+    assert user.pixels("user/alone") == images
+    assert user.pixels("user/alone", local_files_only=True) == images
 
 
 def test_push_by_command(user: Client, server: HubServer, folder: Path, tmp_path: Path) -> None:
