@@ -15,10 +15,12 @@ UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?")  # as `_sibling` names
 
 @contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
-    """A file to write beside ``target``; takes its place if the block ends well, else vanishes.
+    """A temporary file beside ``target``; it replaces ``target`` if the block succeeds.
+
+    If the block fails, it is deleted.
 
     Raises:
-        OSError: the folder of ``target`` cannot be written to; known before the block runs.
+        OSError: the folder of ``target`` is not writable; raised before the block runs.
     """
     temporary = _sibling(target)
     temporary.touch(exist_ok=False)
@@ -33,10 +35,10 @@ def replaced_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder; what was at ``target`` is removed once the new one stands there.
+    """The same for a folder; the old ``target`` is deleted after the new one is in its place.
 
     Raises:
-        OSError: the parent of ``target`` cannot be written to; known before the block runs.
+        OSError: the parent of ``target`` is not writable; raised before the block runs.
     """
     temporary = _sibling(target)
     temporary.mkdir()
@@ -62,12 +64,12 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def added_files(folder: Path) -> Iterator[Path]:
-    """A folder to write files in; they move into ``folder`` if the block ends well, else vanish.
+    """A temporary folder; its files move into ``folder`` if the block succeeds, else they are deleted.
 
-    ``folder`` is made if it does not exist; files of the same name are replaced, others stay.
+    ``folder`` is made if it does not exist. Files of the same name are replaced, others stay.
 
     Raises:
-        OSError: ``folder`` (or its parent) cannot be written to; known before the block runs.
+        OSError: ``folder`` (or its parent) is not writable; raised before the block runs.
     """
     if not folder.is_dir():
         with replaced_folder(folder) as temporary:
@@ -86,7 +88,7 @@ def added_files(folder: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a process that was killed was writing here; nobody may be writing at the moment."""
+    """Delete the temporary files of killed processes; no process may be writing here."""
     for path in folder.glob(".*.tmp*"):
         if UNFINISHED.fullmatch(path.name):
             if path.is_dir():
@@ -100,7 +102,7 @@ def _sibling(target: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written; folders too, on systems that can open them."""
+    """Flush a file to the disk, or a folder on systems that can open folders."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

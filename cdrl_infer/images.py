@@ -19,15 +19,15 @@ from torch import Tensor
 from cdrl_infer.errors import InputError, NumericalError
 
 MODES = {1: "L", 3: "RGB"}
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # others run programs to be read
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of such files
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # reading some others runs programs
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of files in these
 
 
 def to_unit(images: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], clamped; same shape.
 
     Raises:
-        NumericalError: NaN among the values.
+        NumericalError: a value is NaN.
     """
     if bool(images.isnan().any()):
         raise NumericalError("expected finite images, found NaN")
@@ -35,7 +35,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0 … 255, clamped (so nothing wraps) and rounded to the nearest; same shape."""
+    """[-1, 1] -> 0 … 255, clamped and rounded to the nearest integer; same shape."""
     return (to_unit(images) * 255).round().to(torch.uint8)
 
 
@@ -43,7 +43,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """(B, C, H, W) in [-1, 1] -> B pictures, grey for C = 1, RGB for C = 3.
 
     Raises:
-        InputError: another number of channels, or not four dimensions.
+        InputError: the tensor does not have four dimensions, or C is neither 1 nor 3.
     """
     if images.ndim != 4 or images.shape[1] not in MODES:
         raise InputError(
@@ -54,12 +54,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder and its sub-folders, by their suffixes, in order."""
+    """The files with the suffix of a picture in a folder and its sub-folders, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 class Header(NamedTuple):
-    """What a picture says of itself before it is decoded."""
+    """The facts of a picture that are known before it is decoded."""
 
     mode: str  # as Pillow names it: "L", "RGB", "RGBA" …
     size: tuple[int, int]  # width, height
@@ -72,7 +72,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 yield image
-    except Exception as error:  # a damaged picture can raise anything at all
+    except Exception as error:  # a damaged picture can raise any error
         raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -87,11 +87,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def decode_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The picture in a file as it is stored; nothing large is decoded before it is refused.
+    """The picture in a file as it is stored; one that is too large is refused before it is decoded.
 
     Raises:
-        InputError: not a picture in one of `FORMATS`, or more pixels than Pillow's limit against
-            decompression bombs.
+        InputError: the file is not a picture in one of `FORMATS`, or has more pixels than Pillow's limit
+            against decompression bombs.
     """
     with _opened(path) as image:
         image.load()
@@ -102,12 +102,12 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """The picture in a file, converted to grey (mode "L") or RGB.
 
     Raises:
-        InputError: see `decode_image`; or more than 8 bits per channel.
+        InputError: see `decode_image`; or the picture has more than 8 bits per channel.
     """
     image = decode_image(path)
     mode = image.mode
     picture = image.convert("L" if mode in ("1", "L") else "RGB")
-    if mode.startswith(("I", "F")):  # converting has cut all that is over 255
+    if mode.startswith(("I", "F")):  # convert() cuts all values over 255
         raise InputError(
             f"{path}: expected 8 bits per channel, got mode {mode!r}; convert it to 8-bit first"
         )
@@ -121,17 +121,17 @@ def to_numpy(unit: Tensor) -> np.ndarray:
 
 
 def check_picture(header: Header, shape: tuple[int, int, int], *, resize: bool = False) -> None:
-    """Refuse a picture that `read_images` would refuse, by what its header says.
+    """Refuse a picture that `read_images` would refuse, before it is decoded.
 
     Raises:
-        InputError: a mode that cannot be converted without loss, or (without ``resize``) another
+        InputError: its mode cannot be converted without loss, or (without ``resize``) it has another
             size.
     """
     channels, height, width = shape
     mode = MODES.get(channels)
     if mode is None:
         raise InputError(
-            f"pictures have 1 or 3 channels, the images expected here {channels}; give an array"
+            f"expected images of {channels} channels, and pictures have 1 or 3; give an array"
         )
     if header.mode not in ("1", "L", "P", "RGB") or (mode == "L" and header.mode in ("P", "RGB")):
         raise InputError(
@@ -142,16 +142,16 @@ def check_picture(header: Header, shape: tuple[int, int, int], *, resize: bool =
 
 
 def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
-    """Images of a caller's as (N, C, H, W) float32 in [0, 1]; a single one has N = 1.
+    """Convert a caller's images to (N, C, H, W) float32 in [0, 1]; a single image has N = 1.
 
     Args:
         given: a picture; an array (H, W), (H, W, C) or (N, H, W, C); a tensor (C, H, W) or
             (N, C, H, W); or a list of these. Integers are 0 … 255 (uint8), floats in [0, 1].
-        shape: (C, H, W) that is expected.
-        resize: fit pictures of another size, by Lanczos filtering and whatever their shape.
+        shape: the expected (C, H, W).
+        resize: resize pictures of another size, by Lanczos filtering; their aspect ratio may change.
 
     Raises:
-        InputError: another size, type or number of channels, or values out of range.
+        InputError: the size, the type or the number of channels is another, or a value is out of range.
     """
     if isinstance(given, (list, tuple)):
         if not given:
@@ -184,20 +184,20 @@ def read_images(given: Any, shape: tuple[int, int, int], *, resize: bool = False
         raise InputError(f"expected uint8 or floats in [0, 1], got {values.dtype}")
     values = values.float()
     if not bool(((values >= 0) & (values <= 1)).all()):  # also where NaN
-        raise InputError("expected finite values in [0, 1], got others; scale the image first")
+        raise InputError(
+            "expected finite values in [0, 1], got values outside; scale the image first"
+        )
     return values
 
 
 def each_image(
     given: Any, shape: tuple[int, int, int], *, resize: bool = False
 ) -> Iterator[Tensor]:
-    """Images of a caller's one by one, (C, H, W) float32 in [0, 1]; no more is read than is taken.
+    """Yield a caller's images one by one, (C, H, W) float32 in [0, 1]; each is read when it is needed.
 
     Args:
-        given: as for `read_images`, or anything else that can be gone through, such as a generator or
-            a data set.
-        shape: as there.
-        resize: as there.
+        given: see `read_images`; or another iterable, such as a generator or a data set.
+        shape, resize: see `read_images`.
 
     Raises:
         InputError: see `read_images`, with the image's number.
@@ -212,33 +212,33 @@ def each_image(
 def _flat(given: Any) -> Iterator[Any]:
     if isinstance(given, (np.ndarray, Tensor)):
         yield from given if given.ndim == 4 else [given]
-    elif isinstance(given, (Image.Image, str, bytes, Mapping)) or not _can_be_gone_through(given):
+    elif isinstance(given, (Image.Image, str, bytes, Mapping)) or not _is_iterable(given):
         yield given
     else:
         for item in given:
             yield from _flat(item)
 
 
-def _can_be_gone_through(given: Any) -> bool:
+def _is_iterable(given: Any) -> bool:
     return hasattr(given, "__iter__") or hasattr(given, "__getitem__")
 
 
-def read_holes(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
-    """Masks of a caller's as (N, 1, H, W) bool, True = to be painted; a single one has N = 1.
+def read_masks(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
+    """Convert a caller's masks to (N, 1, H, W) bool, True = paint here; a single mask has N = 1.
 
     Args:
         given: a picture (at least half white = paint); an array or tensor (H, W), (N, H, W) or
             (N, 1, H, W) of bool, or of 0 and 1, or of 0 and 255; or a list of these.
         shape: (C, H, W) of the images.
-        resize: fit pictures of another size, each pixel taking the nearest one's value.
+        resize: resize pictures of another size; each pixel takes the value of the nearest one.
 
     Raises:
-        InputError: another size or type, other values, or a mask that paints nothing.
+        InputError: the size, the type or a value is not one of these, or a mask is empty.
     """
     if isinstance(given, (list, tuple)):
         if not given:
             raise InputError("expected at least one mask, got an empty list")
-        return torch.cat([read_holes(one, shape, resize=resize) for one in given])
+        return torch.cat([read_masks(one, shape, resize=resize) for one in given])
     height, width = shape[1:]
     if isinstance(given, Image.Image):
         _check_size(given.size, (width, height), resize)
@@ -257,19 +257,19 @@ def read_holes(given: Any, shape: tuple[int, int, int], *, resize: bool = False)
         raise InputError(
             f"expected a mask of {height} x {width} like the image, got shape {tuple(given.shape)}"
         )
-    hole = values != 0
+    mask = values != 0
     if not bool(((values == 0) | (values == 1) | (values == 255)).all()):
         raise InputError("expected a mask of bool, of 0 and 1, or of 0 and 255, got other values")
-    if not bool(hole.flatten(1).any(1).all()):
-        raise InputError("the mask is empty: expected some pixels to paint (1, or white)")
-    return hole
+    if not bool(mask.flatten(1).any(1).all()):
+        raise InputError("a mask is empty: expected some pixels to paint (1, or white)")
+    return mask
 
 
 def _tensor(array: np.ndarray) -> Tensor:
     try:
         return torch.from_numpy(array.copy())
     except (TypeError, ValueError):  # objects, texts, foreign byte orders …
-        raise InputError(f"expected an array of numbers, got one of {array.dtype}") from None
+        raise InputError(f"expected an array of numbers, got an array of {array.dtype}") from None
 
 
 def _check_size(size: tuple[int, int], expected: tuple[int, int], resize: bool) -> None:
@@ -283,16 +283,16 @@ def _check_size(size: tuple[int, int], expected: tuple[int, int], resize: bool) 
 def make_grid(
     images: Sequence[Image.Image], columns: int | None = None, padding: int = 2, upscale: int = 1
 ) -> Image.Image:
-    """Pictures of one size, row by row, on a white ground.
+    """Pictures of one size, row by row, on a white background.
 
     Args:
         images: at least one.
-        columns: pictures in a row; by default as near to a square as can be.
+        columns: pictures in a row; by default the grid is nearly square.
         padding: white pixels around each picture, after upscaling.
-        upscale: each pixel becomes a square of that many pixels, nothing is smoothed.
+        upscale: each pixel becomes a square of this width, without smoothing.
 
     Raises:
-        InputError: no pictures, or sizes or modes that differ.
+        InputError: there are no pictures, or their sizes or modes differ.
     """
     kinds = sorted({(image.mode, image.size) for image in images})
     if len(kinds) != 1:
@@ -311,12 +311,12 @@ def make_grid(
 
 
 def viewing_scale(image: Image.Image, pixels: int = 64) -> int:
-    """The whole factor that brings a small picture near to ``pixels``; 1 for a large one."""
+    """The integer factor that enlarges a small picture to about ``pixels``; 1 for a large one."""
     return max(1, pixels // max(image.size))
 
 
 def captioned(image: Image.Image, text: str, height: int = 14) -> Image.Image:
-    """The picture with a line of text under it; made wider where the text needs it."""
+    """The picture with a line of text under it; it gets wider if the text needs it."""
     needed = math.ceil(ImageDraw.Draw(image).textlength(text)) + 8
     result = Image.new(image.mode, (max(image.width, needed), image.height + height), "white")
     result.paste(image, (0, 0))
@@ -333,7 +333,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Non
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: Sequence[int]) -> None:
-    """Write a film that repeats, each frame shown for its own time."""
+    """Write an endless animation; each frame has its own duration."""
     frames[0].save(
         path,
         format="GIF",

@@ -35,8 +35,8 @@ from cdrl_infer.energies.pinned import PinnedPixels
 from cdrl_infer.errors import InputError, NumericalError, listing
 from cdrl_infer.images import (
     MODES,
-    read_holes,
     read_images,
+    read_masks,
     to_numpy,
     to_pil,
     to_unit,
@@ -410,7 +410,7 @@ class CDRLPipeline:
             NumericalError: sampling left the finite numbers.
         """
         known = read_images(image, self.model.image.shape, resize=resize)
-        hole = read_holes(mask, self.model.image.shape, resize=resize)
+        hole = read_masks(mask, self.model.image.shape, resize=resize)
         if expression is not None and class_labels is not None:
             raise InputError("expected class_labels or an expression, got both; leave one out")
         composed = None if expression is None else self._composed(expression, guidance_scale)

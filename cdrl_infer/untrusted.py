@@ -1,4 +1,4 @@
-"""Reading files that others wrote: bounded in size and depth, and never outside their folder."""
+"""Read files that are not trusted: with limits on size and depth, and never outside their folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
 
-MAX_TEXT = 2**20  # bytes of a config or a card; the largest we know has 60,000
+MAX_TEXT = 2**20  # bytes of a config or a card; the largest known one has 60,000
 MAX_HEADER = 2**20  # bytes of a safetensors header; the paper's largest network needs 30,000
 MAX_PICTURE = 2**22
 
@@ -22,16 +22,16 @@ MAX_PICTURE = 2**22
 def inside(folder: Path, name: str) -> Path:
     """The path of a file in a folder; it may not exist.
 
-    Symbolic links may not lead out of the folder, except to the ``blobs`` that a cache of the Hub
-    keeps beside its snapshots, or for all its repositories together.
+    A symbolic link may not lead out of the folder. The exception is a cache of the Hub: it keeps
+    ``blobs`` beside its snapshots, or one such folder for all repositories.
 
     Raises:
-        CheckpointError: a link that leads elsewhere.
+        CheckpointError: a link leads elsewhere.
     """
     path = folder / name
     try:
         real, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
+    except (OSError, RuntimeError) as error:  # links that form a circle
         raise CheckpointError(f"{path}: cannot be found ({error})") from None
     roots = [root]
     for snapshots in (p for p in root.parents if p.name == "snapshots"):
@@ -45,10 +45,11 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_bytes(folder: Path, name: str, limit: int) -> bytes | None:
-    """The content of a file in a folder, None if there is no such file.
+    """The content of a file in a folder; None if there is no such file.
 
     Raises:
-        CheckpointError: more bytes than the limit, a link out of the folder, or no right to read.
+        CheckpointError: the file has more bytes than the limit, is a link out of the folder, or cannot be
+            read.
     """
     path = inside(folder, name)
     if not path.is_file():
@@ -64,10 +65,10 @@ def read_bytes(folder: Path, name: str, limit: int) -> bytes | None:
 
 
 def read_text(folder: Path, name: str) -> str | None:
-    """The same for text in UTF-8.
+    """The text of a file in UTF-8; None if there is no such file.
 
     Raises:
-        CheckpointError: likewise, or other bytes.
+        CheckpointError: see `read_bytes`; or the bytes are not UTF-8.
     """
     content = read_bytes(folder, name, MAX_TEXT)
     try:
@@ -75,7 +76,7 @@ def read_text(folder: Path, name: str) -> str | None:
     except UnicodeDecodeError as error:
         raise CheckpointError(
             f"{folder / name}: expected text in UTF-8, found other bytes ({error.reason}); convert "
-            "or delete it"
+            "or delete the file"
         ) from None
 
 
@@ -83,8 +84,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: no such file, or see `read_text`.
-        ConfigError: not JSON, NaN, infinity or a key twice in it, or not an object.
+        CheckpointError: there is no such file, or see `read_text`.
+        ConfigError: the text is not a JSON object, or has NaN, infinity or a repeated key.
     """
     path = folder / name
     text = read_text(folder, name)
@@ -102,7 +103,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -113,18 +114,18 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two values they take."""
+    """The object of these pairs; repeated keys are refused, since readers choose different ones."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key is repeated")
     return found
 
 
 def check_header(path: Path) -> None:
-    """Check that a safetensors file is as long as it says and its header is no longer than it may be.
+    """Check the lengths of a safetensors file and of its header.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the file is shorter than its header says, or the header is too long.
     """
     try:
         size = path.stat().st_size
@@ -136,17 +137,17 @@ def check_header(path: Path) -> None:
     if not 0 < length <= min(MAX_HEADER, size - 8):
         raise CheckpointError(
             f"{path}: not a whole safetensors file (a header of {length:,} bytes in {size:,}); copy "
-            "or download it again"
+            "or download the file again"
         )
 
 
 class StoredTensors:
-    """An open safetensors file of a folder; errors in it are `CheckpointError`s.
+    """An open safetensors file in a folder; all its errors are `CheckpointError`.
 
     Args:
-        folder: the model's.
-        name: of the file in it.
-        what: it holds, for the message where it is missing.
+        folder: the folder of the model.
+        name: the name of the file in it.
+        what: the content of the file, for the message if it is missing.
     """
 
     def __init__(self, folder: Path, name: str, what: str) -> None:
@@ -166,7 +167,7 @@ class StoredTensors:
             raise self._damaged(error) from None
         self.names = set(self.file.keys())
         if not all(name.isprintable() and len(name) <= 200 for name in self.names):
-            raise self._damaged(ValueError("tensors whose names are no names"))
+            raise self._damaged(ValueError("names of tensors that are too long or not printable"))
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -175,22 +176,22 @@ class StoredTensors:
     def _damaged(self, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{self.path}: not a whole safetensors file ({str(error)!a:.300}); copy or "
-            "download it again"
+            "download the file again"
         )
 
     def metadata(self) -> dict[str, str]:
-        """What the header says beside the tensors."""
+        """The metadata in the header."""
         return self.file.metadata() or {}
 
     def read(
         self, shapes: Mapping[str, tuple[int, ...]], kinds: Collection[str], hint: str
     ) -> dict[str, Tensor]:
-        """The tensors as stored, once names, shapes and types in the header are those expected.
+        """The tensors as stored; names, shapes and types in the header are checked first.
 
         Args:
-            shapes: by name.
-            kinds: that are allowed, as safetensors calls them.
-            hint: what ends the message where they are others.
+            shapes: the expected shape of each tensor, by name.
+            kinds: the allowed types, as safetensors names them.
+            hint: the end of the message for unexpected tensors.
         """
         for problem, odd in (
             ("lacks", sorted(shapes.keys() - self.names)),

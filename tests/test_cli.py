@@ -188,7 +188,7 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "--inpaint", "x.png"], "--inpaint and --mask go together"),
         (["--out", "a.png", "--inpaint", "x.png", "--mask", "y.png"], "x.png cannot be read"),
         (["--out", "a.png", "--sampler", "nuts"], "'nuts' is not one of"),
-        (["--out", "a.png", "--revision", "v1"], "only a repository on the Hub has revisions"),
+        (["--out", "a.png", "--revision", "v1"], "only repositories on the Hub have revisions"),
         (["--out", "a.png", "--variant", "fp16"], "model.fp16.safetensors: expected the network's"),
         (["--out", "a.png", "--variant", "fp8"], "'fp8'"),
         (["--out", "a.png", "--step-scale", "adapt"], "is for --sampler mala or hmc"),

@@ -95,7 +95,7 @@ def test_what_cannot_be_converted_is_told_in_one_line(tmp_path: Path) -> None:
         ((tmp_path / "other.tar", tmp_path / "m"), "lacks pi_state_dict, .* holds 'state_dict'"),
         (
             (tmp_path / "code.tar", tmp_path / "m"),
-            r"found code in .*\(.*\): refused, nothing of it",
+            r"found code in .*\(.*\): the file is refused",
         ),
         ((AUTHORS, tmp_path / "taken"), "not a CDRL model folder, so not replaced"),
         ((AUTHORS, tmp_path / "m", "--variant", "fp8"), "'fp8' is not one of 'fp16', 'bf16'"),
@@ -123,9 +123,9 @@ def changed(tmp_path: Path, **tensors: Any) -> Path:
 
 
 def test_no_more_memory_is_taken_than_the_file_has(tmp_path: Path) -> None:
-    """A tensor can repeat one number for ever, and an archive unpack to any size."""
+    """A tensor can repeat one number endlessly, and an archive can unpack to any size."""
     huge = torch.zeros(1).expand(10**6, 10**6)
-    with pytest.raises(CheckpointError, match="more of them than the file has room for"):
+    with pytest.raises(CheckpointError, match="more numbers than the file can hold"):
         convert(changed(tmp_path, p_0=huge))
     with zipfile.ZipFile(AUTHORS) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -142,7 +142,7 @@ def test_averages_without_numbers_of_their_own_are_refused(tmp_path: Path, odd: 
     averages = content["p_ema_state_dict"]["shadow_params"]
     averages[0] = averages[0].to_sparse() if odd == "sparse" else averages[0].to("meta")
     torch.save(content, tmp_path / "changed.tar")
-    with pytest.raises(CheckpointError, match=r"numbers of its own.* in .*changed\.tar"):
+    with pytest.raises(CheckpointError, match=r"store its numbers.* in .*changed\.tar"):
         convert(tmp_path / "changed.tar")
 
 

@@ -86,7 +86,7 @@ def test_sizes_are_compared_before_memory_is_taken(copied: Path) -> None:
         (INDEX, {"_class_name": "StableDiffusionPipeline"}, "expected '_class_name' CDRLPipeline"),
         (EBM, {"class": "MLPEnergy"}, "unknown key 'class', expected backbone"),
         (EBM, {"data_variance": 10**400}, "must be a finite number, found 1000"),
-        (EBM, {"backbone": {"widths": [10**9]}}, "absurd sizes, expected those of the network"),
+        (EBM, {"backbone": {"widths": [10**9]}}, "absurd sizes, expected those of the stored"),
         (EBM, {"backbone": {"widths": [10**40]}}, "absurd sizes"),
         (EBM, {"backbone": {"num_blocks": 10**12}}, "absurd sizes"),
         (EBM, {"backbone": {"widths": [1] * 10_000, "num_blocks": 10**6}}, "absurd sizes"),

@@ -14,8 +14,8 @@ from cdrl_infer.images import (
     captioned,
     make_grid,
     open_image,
-    read_holes,
     read_images,
+    read_masks,
     save_gif,
     save_png,
     to_numpy,
@@ -164,23 +164,23 @@ class TestReading:
     def test_a_caller_keeps_what_was_given(self) -> None:
         grey, mask = np.zeros((5, 7), dtype=np.float32), np.ones((5, 7), dtype=bool)
         read_images(grey, (1, 5, 7)).fill_(1)
-        read_holes(mask, (1, 5, 7)).fill_(False)
+        read_masks(mask, (1, 5, 7)).fill_(False)
         assert not grey.any() and mask.all()
 
     def test_a_mask_picture_is_cut_at_half_white(self) -> None:
         ramp = np.tile(np.array([0, 127, 128, 255], dtype=np.uint8), (3, 1))
         for picture in (Image.fromarray(ramp), Image.fromarray(ramp).convert("RGB")):
-            hole = read_holes(picture, (3, 3, 4))
+            hole = read_masks(picture, (3, 3, 4))
             assert hole.shape == (1, 1, 3, 4) and hole.dtype == torch.bool
             assert hole[0, 0].tolist() == [[False, False, True, True]] * 3
 
     def test_masks_of_several_images(self) -> None:
         masks = np.zeros((3, 5, 7))
         masks[0, 1, 2] = masks[1, 3, 4] = masks[2, 0, 6] = 255
-        found = read_holes(masks, (1, 5, 7))
+        found = read_masks(masks, (1, 5, 7))
         assert found.nonzero().tolist() == [[0, 0, 1, 2], [1, 0, 3, 4], [2, 0, 0, 6]]
-        assert torch.equal(read_holes(list(masks), (1, 5, 7)), found)
-        assert torch.equal(read_holes(torch.from_numpy(masks)[:, None], (1, 5, 7)), found)
+        assert torch.equal(read_masks(list(masks), (1, 5, 7)), found)
+        assert torch.equal(read_masks(torch.from_numpy(masks)[:, None], (1, 5, 7)), found)
 
     def test_resizing(self) -> None:
         picture = Image.new("L", (14, 10), 40)
@@ -188,5 +188,5 @@ class TestReading:
         found = read_images(picture, (1, 5, 7), resize=True)
         expected = np.asarray(picture.resize((7, 5), Image.Resampling.LANCZOS)) / np.float32(255)
         assert np.array_equal(found[0, 0].numpy(), expected)
-        hole = read_holes(picture, (1, 5, 8), resize=True)[0, 0]  # 3.5 pixels would be grey
+        hole = read_masks(picture, (1, 5, 8), resize=True)[0, 0]  # 3.5 pixels would be grey
         assert hole.shape == (5, 8) and hole[:, :4].all() and not hole[:, 4:].any()

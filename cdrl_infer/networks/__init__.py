@@ -1,1 +1,1 @@
-"""Networks, one class each, conditional or not; `cdrl_infer.storage.folder` names them in folders."""
+"""Networks: backbones, and the heads that make energies and initializers of them."""

@@ -1,4 +1,4 @@
-"""Pieces that several networks share."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def noise_angle(logsnr: Tensor) -> Tensor:
 
 
 def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """Zero weights and bias: what the layer is added to, or scales, begins unchanged."""
+    """Set weights and bias to zero: training starts as if the layer were not there."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class LabelEmbedding(nn.Module):
-    """Sum over attributes of one learnt vector per value; index 0 of each means "not given".
+    """The sum of one learnt vector for each attribute's value; index 0 means "not given".
 
     Args:
-        num_classes: how many values each of the A attributes has (without "not given").
+        num_classes: how many values each of the A attributes has, without "not given".
         dim: width of the embedding.
     """
 
@@ -41,7 +41,7 @@ class LabelEmbedding(nn.Module):
 
 
 class OneHotEmbedding(nn.Linear):
-    """A linear layer on one-hot labels, side by side: the paper's embedding of labels.
+    """The paper's embedding of labels: a linear layer on the concatenated one-hot labels.
 
     Args:
         num_classes: how many values each of the A attributes has; index 0 means "not given".
@@ -61,15 +61,15 @@ class OneHotEmbedding(nn.Linear):
 def add_labels(
     embedding: Tensor, table: LabelEmbedding | OneHotEmbedding | None, labels: Tensor | None
 ) -> Tensor:
-    """``embedding`` (B or 1, dim) plus that of the labels, (B, dim); as it is if unconditional.
+    """``embedding`` (B or 1, dim) plus the embedding of the labels, (B, dim).
 
     Args:
-        embedding: of the noise level.
+        embedding: the embedding of the noise level.
         table: the network's embedding of labels; None for an unconditional network.
         labels: (B, A) integers, 0 = not given; None for an unconditional network.
 
     Raises:
-        InputError: labels that are missing, of another number of attributes, or given to an
+        InputError: labels are missing, have another number of attributes, or are given to an
             unconditional network.
     """
     if table is None:

@@ -51,7 +51,7 @@ def _members(group: nn.Module) -> Iterator[Any]:
 
 
 class PatchUNet(Backbone):
-    """U-Net on ``patch_size``² -folded pixels; its output has the shape of its input and starts at 0.
+    """U-Net on blocks of ``patch_size``² pixels; its output has the shape of its input and starts at 0.
 
     Args:
         in_channels: image channels.

@@ -1,8 +1,8 @@
 """The paper's energy: a residual network that pools the image to one number.
 
 Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR 2024),
-appendix; after Gao et al. 2021. Layers are plain: the spectral norm that training puts on them is
-folded into the weights of a finished model.
+appendix; after Gao et al. 2021. The layers are plain: a finished model has the spectral norm of its
+training folded into the weights.
 """
 
 from __future__ import annotations

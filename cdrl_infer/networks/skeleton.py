@@ -1,4 +1,4 @@
-"""A network without memory: built on the meta device, and refused where its sizes are absurd."""
+"""Networks without memory: built on the meta device, and refused if their sizes are absurd."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ FACTORIES = (torch.empty, torch.ones, torch.zeros)
 
 
 def skeleton(make: Callable[[], T], *, num_stored: int) -> T:
-    """What ``make`` builds, on the meta device: names and shapes, to be given tensors later.
+    """Build a network on the meta device: it has names and shapes, and gets its tensors later.
 
     Args:
         make: builds a network.
-        num_stored: the tensors there are for it. Building stops at several times as many, so that
-            sizes from a file that is not trusted cost no time; a smaller excess is left to be told
-            by name.
+        num_stored: how many tensors are stored for it. Building stops at several times as many, so
+            that absurd sizes in an untrusted file cost no time. (The caller names the tensors that are
+            missing where the excess is smaller.)
 
     Raises:
-        ConfigError: sizes that no file of weights can have; or what ``make`` raises.
+        ConfigError: no file of weights can have these sizes; or an error of ``make``.
     """
     with torch.device("meta"), _Frugal(min(4 * num_stored + 64, MOST_TENSORS)):
         return make()
 
 
 class _Frugal(TorchFunctionMode):
-    """Counts new tensors, and skips the normal fills of them: the meta device has nothing to fill, and
-    a second of imports to do it with."""
+    """Counts new tensors, and skips `normal_`: on the meta device it fills nothing, and imports modules
+    for a second."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Frugal(TorchFunctionMode):
             self.left -= 1
             if self.left < 0 or math.prod(shape) > LARGEST_TENSOR:
                 raise ConfigError(
-                    "absurd sizes, expected those of the network whose weights are stored; take the "
-                    "files from the original again"
+                    "absurd sizes, expected those of the stored weights; take the files from the "
+                    "original again"
                 )
         return func(*args, **(kwargs or {}))

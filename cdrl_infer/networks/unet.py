@@ -98,9 +98,8 @@ class UNetBlock(nn.Module):
 class UNet(Backbone):
     """U-Net with self-attention; its output has the shape of its input and starts at 0.
 
-    Every block on the way down leaves a skip connection, those that halve the size included; each
-    resolution has one block more on the way up. Defaults are the paper's for CIFAR-10 (3.8 M
-    values).
+    Every block on the way down leaves a skip connection, also a block that halves the size. On the way
+    up, each resolution has one block more. Defaults are the paper's for CIFAR-10 (3.8 M values).
 
     Args:
         in_channels: image channels.
@@ -111,8 +110,8 @@ class UNet(Backbone):
         frequencies: sines (and as many cosines) of the noise-level embedding, at least 2.
         embedding_dim: width of the noise-level and label embedding.
         num_classes: values of each attribute; () for an unconditional network.
-        dropout: before each block's second convolution, in training.
-        groups: of the group norms.
+        dropout: share of the values dropped before each block's second convolution, in training.
+        groups: groups of the group norms.
 
     Raises:
         ConfigError: a size out of range.

@@ -1,9 +1,9 @@
 """The CDRL authors' checkpoints (``*.pth.tar``) -> networks and sampler options of this package.
 
-Such a file is a pickle; it is read with ``weights_only=True``, which runs no code from it. It holds
-live weights and, as ``torch_ema`` lists them, their moving averages in ``parameters()`` order. The
-averages are used; a spectrally normalised weight is ``W_ema / (uᵀ W_ema v)`` with the live u and v.
-All else in it is ignored, and named.
+Such a file is a pickle. It is read with ``weights_only=True``, which runs no code from it. It holds
+live weights and, from ``torch_ema``, a list of their moving averages in ``parameters()`` order. We take
+the averages; a spectrally normalised weight is ``W_ema / (uᵀ W_ema v)`` with the live u and v.
+`ConvertedModel.ignored` names everything else in the file.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ IMAGENET = Path(__file__).parent / "imagenet_classes.txt"
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """The authors' model: networks in eval mode, and the options it is to be sampled with.
+    """The authors' model: networks in eval mode, and sampling options.
 
     ::
 
         pipe = CDRLPipeline(load_authors_checkpoint("cifar10.pth.tar").to_model())
         pipe.save_pretrained("cifar10")  # opened by CDRLPipeline.from_pretrained
 
-    ``score_scale`` is 2: the released code divides the energy of its last denoising step by half
-    the variance of its Langevin steps, so that the score counts twice there. ``ignored`` are the
-    entries of the file that were not used; of the live weights, u and v alone were.
+    ``score_scale`` is 2: the released code divides the energy of its last denoising step by half the
+    variance of its Langevin steps, so the score counts twice there. ``ignored`` names the unused entries
+    of the file. Of the live weights, only u and v are used.
     """
 
     ebm: ResidualEBM
@@ -61,16 +61,16 @@ class ConvertedModel:
         class_names: Sequence[str] | None = None,
         image: tuple[int, int, int] = (3, 32, 32),
     ) -> CDRLModel:
-        """What `CDRLPipeline` draws with and `save_model` writes; it shares the networks.
+        """The model for `CDRLPipeline` and `save_model`; it shares the networks.
 
         Args:
-            class_names: in the order of the training labels; by default those of ImageNet for a
+            class_names: names in the order of the training labels; by default those of ImageNet for a
                 model of 1,000 classes, else "0", "1", ….
-            image: (C, H, W) of the images it was trained on, which no tensor tells.
+            image: (C, H, W) of the training images; the file does not tell it.
 
         Raises:
-            ConfigError: another number of names than of classes, or images of a shape that the
-                networks do not take.
+            ConfigError: the number of names is not that of the classes, or the networks do not take
+                images of that shape.
         """
         if class_names is None:
             class_names = [str(k) for n in self.num_classes for k in range(n)]
@@ -86,12 +86,12 @@ class ConvertedModel:
 
 
 def imagenet_classes() -> list[str]:
-    """The 1,000 names, in the order of the authors' labels; where they are from is in the file."""
+    """The 1,000 names in the order of the authors' labels; the file says where they are from."""
     return list(imagenet_names().values())
 
 
 def imagenet_names() -> dict[str, str]:
-    """The same by WordNet id."""
+    """The 1,000 names by WordNet id."""
     lines = IMAGENET.read_text(encoding="utf-8").splitlines()
     split = [line.partition(" ") for line in lines if not line.startswith("#")]
     return {wordnet: name for wordnet, _, name in split}
@@ -104,11 +104,11 @@ def convert(
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> tuple[CDRLModel, tuple[str, ...]]:
-    """A checkpoint of the authors as a model with a card, and what in the file was ignored.
+    """A checkpoint of the authors as a model with a card, and the unused entries of the file.
 
     Args:
         path: the ``.pth.tar`` file.
-        image_size: height and width of the images, which no tensor tells.
+        image_size: height and width of the images; the file does not tell it.
         licence, datasets: for the card; see `cdrl_infer.storage.card.render`.
 
     Raises:
@@ -122,7 +122,7 @@ def convert(
 
     cdrl-hub convert {name} FOLDER
 
-The averaged (EMA) weights were taken, with the spectral norm folded in. As in that code, the score of the
+The weights are the averages (EMA) with the spectral norm folded in. As in that code, the score of the
 last denoising step counts twice (`score_scale`). Ignored: {listing(converted.ignored) or "nothing"}.
 """
     model.model_card = render(
@@ -138,11 +138,11 @@ def load_authors_checkpoint(
 
     Args:
         path: the ``.pth.tar`` file.
-        activation: the EBM's, which no tensor tells; every released model has "leaky_relu".
+        activation: of the EBM; the file does not tell it. Every released model has "leaky_relu".
 
     Raises:
-        CheckpointError: not such a file, a damaged one, or one with weights that are not finite.
-        ConfigError: an unknown activation, or sizes that the networks here do not take.
+        CheckpointError: the file is no such checkpoint or is damaged, or a weight is not finite.
+        ConfigError: the activation is unknown, or our networks cannot have these sizes.
     """
     path = Path(path)
     content = _read(path)
@@ -168,23 +168,23 @@ def load_authors_checkpoint(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of the file, its tensors still on the disk."""
+    """The content of the file; its tensors stay on the disk."""
     expected = "expected a checkpoint of the CDRL authors (.pth.tar)"
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint file, found nothing at {path}")
     try:
-        # Packed entries could unpack to any size, and older formats promise sizes they do not have.
+        # Packed entries can unpack to any size, and older formats can claim sizes that they do not have.
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type for entry in archive.infolist())
         content = None if packed else torch.load(path, "cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL:? ([\w.]{1,100})", str(error)):
             raise CheckpointError(
-                f"{expected} with tensors alone, found code in {path} ({code[1]}): refused, nothing "
-                "of it was run; take the file from its authors"
+                f"{expected} with tensors alone, found code in {path} ({code[1]}): the file is "
+                "refused and none of its code was run; take it from its authors"
             ) from error
         raise CheckpointError(f"{expected}, could not read {path}: download it again") from error
-    except Exception as error:  # a foreign or truncated file can raise anything at all
+    except Exception as error:  # a foreign or truncated file can raise any error
         raise CheckpointError(
             f"{expected}, could not read {path} ({type(error).__name__}): download it again"
         ) from error
@@ -206,7 +206,7 @@ def _shorten(value: object, limit: int = 100) -> str:
 
 
 def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
-    """EMA weights by the authors' names, less ``module.``, with the spectral norm folded in."""
+    """EMA weights by the authors' names without ``module.``, with the spectral norm folded in."""
     live = content[f"{model}_state_dict"]
     averages = content[f"{model}_ema_state_dict"].get("shadow_params")
     names = [name for name in live if not str(name).endswith(("weight_u", "weight_v"))]
@@ -221,12 +221,12 @@ def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
     for name, average in zip(names, averages, strict=True):
         try:
             if average.layout != torch.strided or average.is_meta:
-                raise ValueError("a tensor without numbers of its own")
+                raise ValueError("a tensor that does not store its numbers")
             left -= average.numel() * average.element_size()
             if average.shape != live[name].shape:
                 raise ValueError(f"shapes {tuple(average.shape)} and {tuple(live[name].shape)}")
             if left < 0 or not average.is_floating_point():
-                raise ValueError("other numbers, or more of them than the file has room for")
+                raise ValueError("not floats, or more numbers than the file can hold")
             weights[_plain(name)] = _folded(live, name, average.to(torch.float32, copy=True))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -255,10 +255,10 @@ def _folded(live: dict[str, Tensor], name: str, average: Tensor) -> Tensor:
 
 
 def _build_ebm(weights: Weights, activation: Activation, path: Path) -> ResidualEBM:
-    """`ResidualEBM` of the sizes these weights have, filled with them."""
+    """A `ResidualEBM` with the sizes of these weights, filled with them."""
     found = {int(m[1]) for n in weights if (m := re.match(r"module_list\.(\d{1,4})\.", n))}
     blocks = sorted(found - {0})
-    # Pooling layers have no weights: a gap in the list's numbering begins a resolution.
+    # Pooling layers have no weights: after a gap in the numbers, a new resolution begins.
     first = [i for i in blocks if i - 1 not in blocks]
     try:
         stem = weights["module_list.0.weight"]
@@ -323,7 +323,7 @@ def _build_initializer(weights: Weights, path: Path) -> ResidualInitializer:
         count = 0
         for level, position in _positions(weights, theirs):
             prefix = f"{theirs}.{level}.{position}"
-            if f"{prefix}.to_qkv.weight" in weights:  # belongs to the block before it
+            if f"{prefix}.to_qkv.weight" in weights:  # part of the block before it
                 prefixes[prefix] = f"{ours}.{count - 1}.attention"
             else:
                 prefixes[prefix] = f"{ours}.{count}"
@@ -347,12 +347,12 @@ def _positions(weights: Weights, group: str) -> list[tuple[int, int]]:
 
 
 def _classes(weights: Weights, name: str) -> tuple[int, ...]:
-    """One attribute; its one-hot map has a column for each class and one for "not given"."""
+    """One attribute: its one-hot map has a column for each class and one for "not given"."""
     return (weights[name].shape[1] - 1,) if name in weights else ()
 
 
 def _rename(name: str, prefixes: dict[str, str], inner: dict[str, str]) -> str:
-    """Our name of a weight: its longest known prefix, and the layer right after it, replaced."""
+    """Our name of a weight: replace its longest known prefix, and the layer right after that."""
     prefix = max((p for p in prefixes if name.startswith(p + ".")), key=len, default="")
     if not prefix:
         return name
@@ -368,7 +368,7 @@ def _fill(
     inner: dict[str, str],
     path: Path,
 ) -> None:
-    """Rename the weights to ours, check that they are exactly the network's, and load them."""
+    """Rename the weights, check that they are exactly those of the network, and load them."""
     named = {_rename(name, prefixes, inner): value for name, value in weights.items()}
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     wrong = [name for name in wanted if name not in named or named[name].shape != wanted[name]]
