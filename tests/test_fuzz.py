@@ -99,7 +99,7 @@ def changed_json(draw: st.DrawFn, content: bytes) -> Change:
         value = copy.deepcopy(
             draw(st.one_of(st.sampled_from(HOSTILE), st.integers(), st.floats(), TEXTS))
         )
-        if kind == "drop":
+        if kind == "drop" and paths:
             del parent[path[-1]]
         elif kind == "add" and isinstance(parent, dict):
             parent[draw(st.sampled_from(["widths", "class", "module", "path", "a\n"]))] = value
