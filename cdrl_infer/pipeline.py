@@ -46,7 +46,7 @@ from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.sampler import Adaptation, CooperativeSampler, LevelEnd
-from cdrl_infer.scoring.scorer import ImageInput, ScoreOptions, ScoreOutput, Scorer
+from cdrl_infer.scoring.scorer import ImageInput, ScoreOutput, Scorer
 from cdrl_infer.storage import hub
 from cdrl_infer.storage.folder import load_model, save_model
 
@@ -427,9 +427,7 @@ class CDRLPipeline:
             **options,
         )
 
-    def score(
-        self, images: ImageInput, score: str = "combined", **options: Unpack[ScoreOptions]
-    ) -> ScoreOutput:
+    def score(self, images: ImageInput, score: str = "combined", **options: Any) -> ScoreOutput:
         """How odd images are for this model: one number each, higher = more anomalous.
 
         ::

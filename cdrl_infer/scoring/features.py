@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -109,14 +109,6 @@ class MeanProposal(Protocol):
         ...
 
 
-class Denoised(NamedTuple):
-    """What the energy finds in a batch of noised images."""
-
-    energy: Tensor  # (B,) nats
-    predicted: Tensor  # m σ̄ ∇_y E (B, ...): the noise that the energy finds in y
-    noise: Tensor  # ε (1, ...): the noise that is in y
-
-
 def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tensor:
     """ε_1 … ε_T of a seed, (T, *shape) standard normals: the same bits on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -177,12 +169,11 @@ class NoisedImages(Features):
         return self.schedule.num_levels
 
     @torch.no_grad()
-    def denoised(self, t: int) -> Denoised:
-        """The energy and the predicted noise at transition t = 1 … T; computed anew at each call."""
-        level, noise = self.schedule.level(t, self.u.device), self.noise[t - 1 : t]
+    def denoised(self, t: int) -> tuple[Tensor, Tensor]:
+        """The energy (B,) and ``m σ̄ ∇_y E`` (B, ...), the noise that it finds; computed at each call."""
+        level = self.schedule.level(t, self.u.device)
         value, grad = self.model_energy.at(level).value_and_grad(self._point(t))
-        predicted = level.scale * level.sigma_bar * grad
-        return Denoised(_exact(value), _exact(predicted), _exact(noise))
+        return _exact(value), _exact(level.scale * level.sigma_bar * grad)
 
     def energy(self, t: int) -> Tensor:
         """``E_t``, (B,) nats; without a gradient unless one was computed before."""
@@ -220,9 +211,9 @@ class NoisedImages(Features):
 
     def _measure(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
         if t not in self._measured:
-            found = self.denoised(t)
-            error = found.predicted - found.noise
-            self._measured[t] = found.energy, _squares(found.predicted), _squares(error)
+            energy, found = self.denoised(t)
+            error = found - _exact(self.noise[t - 1])
+            self._measured[t] = energy, _squares(found), _squares(error)
         return self._measured[t]
 
 

@@ -46,7 +46,7 @@ def heat_map(model: CDRLModel, images: Tensor, seed: int) -> Tensor:
     ]
     total = torch.zeros(len(images), *shape[1:], dtype=torch.float64)
     for t in range(schedule.num_levels // 2 + 1, schedule.num_levels + 1):
-        pull = torch.stack([each.denoised(t).predicted for each in noised]).mean(0)
+        pull = torch.stack([each.denoised(t)[1] for each in noised]).mean(0)
         total += pull.square().sum(1)
     if not bool(total.isfinite().all()):
         raise NumericalError("a heat map is not finite; check the model")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from cdrl_infer.scoring.maps import heat_map
 from cdrl_infer.scoring.reference import ReferenceStatistics
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scores import FittedScore
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 ImageInput = Image.Image | np.ndarray | Tensor | Iterable[Any]
 CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
@@ -53,18 +50,6 @@ class ScoreOutput:
     anomalous: Tensor | None = None
     threshold: float | None = None
     maps: Tensor | None = None
-
-
-class ScoreOptions(TypedDict, total=False):
-    """The options of `Scorer.stream`, which documents them."""
-
-    level: int | None
-    seed: int | None
-    threshold_fpr: float | None
-    return_map: bool
-    resize: bool
-    batch_size: int
-    progress: bool | None
 
 
 class _Plan(NamedTuple):
@@ -96,9 +81,7 @@ class Scorer:
         self.model = model
         self.name = name
 
-    def score(
-        self, images: ImageInput, score: str = "combined", **options: Unpack[ScoreOptions]
-    ) -> ScoreOutput:
+    def score(self, images: ImageInput, score: str = "combined", **options: Any) -> ScoreOutput:
         """Score all images: one number each, higher = more anomalous.
 
         See `stream` for the arguments and the errors.
