@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from cdrl_infer.cli import command
 from cdrl_infer.conditions.expressions import And, Concept, Expression, Or, Weighted
+from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError, listing
-from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
 from cdrl_train.data.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render

@@ -1,25 +1,20 @@
-"""Langevin, MALA and HMC at equal numbers of gradients: what exactness costs and buys.
+"""Langevin, MALA and HMC at equal numbers of gradients: the cost and the use of exactness.
 
 ``python benchmarks/kernels.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from classifier import Recipe, load_or_train, share_recognised
 from composition import per_cent
-from kept import kept
+from kernel_plans import ADAPT_IMAGES, NAMES, Bench, Plan, WarmUp, plan
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
 from quality import (
@@ -34,164 +29,20 @@ from quality import (
     window,
 )
 from report import check_target, mean_error, table, with_error, write_json
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
-from cdrl_infer.pipeline import CDRLPipeline, Sampler
+from cdrl_infer.options import find_kernel
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import find_model
 from cdrl_infer.version import __version__
 from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
-from cdrl_train.evaluation.sampling import pixels
-
-ADAPT_IMAGES = 16
-SAMPLERS: tuple[Sampler, ...] = ("langevin", "mala", "hmc")
-
-
-class Plan(NamedTuple):
-    """A kernel and how many steps it makes at each level."""
-
-    sampler: Sampler
-    budget: int  # gradients per level it may take
-    steps: int
-    leapfrog_steps: int  # of each step of HMC
-
-    @property
-    def name(self) -> str:
-        """What the tables call it."""
-        if self.steps == 0:
-            return "initializer alone"
-        return f"hmc, L = {self.leapfrog_steps}" if self.sampler == "hmc" else self.sampler
-
-    @property
-    def adapts(self) -> bool:
-        """Whether its step sizes are found by a warm-up."""
-        return self.steps > 0 and self.sampler != "langevin"
-
-
-def plan(sampler: Sampler, budget: int, leapfrog_steps: int) -> Plan:
-    """As many steps K as take at most ``budget`` gradients at a level.
-
-    Langevin takes K; MALA 1 + K and HMC 1 + L K, one of them where the chain starts.
-
-    Raises:
-        InputError: too few for one step.
-    """
-    per_step = leapfrog_steps if sampler == "hmc" else 1
-    steps = (budget - (sampler != "langevin")) // per_step
-    if steps < 1:
-        raise InputError(
-            f"--gradients {budget} allows no step of {sampler}: expected at least {1 + per_step}"
-        )
-    return Plan(sampler, budget, steps, leapfrog_steps)
-
-
-class Counter:
-    """Gradients of the energy, image by image; the network runs once for each."""
-
-    images = 0
-
-    def __call__(self, network: nn.Module, inputs: Any, output: Tensor) -> None:
-        """A forward hook."""
-        self.images += len(output)
-
-
-@contextmanager
-def counted_gradients(pipe: CDRLPipeline) -> Iterator[Counter]:
-    """Counts those that are made in the block."""
-    counter = Counter()
-    handle = pipe.model.ebm.register_forward_hook(counter)
-    try:
-        yield counter
-    finally:
-        handle.remove()
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """What adapting has found, t = T … 1, and what it cost."""
-
-    step_scale: list[float]
-    acceptance: list[float]
-    gradients: int  # of single images, in all
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Adapts and draws, and keeps both on disk; labels and seeds are those of `SamplePools`."""
-
-    pools: SamplePools
-
-    def warm_up(self, asked: Plan) -> WarmUp:
-        """Step scales for a plan."""
-        pipe = self.pools.pipe
-        name = f"{asked.sampler}-K{asked.steps}-L{asked.leapfrog_steps}"
-        file = self.pools.cache / f"adapted-{self.pools.digest}-{name}.json"
-        if not file.is_file():
-            start = time.perf_counter()
-            with counted_gradients(pipe) as counter:
-                found = pipe.adapt_step_scale(
-                    asked.sampler,
-                    langevin_steps=asked.steps,
-                    num_images=ADAPT_IMAGES,
-                    class_labels=self.pools.labels(ADAPT_IMAGES).tolist(),
-                    leapfrog_steps=asked.leapfrog_steps,
-                )
-            seconds = time.perf_counter() - start
-            result = WarmUp(list(found.step_scale), list(found.acceptance), counter.images, seconds)
-            write_json(file, asdict(result))
-        return WarmUp(**json.loads(file.read_text(encoding="utf-8")))
-
-    def samples(self, asked: Plan, step_scale: Sequence[float] | None, count: int) -> NDArray[Any]:
-        """(N,) of the fields image, energy, acceptance (T,), and the image's share of a chunk's
-        seconds and gradients.
-        """
-        pools, pipe = self.pools, self.pools.pipe
-        labels = pools.labels(count).tolist()
-        row = np.dtype(
-            [
-                ("image", np.uint8, pipe.model.image.shape),
-                ("energy", np.float32),
-                ("acceptance", np.float32, (pipe.model.schedule.num_levels,)),
-                ("seconds", np.float64),
-                ("gradients", np.float64),
-            ]
-        )
-
-        def draw(start: int, stop: int) -> NDArray[Any]:
-            began = time.perf_counter()
-            with counted_gradients(pipe) as counter:
-                output = pipe(
-                    class_labels=labels[start:stop],
-                    seeds=range(start, stop),
-                    sampler=asked.sampler,
-                    langevin_steps=asked.steps,
-                    step_scale=step_scale,
-                    leapfrog_steps=asked.leapfrog_steps,
-                    batch_size=pools.batch_size,
-                    output_type="pt",
-                    progress=False,
-                )
-            rows = np.empty(stop - start, row)
-            rows["image"] = pixels(output)
-            rows["energy"] = output.energies
-            rows["acceptance"] = output.info.acceptance
-            rows["seconds"] = (time.perf_counter() - began) / len(rows)
-            rows["gradients"] = counter.images / len(rows)
-            return rows
-
-        key = json.dumps([asked.sampler, asked.steps, asked.leapfrog_steps, step_scale])
-        sha = hashlib.sha256(key.encode()).hexdigest()[:12]
-        file = pools.cache / f"kernel-{pools.digest}-{asked.sampler}-K{asked.steps}-{sha}.npy"
-        title = f"{asked.name}, K = {asked.steps}" if pools.progress else None
-        return kept(file, count, draw, row, 4 * pools.batch_size, title)
 
 
 class Result(NamedTuple):
-    """What a plan gave."""
+    """The result of a plan."""
 
     plan: Plan
     warm_up: WarmUp | None
@@ -242,7 +93,7 @@ def level_table(results: Sequence[Result], num_levels: int) -> str:
 
 
 def warm_up_table(results: Sequence[Result]) -> str:
-    """What adapting cost, also in images drawn by the same plan."""
+    """The cost of adapting, also in images drawn by the same plan."""
     body = []
     for result in results:
         if result.warm_up is not None:
@@ -260,33 +111,30 @@ def warm_up_table(results: Sequence[Result]) -> str:
 
 
 def parse_budgets(text: str) -> list[int]:
-    """``"5,15"`` -> [5, 15]."""
-    try:
-        budgets = [int(part) for part in text.split(",")]
-    except ValueError:
-        budgets = []
-    if not budgets or min(budgets) < 1:
+    """``"5,15"`` -> [5, 15]; InputError for anything else."""
+    parts = dict.fromkeys(text.split(","))
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise InputError(
             f"--gradients must be integers of at least 1 with commas between, got {text!r}"
         )
-    return list(dict.fromkeys(budgets))
+    return [int(part) for part in parts]
 
 
 @click.command("kernels.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @MODEL
 @DATA
 @EXTRACTOR
-@click.option("--gradients", default="5,15,45", metavar="N,…", help="Allowed at each level.")
+@click.option("--gradients", default="5,15,45", metavar="N,…", help="Gradients per transition.")
 @click.option(
     "--leapfrog-steps",
     type=click.IntRange(1),
     default=2,
-    help="Of each step of HMC; 2 makes use of every odd number of gradients to the last.",
+    help="Leapfrog steps in each step of HMC; 2 uses up any odd number of gradients.",
 )
 @click.option("--n", type=click.IntRange(2), default=500, help="Samples and test images.")
 @draws(
-    "Samples, step scales, features and the classifier; an interrupted run goes on from there.",
-    "Of sampling and features.",
+    "Folder for samples, step scales, features and the classifier; an interrupted run resumes from it.",
+    "Device for sampling and features.",
 )
 @writes("kernels.json")
 def main(out: Path, **options: Any) -> None:
@@ -309,10 +157,14 @@ def evaluate(
     cache: Path,
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     plans = [
-        Plan("langevin", 0, 0, leapfrog_steps),
-        *(plan(s, budget, leapfrog_steps) for budget in parse_budgets(gradients) for s in SAMPLERS),
+        Plan("initializer alone", find_kernel("langevin"), 0, 0),
+        *(
+            plan(name, budget, leapfrog_steps)
+            for budget in parse_budgets(gradients)
+            for name in NAMES
+        ),
     ]
     folder = find_model(model)
     pipe = CDRLPipeline.from_pretrained(folder).to(device)
@@ -361,7 +213,7 @@ def evaluate(
             "",
             f"{n} samples of all labels in turn, the same seeds throughout. At each level Langevin takes "
             "K gradients, MALA 1 + K, HMC 1 + L K; K is what the gradients allow. In all: counted, with "
-            "the one of the last denoising. Langevin at the model's step sizes (step scale "
+            "the one of the last denoising. Langevin runs at the model's step sizes (step scale "
             f"{pipe.model.sampler.step_scale}), the others at adapted ones. Recognised: every label is "
             f"the one asked, judged by a classifier trained on the {len(train)} training images, ± "
             f"binomial standard error; real images: all {len(test)} test images. Energy: of x_0 at the "
@@ -404,8 +256,9 @@ def as_json(result: Result) -> dict[str, Any]:
     acceptance = samples["acceptance"].mean(0).tolist() if result.plan.steps else None
     energy, error = mean_error(samples["energy"])
     return {
-        **result.plan._asdict(),
         "kernel": result.plan.name,
+        "budget": result.plan.budget,
+        "steps": result.plan.steps,
         "gradients": float(samples["gradients"].mean()),
         "recognised": result.recognised,
         "frechet": result.frechet.distance[0],

@@ -12,8 +12,9 @@ from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputErro
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
+    from cdrl_infer.drawing import CDRLPipelineOutput
     from cdrl_infer.model import CDRLModel
-    from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+    from cdrl_infer.pipeline import CDRLPipeline
     from cdrl_infer.sampler import CooperativeSampler, LevelEnd
     from cdrl_infer.schedule import NoiseSchedule
     from cdrl_infer.scoring.detector import CDRLDetector as CDRLDetector
@@ -44,7 +45,7 @@ _HOMES = {
     "CDRLDetector": "scoring.detector",  # needs scikit-learn, so that `import *` must not ask for it
     "CDRLModel": "model",
     "CDRLPipeline": "pipeline",
-    "CDRLPipelineOutput": "pipeline",
+    "CDRLPipelineOutput": "drawing",
     "CooperativeSampler": "sampler",
     "LevelEnd": "sampler",
     "NoiseSchedule": "schedule",

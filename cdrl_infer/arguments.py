@@ -1,45 +1,49 @@
-"""Arguments of the pipeline's calls, checked: counts, seeds, labels."""
+"""Checks of arguments: numbers, counts, seeds."""
 
 from __future__ import annotations
 
 import math
 import operator
 import random as entropy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 
 from cdrl_infer.errors import InputError, did_you_mean, listing
-from cdrl_infer.model import Attribute
 from cdrl_infer.random import PerImageRandom
 
-Label = str | SupportsIndex | None
-ImageLabel = Label | Sequence[Label]
-
-MAX_SEED = 2**32 - 1  # all that PyTorch's CPU generator tells apart
+MAX_SEED = 2**32 - 1  # PyTorch's CPU generator uses no more bits
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Where each image's noise comes from: its own seed, or a generator of the caller's."""
+    """The source of each image's noise: a seed of its own, or a generator that the caller gave."""
 
     seeds: list[int] | None
     generators: list[torch.Generator]
 
     @classmethod
     def of(cls, seeds: Any, generator: Any, count: int) -> Noise:
-        """What the arguments ask for; new seeds where they ask for nothing."""
+        """The noise of ``count`` images.
+
+        Args:
+            seeds: a list of seeds, the first of consecutive seeds, or None.
+            generator: one generator to draw seeds from, a list with one for each image, or None.
+            count: N. New seeds are drawn if neither is given.
+
+        Raises:
+            InputError: both are given, or one of them is not valid.
+        """
         if seeds is not None and generator is not None:
             raise InputError("expected seeds or generator, got both; leave one out")
         if isinstance(generator, list):
             if not all(isinstance(g, torch.Generator) for g in generator):
-                raise InputError("generator must be a torch.Generator, or one an image in a list")
+                raise InputError("generator must be a torch.Generator, or a list of one per image")
             if len({id(g) for g in generator}) < count:
                 raise InputError(
-                    "each image needs a generator of its own, got the same one twice; "
-                    "pass it alone to have seeds drawn from it"
+                    "expected a list with another generator for each image, got one of them twice; "
+                    "pass a single generator to draw seeds from it"
                 )
             return cls(None, generator)
         if generator is not None:
@@ -55,33 +59,14 @@ class Noise:
         return cls([check_seed(seed) for seed in seeds], [])
 
     def source(self, part: slice, device: torch.device, draw_on: torch.device) -> PerImageRandom:
-        """The streams of some of the images."""
+        """The random streams of some of the images."""
         if self.seeds is None:
             return PerImageRandom(self.generators[part], device)
         return PerImageRandom.from_seeds(self.seeds[part], device, draw_on)
 
 
-def label_index(attribute: Attribute, label: Any) -> int:
-    """0 for None, else 1 + the place of a name or index among the attribute's values."""
-    if label is None:
-        return 0
-    if isinstance(label, str):
-        if label not in attribute.values:
-            raise InputError(
-                f"unknown {attribute.name} {label!r}, expected one of {listing(attribute.values)}"
-                f"{did_you_mean(label, attribute.values)}"
-            )
-        return 1 + attribute.values.index(label)
-    index = integer("class_labels", label)
-    if not 0 <= index < len(attribute.values):
-        raise InputError(
-            f"a {attribute.name} index must lie in 0 … {len(attribute.values) - 1}, got {index}"
-        )
-    return 1 + index
-
-
 def count_images(num_images: Any, **arguments: Any) -> int:
-    """How many images the arguments ask for; those that are lists must agree."""
+    """The number of images that the arguments ask for; all lists must have that length."""
     lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
     if num_images is not None:
         count = positive("num_images", num_images)
@@ -94,7 +79,7 @@ def count_images(num_images: Any, **arguments: Any) -> int:
 
 
 def integer(name: str, value: Any) -> int:
-    """The value as an int; InputError for what is none."""
+    """The value as an int; InputError if it is not an integer."""
     if not isinstance(value, bool):
         try:
             return operator.index(value)
@@ -132,7 +117,7 @@ def number(name: str, value: Any) -> float:
 
 
 def check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
-    """InputError unless the value is one of the options."""
+    """Raise InputError unless the value is one of the options."""
     if value not in options:
         raise InputError(
             f"{name} must be one of {listing(options)}, got {value!r}"
@@ -141,7 +126,7 @@ def check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
 
 
 def as_list(value: Any) -> Any:
-    """Lists, ranges, tuples, arrays … as a list; None, texts and single things as they are."""
+    """Lists, ranges, tuples, arrays … as a list; None, strings and single values unchanged."""
     if value is None or isinstance(value, str):
         return value
     try:

@@ -17,9 +17,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
+from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.pipeline import CDRLPipeline, CDRLPipelineOutput
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import (
     STATISTICS,
     bundled_models,

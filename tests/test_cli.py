@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cdrl_infer import __version__
 from cdrl_infer.cli.sample import main
+from cdrl_infer.kernels.hmc import HMC
 from cdrl_infer.pipeline import CDRLPipeline
 
 
@@ -42,7 +44,7 @@ def test_grid_has_a_column_per_class_and_its_data(sample: Any, pipe: CDRLPipelin
     assert json.loads(data["seeds"]) == list(range(5, 12))
     assert json.loads(data["labels"]) == ["Shirt", "Sneaker", "Bag"] * 2 + ["Shirt"]
     assert (data["model"], data["version"]) == ("tiny", f"cdrl {__version__}")
-    assert (data["sampler"], data["langevin_steps"]) == ("langevin", "[2, 2, 2]")
+    assert (data["kernel"], data["langevin_steps"]) == ("langevin", "[2, 2, 2]")
     cell = 8 * 8 + 2
     assert array.shape == (3 * cell + 2, 3 * cell + 2)
     expected = pipe(seeds=range(5, 12), class_labels=json.loads(data["labels"])).images
@@ -94,6 +96,7 @@ def test_guidance_composition_and_kernels_are_the_pipelines(
     sample: Any, pipe: CDRLPipeline
 ) -> None:
     bags = {"class_labels": ["Bag"] * 2, "seeds": [3, 4]}
+    leapfrogs = ("--kernel-option", "leapfrog_steps=2")
     for arguments, expected, said in (
         (
             ["--label", "Bag", "--guidance-scale", "2.5"],
@@ -106,25 +109,25 @@ def test_guidance_composition_and_kernels_are_the_pipelines(
             {"expression": "(Shirt & ~Bag^0.5)^2", "restarts": "1"},
         ),
         (
-            ["--label", "Bag", "--sampler", "mala", "--step-scale", "0.5,1,2"],
-            pipe(sampler="mala", step_scale=[0.5, 1, 2], **bags),
-            {"sampler": "mala"},
+            ["--label", "Bag", "--kernel", "mala", "--step-scale", "0.5,1,2"],
+            pipe(kernel="mala", step_scale=[0.5, 1, 2], **bags),
+            {"kernel": "mala", "step_scale": "[0.5, 1.0, 2.0]"},
         ),
         (
-            ["--label", "Bag", "--sampler", "hmc", "--step-scale", "adapt"],
+            ["--label", "Bag", "--sampler", "hmc", "--step-scale", "adapt", *leapfrogs],
             pipe(
-                sampler="hmc",
+                kernel=HMC(leapfrog_steps=2),
                 step_scale=pipe.adapt_step_scale(
-                    "hmc", class_labels="Bag", langevin_steps=2
+                    HMC(leapfrog_steps=2), class_labels="Bag", langevin_steps=2
                 ).step_scale,
                 **bags,
             ),
-            {"sampler": "hmc"},
+            {"kernel": "hmc"},
         ),
     ):
         result = sample("--out", "out/", "-n", "2", "--seed", "3", *arguments)
         assert result.exit_code == 0, result.output
-        assert ("acceptance" in result.output) == ("--sampler" in arguments)
+        assert ("acceptance" in result.output) == (said.get("kernel") is not None)
         for k, image in enumerate(expected.images):
             with Image.open(f"out/{k:05d}.png") as written:
                 assert written.tobytes() == image.tobytes()
@@ -175,7 +178,7 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "-n", "0"], "num_images must be at least 1, got 0"),
         (["--out", "a.png", "--batch-size", "0"], "batch_size must be at least 1"),
         (["--out", "a.png", "--langevin-steps", "few"], "must be an integer or integers"),
-        (["--out", "a.png", "--langevin-steps", "1,2"], "or 3, one per transition, got [1, 2]"),
+        (["--out", "a.png", "--langevin-steps", "1,2"], "or 3, one per transition, got (1, 2)"),
         (["--out", "a.png", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--out", "new", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--out", "a.png", "--colour"], "No such option"),
@@ -187,11 +190,22 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "--compose", "bag", "--label", "0"], "--compose goes without --label"),
         (["--out", "a.png", "--inpaint", "x.png"], "--inpaint and --mask go together"),
         (["--out", "a.png", "--inpaint", "x.png", "--mask", "y.png"], "x.png cannot be read"),
-        (["--out", "a.png", "--sampler", "nuts"], "'nuts' is not one of"),
+        (["--out", "a.png", "--kernel", "nuts"], "kernel must be one of langevin, mala, hmc"),
+        (["--out", "a.png", "--kernel", "nuts", "--kernel-option", "a=1"], "unknown kernel 'nuts'"),
+        (["--out", "a.png", "--kernel-option", "a"], "--kernel-option must be KEY=VALUE, got 'a'"),
+        (["--out", "a.png", "--kernel-option", "noise=1"], "did you mean 'noise_scale'"),
+        (
+            ["--out", "a.png", "--kernel", "hmc", "--kernel-option", "leapfrog_steps=few"],
+            "'leapfrog_steps' must be an integer, found 'few'",
+        ),
+        (["--out", "a.png", "--import", "no.such"], "got ModuleNotFoundError: No module named 'no"),
         (["--out", "a.png", "--revision", "v1"], "only repositories on the Hub have revisions"),
         (["--out", "a.png", "--variant", "fp16"], "model.fp16.safetensors: expected the network's"),
         (["--out", "a.png", "--variant", "fp8"], "'fp8'"),
-        (["--out", "a.png", "--step-scale", "adapt"], "is for --sampler mala or hmc"),
+        (
+            ["--out", "a.png", "--step-scale", "adapt"],
+            "needs a --kernel that can reject a move, such as mala or hmc",
+        ),
         (["--out", "a.png", "--step-scale", "big"], "--step-scale must be a number or numbers"),
         (["--out", "a.png", "--step-scale", "0"], "step_scale must be one positive"),
         (["--out", "a.jpg"], "expected a .png file or a folder (end it with /), got 'a.jpg'"),
@@ -284,9 +298,30 @@ def test_help_and_version(sample: Any) -> None:
     assert (version.exit_code, version.output) == (0, f"cdrl-sample, version {__version__}\n")
 
 
-def test_as_a_program(folder: Path, tmp_path: Path) -> None:
+def test_modules_that_cannot_be_imported(sample: Any) -> None:
+    for text, error in (
+        ("1 +", "SyntaxError"),
+        ("exit('bye')", "SystemExit: bye"),
+        ("1 / 0", "Zero"),
+    ):
+        Path("broken_plugin.py").write_text(text)
+        result = sample("--out", "a.png", "--import", "broken_plugin")
+        assert result.exit_code == 2 and result.output.count("\n") == 1
+        assert "error: --import broken_plugin: expected the name of a module" in result.output
+        assert f"got {error}" in result.output
+        assert sorted(os.listdir())[-1] == "broken_plugin.py"
+
+
+def test_as_a_program_with_a_kernel_of_the_users(folder: Path, tmp_path: Path) -> None:
+    plugin = """
+        from cdrl_infer.kernels import KERNELS
+        from cdrl_infer.kernels.langevin import Langevin
+        KERNELS.register("gentle", type("Gentle", (Langevin,), {}))
+    """
+    (tmp_path / "my_kernels.py").write_text(textwrap.dedent(plugin))
     code = "from cdrl_infer.cli.sample import main; main()"
     command = [sys.executable, "-c", code, "--model", str(folder), "--out", "a.png", "-n", "2"]
+    command += ["--kernel", "gentle", "--import", "my_kernels"]
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
@@ -300,3 +335,4 @@ def test_as_a_program(folder: Path, tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (2 * 66 + 2, 68)
+        assert image.text["kernel"] == "gentle"

@@ -12,7 +12,8 @@ from conftest import make_model
 from torch import Tensor
 
 from cdrl_infer.conditions.conditions import Composed, Guided
-from cdrl_infer.conditions.expressions import Concept, Expression, parse
+from cdrl_infer.conditions.expressions import Concept, Expression
+from cdrl_infer.conditions.parser import parse
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy

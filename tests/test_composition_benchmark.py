@@ -12,7 +12,8 @@ import torch
 from classifier import Recipe
 from conftest import make_model
 
-from cdrl_infer.conditions.expressions import Concept, parse
+from cdrl_infer.conditions.expressions import Concept
+from cdrl_infer.conditions.parser import parse
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import save_model
 from cdrl_train.data.coloured import ATTRIBUTES, HELD_OUT

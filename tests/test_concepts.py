@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cdrl_infer.conditions.expressions import (
     MAX_BRANCHES,
-    MAX_DEPTH,
     And,
     Branch,
     Concept,
@@ -20,9 +19,8 @@ from cdrl_infer.conditions.expressions import (
     Or,
     Weighted,
     check_says_something,
-    find_concept,
-    parse,
 )
+from cdrl_infer.conditions.parser import MAX_DEPTH, find_concept, parse
 from cdrl_infer.errors import InputError
 
 ATTRIBUTES = {

@@ -242,7 +242,7 @@ def test_guidance_is_swept_with_the_same_seeds(
 
 
 def test_steps_that_a_number_of_gradients_allows() -> None:
-    found = [kernels.plan(s, 15, 2).steps for s in kernels.SAMPLERS]
+    found = [kernels.plan(s, 15, 2).steps for s in kernels.NAMES]
     assert found == [15, 14, 7] and kernels.plan("hmc", 15, 5).steps == 2
     with pytest.raises(
         InputError, match="--gradients 5 allows no step of hmc: expected at least 6"
@@ -254,12 +254,10 @@ def test_steps_that_a_number_of_gradients_allows() -> None:
             kernels.parse_budgets(text)
 
 
-@pytest.mark.parametrize("sampler", kernels.SAMPLERS)
-def test_gradients_counted_are_those_allowed(
-    sampler: kernels.Sampler, pipe: CDRLPipeline, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", kernels.NAMES)
+def test_gradients_counted_are_those_allowed(name: str, pipe: CDRLPipeline, tmp_path: Path) -> None:
     pools = SamplePools(pipe, "digest", (CLASSES,), tmp_path, batch_size=2)
-    drawn = kernels.Bench(pools).samples(kernels.plan(sampler, 5, 2), None, 3)
+    drawn = kernels.Bench(pools).samples(kernels.plan(name, 5, 2), None, 3)
     levels = pipe.model.schedule.num_levels
     assert (drawn["gradients"] == 5 * levels + 1).all()  # and the last denoising
     assert drawn["image"].shape == (3, 1, SIDE, SIDE) and drawn["acceptance"].shape == (3, levels)
@@ -270,7 +268,7 @@ def test_gradients_counted_are_those_allowed(
 def test_kernels_are_compared_and_step_scales_kept(
     judged_folder: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "ADAPT_IMAGES", 2)
+    monkeypatch.setattr("kernel_plans.ADAPT_IMAGES", 2)
     options: dict[str, Any] = {
         "model": str(judged_folder),
         "data": data,

@@ -27,7 +27,8 @@ LAYERS = [
     ["sampler", "images"],
     ["arguments"],
     ["conditions", "scoring"],
-    ["storage"],
+    ["options", "storage"],
+    ["drawing"],
     ["pipeline"],
     ["cli"],
 ]

@@ -469,7 +469,7 @@ def test_labels_guidance_and_expressions(colour_pipe: CDRLPipeline) -> None:
 
 @pytest.mark.parametrize("sampler", ["mala", "hmc"])
 def test_exact_samplers_paint_too(pipe: CDRLPipeline, sampler: Any) -> None:
-    out = pipe.inpaint(GREY, MASK, num_images=2, sampler=sampler, output_type="pt")
+    out = pipe.inpaint(GREY, MASK, num_images=2, kernel=sampler, output_type="pt")
     expected = torch.from_numpy(GREY).float() / 255
     assert torch.equal(tensor(out)[1, 0][~PAINTED], expected[~PAINTED])
     assert out.info.acceptance.shape == (2, 3) and bool((out.info.acceptance > 0).any())

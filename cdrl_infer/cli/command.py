@@ -1,10 +1,13 @@
-"""What the commands of this project share: how they end, open a model and files, and read K."""
+"""The parts that commands share: how they end, import, open a model and files, and read numbers."""
 
 from __future__ import annotations
 
 import errno
+import importlib
+import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,11 +43,11 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class OneLineErrors(click.Command):
-    """A command that tells every error in one line on stderr.
+    """A command that prints every error in one line on stderr.
 
-    It exits with 0 when done (or what the command returns), 2 on bad input, 3 where a computation
-    left the finite numbers, 4 where the Hub could not be reached or broke off, 5 where the disk is
-    full, and 130 when interrupted.
+    It exits with 0 when done (or with what the command returns), 2 on bad input, 3 if a computation left
+    the finite numbers, 4 if the Hub could not be reached or broke off, 5 if the disk is full, and 130
+    when interrupted.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +76,34 @@ def _disk_is_full(error: Exception) -> bool:
     return any(isinstance(cause, OSError) and cause.errno in DISK_FULL for cause in causes)
 
 
+def _import_modules(context: click.Context, parameter: click.Parameter, names: Any) -> None:
+    """Import modules, also from the current folder; InputError for one that cannot be imported."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"--import {name}: expected the name of a module that can be imported, got "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+
+IMPORT = click.option(
+    "--import",
+    multiple=True,
+    is_eager=True,  # before any option that may name what the module registers
+    expose_value=False,
+    callback=_import_modules,
+    metavar="MODULE",
+    help="Import a Python module first, one that registers a kernel, a network … of your own. It may "
+    "lie in the current folder. Repeatable.",
+)
+
+
 def uses_a_model(command: Command) -> Command:
-    """Give a command the options of all that put images through a model; see `open_model`."""
+    """Give a command the options for choosing a model; see `open_model`."""
     for option in reversed(MODEL_OPTIONS):
         command = option(command)
     return command
@@ -93,15 +122,15 @@ def open_model(
 
 
 def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = False) -> Path:
-    """A file or folder to write, that takes the place of ``target`` once the stack is closed.
+    """A file or folder to write; it takes the place of ``target`` once the stack is closed.
 
-    To be opened before any work, so that a path that cannot be written to costs none.
+    Open it before any work, so that an unwritable path is refused at once.
 
     Args:
         stack: closes it.
-        target: of the user's.
-        suffixes: that a file may have; none for a folder only.
-        folder: whether it may be a folder, which then gets more files; what is there stays.
+        target: the path that the user gave.
+        suffixes: the suffixes that a file may have; none for a folder only.
+        folder: whether it may be a folder. Files are added to a folder, and those in it stay.
 
     Raises:
         InputError: ``target`` is empty, has another suffix or cannot be written to.
@@ -123,7 +152,7 @@ def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = Fa
     except OSError as error:
         raise InputError(
             f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "
-            "exists and may be written to"
+            "exists and is writable"
         ) from None
 
 
@@ -143,6 +172,24 @@ def parse_steps(text: str) -> int | tuple[int, ...]:
         InputError: anything else.
     """
     return _one_or_several(int, text, "--langevin-steps must be an integer or integers")
+
+
+def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """``("steps=3",)`` -> ``{"steps": 3}``; a value that is not JSON is a text.
+
+    Raises:
+        InputError: anything else.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"{option} must be KEY=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _one_or_several(kind: Callable[[str], T], text: str, expected: str) -> T | tuple[T, ...]:

@@ -6,32 +6,32 @@ import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdrl_infer.cli.command import (
+    IMPORT,
     OneLineErrors,
     open_model,
     open_target,
     parse_numbers,
+    parse_options,
     parse_steps,
     uses_a_model,
 )
 from cdrl_infer.errors import InputError
+from cdrl_infer.kernels.registry import KERNELS
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cdrl_infer.arguments import ImageLabel
+    from cdrl_infer.conditions.labels import ImageLabel
+    from cdrl_infer.drawing import CDRLPipelineOutput
+    from cdrl_infer.kernels.base import Kernel
     from cdrl_infer.model import Attribute
-    from cdrl_infer.pipeline import (
-        CDRLPipeline,
-        CDRLPipelineOutput,
-        Sampler,
-        SamplingOptions,
-    )
+    from cdrl_infer.pipeline import CDRLPipeline
     from cdrl_infer.sampler import LevelEnd
 
 ADAPT_IMAGES = 16  # chains of the warm-up
@@ -43,6 +43,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     "cdrl-sample", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @uses_a_model
+@IMPORT
 @click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
 @click.option(
     "--label",
@@ -71,22 +72,32 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.option(
     "--resize", is_flag=True, help="Fit --inpaint and --mask of another size to the model's."
 )
-@click.option("--seed", type=int, help="Of the first image; image k has seed + k. [a new one]")
+@click.option("--seed", type=int, help="Seed of the first image; image k has seed + k. [a new one]")
 @click.option(
-    "--langevin-steps", metavar="K|K,…,K", help="For all levels, or for each. [the model's]"
+    "--langevin-steps", metavar="K|K,…,K", help="For all transitions, or for each. [the model's]"
 )
 @click.option(
+    "--kernel",
     "--sampler",
-    type=click.Choice(["langevin", "mala", "hmc"]),
+    "kernel_name",
+    metavar="NAME",
     default="langevin",
     show_default=True,
-    help="How to refine; mala and hmc are exact at each level, for more steps.",
+    help=f"How to refine: {', '.join(KERNELS)}. All but langevin are exact at each level, for more "
+    "steps.",
+)
+@click.option(
+    "--kernel-option",
+    "kernel_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the kernel, such as leapfrog_steps=10 for hmc. Repeatable.",
 )
 @click.option(
     "--step-scale",
     metavar="S|S,…,S|adapt",
-    help="Multiplies the step variance, for all levels or for each; adapt: a warm-up finds it "
-    "(for mala and hmc). [the model's]",
+    help="Multiplies the step variance of all transitions, or of each; adapt: a warm-up finds it, for "
+    "a kernel that can reject a move. [the model's]",
 )
 @click.option(
     "--restarts",
@@ -117,7 +128,8 @@ def main(
     resize: bool,
     seed: int | None,
     langevin_steps: str | None,
-    sampler: Sampler,
+    kernel_name: str,
+    kernel_options: tuple[str, ...],
     step_scale: str | None,
     restarts: int | None,
     batch_size: int,
@@ -137,6 +149,7 @@ def main(
         from cdrl_infer.images import decode_image
 
         known = decode_image(inpaint), decode_image(mask)
+    kernel = _kernel(kernel_name, kernel_options)
     steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:
         picture = open_target(stack, out, ".png", folder=True) if out is not None else None
@@ -145,36 +158,31 @@ def main(
         cycle = _labels(labels, pipe.model.labels, free=known is not None or compose is not None)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
         recorder = _Recorder() if film else None
-        options: SamplingOptions = {
+        options: dict[str, Any] = {
             "num_images": num_images,
             "seeds": seed,
             "langevin_steps": steps,
-            "sampler": sampler,
-            "step_scale": _step_scale(step_scale, pipe, sampler, steps, cycle, guidance_scale),
+            "kernel": kernel,
+            "step_scale": _step_scale(step_scale, pipe, kernel, steps, cycle, guidance_scale),
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
+            "restarts": restarts,
+            "guidance_scale": guidance_scale,
         }
-        if restarts is not None:
-            options["restarts"] = restarts
         if known is not None:
             output = pipe.inpaint(
-                *known,
-                class_labels=class_labels,
-                guidance_scale=guidance_scale,
-                expression=compose,
-                resize=resize,
-                **options,
+                *known, class_labels=class_labels, expression=compose, resize=resize, **options
             )
         elif compose is not None:
-            output = pipe.compose(compose, guidance_scale=guidance_scale, **options)
+            output = pipe.compose(compose, **options)
         else:
-            output = pipe(class_labels=class_labels, guidance_scale=guidance_scale, **options)
+            output = pipe(class_labels=class_labels, **options)
         columns = len(cycle) if cycle and 1 < len(cycle) <= 16 else None
         info = output.info
         common = {
             "model": pipe.name,
             "version": f"cdrl {__version__}",
-            "sampler": info.sampler,
+            "kernel": info.kernel,
             "langevin_steps": json.dumps(info.langevin_steps),
             "step_scale": json.dumps(info.step_scale),
             "restarts": json.dumps(info.restarts),
@@ -183,31 +191,44 @@ def main(
             common["expression"] = info.expression  # with the guidance scale as its weight
         else:
             common["guidance_scale"] = json.dumps(guidance_scale)
-        if sampler != "langevin":
+        if kernel.optimal_acceptance is not None:
             rates = ", ".join(f"{rate:.2f}" for rate in info.acceptance.mean(0).tolist())
-            click.echo(f"acceptance by level, noisiest first: {rates}", err=True)
+            click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
         if picture:
             _write_pictures(picture, output, columns, common)
         if film and recorder:
             _write_film(film, pipe, output, recorder, columns)
 
 
+def _kernel(name: str, texts: tuple[str, ...]) -> Kernel[Any]:
+    """The kernel that --kernel and --kernel-option ask for."""
+    from cdrl_infer.config import from_config
+    from cdrl_infer.options import find_kernel
+
+    if not texts:
+        return find_kernel(name)
+    options = parse_options("--kernel-option", texts)
+    return from_config(KERNELS.find(name, "--kernel"), options, f"--kernel-option of {name}")
+
+
 def _step_scale(
     text: str | None,
     pipe: CDRLPipeline,
-    sampler: Sampler,
+    kernel: Kernel[Any],
     steps: int | tuple[int, ...] | None,
     cycle: list[ImageLabel] | None,
     guidance_scale: float,
 ) -> float | tuple[float, ...] | None:
-    """As given, or found by a warm-up with the same labels and steps."""
+    """The numbers given, or those that a warm-up finds with the same labels and steps."""
     if text != "adapt":
         return None if text is None else parse_numbers("--step-scale", text)
-    if sampler == "langevin":
-        raise InputError("--step-scale adapt is for --sampler mala or hmc: langevin never rejects")
+    if kernel.optimal_acceptance is None:
+        raise InputError(
+            "--step-scale adapt needs a --kernel that can reject a move, such as mala or hmc"
+        )
     labels = cycle and [cycle[k % len(cycle)] for k in range(ADAPT_IMAGES)]
     found = pipe.adapt_step_scale(
-        sampler,
+        kernel,
         num_images=ADAPT_IMAGES,
         class_labels=labels,
         guidance_scale=guidance_scale,

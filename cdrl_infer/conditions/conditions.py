@@ -1,22 +1,50 @@
-"""What images are asked to show -> energies and proposals: labels, guidance, composed concepts."""
+"""Conditions on the images to draw: labels, guidance, concepts. They give energies and proposals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdrl_infer.conditions.expressions import Expression, check_says_something
+from cdrl_infer.arguments import number
+from cdrl_infer.conditions.expressions import Concept, Expression, check_says_something
+from cdrl_infer.conditions.labels import read_labels
+from cdrl_infer.conditions.parser import parse
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.model import CDRLModel
+from cdrl_infer.errors import InputError
+from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.proposals import Proposal, make_proposal
 from cdrl_infer.random import RandomSource
 
 
-class Labelled:
+class Condition(ABC):
+    """What N images shall show.
+
+    Attributes:
+        labels: (N, A) integers, 0 = not given; None if there are none.
+        expression: of concepts; None if there is none.
+    """
+
+    labels: Tensor | None = None
+    expression: Expression | None = None
+
+    @abstractmethod
+    def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
+        """Energy and proposal of some of the images, on the networks' device.
+
+        Args:
+            model: the networks.
+            part: which of the N images.
+            random: one stream per image of the part.
+        """
+
+
+class Labelled(Condition):
     """``p(y | c)``, one set of labels per image.
 
     Args:
@@ -27,7 +55,7 @@ class Labelled:
         self.labels = labels
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """Energy and proposal of some of the images, on the networks' device."""
+        """Energy and proposal under the labels."""
         chosen = None if self.labels is None else self.labels[part].to(_device(model))
         return NeuralEnergy(model.ebm, chosen), make_proposal(model.initializer, chosen)
 
@@ -46,7 +74,7 @@ class Guided(Labelled):
         self.scale = scale
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """As `Labelled.bind`."""
+        """Both with the labels' effect multiplied by g."""
         chosen = self.asked[part].to(_device(model))
         labels = torch.stack([torch.zeros_like(chosen), chosen])
         weights = torch.full((1, len(chosen)), self.scale, device=chosen.device)
@@ -56,12 +84,11 @@ class Guided(Labelled):
         )
 
 
-@dataclass(frozen=True)
-class Composed:
+class Composed(Condition):
     """An expression of concepts, the same for all images.
 
-    The energy is the expression's. A proposal cannot be a mixture, so each image's is that of one
-    alternative, drawn once with the alternatives' shares; the energy may still take it to another.
+    The energy is that of the expression. A proposal cannot be a mixture: each image draws one of the
+    alternatives once, by their shares, and keeps its proposal; the energy may still lead to another.
 
     Raises:
         InputError: an expression that cancels out, or has too many alternatives.
@@ -69,11 +96,12 @@ class Composed:
 
     expression: Expression
 
-    def __post_init__(self) -> None:
-        check_says_something(self.expression)
+    def __init__(self, expression: Expression) -> None:
+        check_says_something(expression)
+        self.expression = expression
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """As `Labelled.bind`; draws one uniform number per image if there are alternatives."""
+        """Energy of the expression; draws one uniform number per image if it has alternatives."""
         device = _device(model)
         concepts, branches = self.expression.concepts, self.expression.branches()
         rows = torch.zeros(1 + len(concepts), 1, len(model.labels), dtype=torch.int64)
@@ -97,7 +125,55 @@ class Composed:
         )
 
 
-Conditioning = Labelled | Composed
+def on_labels(
+    asked: Any, guidance_scale: Any, attributes: Sequence[Attribute], count: int
+) -> Labelled:
+    """The condition that class labels and a guidance scale ask for.
+
+    Args:
+        asked: see `cdrl_infer.conditions.labels.read_labels`.
+        guidance_scale: g.
+        attributes: those of the model.
+        count: N.
+
+    Raises:
+        InputError: a label that the model does not know, or guidance without labels.
+    """
+    scale = number("guidance_scale", guidance_scale)
+    labels = read_labels(asked, attributes, count)
+    if scale == 1:
+        return Labelled(labels)
+    if labels is None or not bool(labels.any()):
+        raise InputError(
+            f"guidance_scale {scale:g} needs class_labels to guide to; give some, or leave it at 1"
+        )
+    return Guided(labels, scale)
+
+
+def on_concepts(asked: Any, guidance_scale: Any, concept: Callable[[str], Concept]) -> Composed:
+    """The condition that an expression and a guidance scale, its weight, ask for.
+
+    Args:
+        asked: a text or an `Expression`.
+        guidance_scale: positive.
+        concept: finds the model's concept of a name, or raises `InputError`.
+
+    Raises:
+        InputError: an expression that cannot be read, is of another model, or cancels out.
+    """
+    scale = number("guidance_scale", guidance_scale)
+    if scale <= 0:
+        raise InputError(
+            f"guidance_scale of an expression must be positive, got {scale:g}; write ~ for NOT"
+        )
+    if isinstance(asked, str):
+        asked = parse(asked, concept)
+    elif not isinstance(asked, Expression):
+        raise InputError(f"expected a text or an expression of pipe.concept(...), got {asked!r}")
+    for found in asked.concepts:
+        if concept(found.name) != found:
+            raise InputError(f"the concept {found.name!r} is of another model")
+    return Composed(asked if scale == 1 else asked**scale)
 
 
 def _device(model: CDRLModel) -> torch.device:

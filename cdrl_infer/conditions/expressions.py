@@ -18,23 +18,19 @@ In order of binding: ``^``, ``~``, ``&``, ``|``; with brackets as usual.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import operator
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.errors import InputError, listing
 
 MAX_BRANCHES = 64  # of an expression's alternatives, written out
-MAX_DEPTH = 50  # of brackets and signs within each other
 OPERATORS = frozenset("&|~()^*\"'")  # what a name holds in quotes alone
 
 
@@ -239,156 +235,3 @@ def check_says_something(expression: Expression) -> None:
                 f"the expression cancels out: {listing(gone)} is asked and denied with equal weight "
                 f"in '{expression}'; leave it out or change a weight"
             )
-
-
-TOKEN = re.compile(
-    r"\s*(?:(?P<operator>[&|~()])|(?P<power>\^|\*\*)|(?P<quoted>\"[^\"]*\"|'[^']*')"
-    r"|(?P<name>[^&|~()^*\"'\s][^&|~()^*\"']*))"
-)
-NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
-
-
-def parse(text: str, concept: Callable[[str], Concept]) -> Expression:
-    """Read an expression.
-
-    Names may hold spaces, hyphens and slashes; quotes keep operators in a name from being read as such.
-
-    Args:
-        text: such as ``"red^1.5 & (dress | ~coat)"``.
-        concept: gives the concept of a name, or raises `InputError`.
-
-    Raises:
-        InputError: what is wrong, and at which character (the first is 1).
-    """
-    return _Parser(text, concept).parse()
-
-
-class _Parser:
-    """Recursive descent: or → and → not → weight → name or bracket."""
-
-    def __init__(self, text: str, concept: Callable[[str], Concept]) -> None:
-        self.text = text
-        self.concept = concept
-        self.position = 0
-
-    def parse(self) -> Expression:
-        result = self._or(0)
-        if self._peek() is not None:
-            self._fail("expected &, | or the end")
-        return result
-
-    def _or(self, depth: int) -> Expression:
-        parts = [self._and(depth)]
-        while self._take("|"):
-            parts.append(self._and(depth))
-        return functools.reduce(operator.or_, parts)
-
-    def _and(self, depth: int) -> Expression:
-        parts = [self._not(depth)]
-        while self._take("&"):
-            parts.append(self._not(depth))
-        return functools.reduce(operator.and_, parts)
-
-    def _not(self, depth: int) -> Expression:
-        if depth > MAX_DEPTH:
-            self._fail(f"expected no more than {MAX_DEPTH} brackets and signs within each other")
-        if self._take("~"):
-            return self._not(depth + 1).negated()
-        return self._weighted(depth)
-
-    def _weighted(self, depth: int) -> Expression:
-        inner = self._atom(depth)
-        match = self._peek()
-        if match is None or not match["power"]:
-            return inner
-        self.position = match.end()
-        number = NUMBER.match(self.text, self.position)
-        if number is None:
-            self._fail("expected a number, the weight")
-        start = self.position
-        self.position = number.end()
-        weight = float(number[1])
-        if not (math.isfinite(weight) and weight > 0):
-            self.position = start
-            self._fail("expected a positive, finite weight (~ is NOT)")
-        return Weighted(inner, weight)
-
-    def _atom(self, depth: int) -> Expression:
-        if self._take("("):
-            inner = self._or(depth + 1)
-            if not self._take(")"):
-                self._fail("expected ) or an operator")
-            return inner
-        match = self._peek()
-        if match is None or not (match["name"] or match["quoted"]):
-            self._fail("expected a concept")
-        name = match["name"].strip() if match["name"] else match["quoted"][1:-1]
-        start = match.start("name") if match["name"] else match.start("quoted")
-        try:
-            found = self.concept(name)
-        except InputError as error:
-            raise InputError(f"{error} (at character {start + 1} of {self.text!r})") from None
-        self.position = match.end()
-        return found
-
-    def _peek(self) -> re.Match[str] | None:
-        """The next token; None at the end."""
-        if not self.text[self.position :].strip():
-            return None
-        match = TOKEN.match(self.text, self.position)
-        if match is None:
-            self._fail("expected a concept or an operator (quotes come in pairs)")
-        return match
-
-    def _take(self, operator: str) -> bool:
-        match = self._peek()
-        if match is None or match["operator"] != operator:
-            return False
-        self.position = match.end()
-        return True
-
-    def _fail(self, expected: str) -> NoReturn:
-        rest = self.text[self.position :]
-        place = self.position + len(rest) - len(rest.lstrip())
-        found = repr(self.text[place]) if place < len(self.text) else "the end"
-        raise InputError(f"{expected}, found {found} at character {place + 1} of {self.text!r}")
-
-
-def find_concept(name: str, attributes: Mapping[str, tuple[str, ...]]) -> Concept:
-    """The concept of a value's name, or of ``attribute:value`` where several attributes have it.
-
-    Args:
-        name: matched letter by letter first, then without regard to case.
-        attributes: of the model: their names and those of their values.
-
-    Raises:
-        InputError: no such value, or several.
-    """
-    where, colon, value = name.partition(":")
-    known = [
-        Concept(v, k, j + 1)
-        for k, values in enumerate(attributes.values())
-        for j, v in enumerate(values)
-    ]
-    names = list(attributes)
-
-    def matching(same: Callable[[str, str], bool]) -> list[Concept]:
-        found = [c for c in known if same(c.name, name)]
-        if found or not colon:
-            return found
-        asked = (where.strip(), value.strip())
-        return [c for c in known if same(names[c.attribute], asked[0]) and same(c.name, asked[1])]
-
-    found = matching(lambda a, b: a == b) or matching(lambda a, b: a.lower() == b.lower())
-    full = {c: f"{names[c.attribute]}:{c.name}" for c in known}
-    if len(found) == 1:
-        (concept,) = found
-        unique = sum(c.name == concept.name for c in known) == 1
-        return concept if unique else replace(concept, name=full[concept])
-    if found:
-        options = listing(full[c] for c in found)
-        raise InputError(f"{name!r} could be {options}; write one of these")
-    values = list(full.values()) if colon else [c.name for c in known]
-    raise InputError(
-        f"unknown concept {name!r}, expected one of {listing(values)}{did_you_mean(name, values)}"
-    )

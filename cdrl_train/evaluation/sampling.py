@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError
-from cdrl_infer.pipeline import CDRLPipelineOutput
 from cdrl_infer.scoring.reference import STATISTICS
 
 SEED_STRIDE = 1_000_000  # image k of repeat r is drawn from seed r · SEED_STRIDE + k

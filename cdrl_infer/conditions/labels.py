@@ -1,0 +1,79 @@
+"""Class labels: from names and indices to the network's integers, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.arguments import as_list, integer
+from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.model import Attribute
+
+Label = str | SupportsIndex | None
+ImageLabel = Label | Sequence[Label]
+Names = list[str | None] | list[tuple[str | None, ...]]
+
+
+def read_labels(asked: Any, attributes: Sequence[Attribute], count: int) -> Tensor | None:
+    """The labels of ``count`` images as a network takes them.
+
+    Args:
+        asked: a list with one entry per image, or one entry for all images. An entry is a name, an index
+            (0 = the first value) or None (not given); for several attributes, a sequence of those.
+        attributes: those of the model.
+        count: N.
+
+    Returns:
+        (N, A) integers, 0 = not given; None if there are no attributes.
+
+    Raises:
+        InputError: a label that the model does not know, or a wrong number of them.
+    """
+    rows = asked if isinstance(asked, list) else [asked] * count
+    if not attributes:
+        if any(row is not None for row in rows):
+            raise InputError("the model is unconditional, got class_labels; leave them out")
+        return None
+    table = torch.zeros(count, len(attributes), dtype=torch.int64)
+    for k, row in enumerate(rows):
+        given = as_list(row)
+        if given is None:
+            continue
+        entries = given if isinstance(given, list) else [given]
+        if len(entries) != len(attributes):
+            raise InputError(
+                f"expected {len(attributes)} labels for image {k} "
+                f"({listing(a.name for a in attributes)}), got {row!r}"
+            )
+        for j, (attribute, label) in enumerate(zip(attributes, entries, strict=True)):
+            table[k, j] = label_index(attribute, label)
+    return table
+
+
+def label_index(attribute: Attribute, label: Any) -> int:
+    """The network's label of a name or an index among the attribute's values; 0 for None."""
+    if label is None:
+        return 0
+    if isinstance(label, str):
+        if label not in attribute.values:
+            raise InputError(
+                f"unknown {attribute.name} {label!r}, expected one of {listing(attribute.values)}"
+                f"{did_you_mean(label, attribute.values)}"
+            )
+        return 1 + attribute.values.index(label)
+    index = integer("class_labels", label)
+    if not 0 <= index < len(attribute.values):
+        raise InputError(
+            f"a {attribute.name} index must lie in 0 … {len(attribute.values) - 1}, got {index}"
+        )
+    return 1 + index
+
+
+def label_names(labels: Tensor, attributes: Sequence[Attribute]) -> Names:
+    """The names of (N, A) labels: N names, or N tuples of names if there are several attributes."""
+    names = [(None, *attribute.values) for attribute in attributes]
+    rows = [tuple(names[j][i] for j, i in enumerate(row)) for row in labels.tolist()]
+    return [row[0] for row in rows] if len(names) == 1 else rows

@@ -1,0 +1,218 @@
+"""Drawing batch by batch: noise, chains, pictures."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl_infer.conditions.conditions import Condition
+from cdrl_infer.conditions.labels import Names, label_names
+from cdrl_infer.energies.pinned import PinnedPixels
+from cdrl_infer.errors import InputError, NumericalError, listing
+from cdrl_infer.images import MODES, to_numpy, to_pil, to_unit
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.options import SamplingOptions, kernel_name
+from cdrl_infer.random import RandomSource
+from cdrl_infer.sampler import CooperativeSampler, LevelEnd
+from cdrl_infer.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class SamplingInfo:
+    """How images were drawn; tuples and columns are in the order of the transitions, t = T … 1.
+
+    Attributes:
+        kernel: the name of the transition kernel.
+        langevin_steps: K of each transition.
+        restarts: R, the same for all.
+        step_scale: the factor of the schedule's step variance, for each transition.
+        step_sizes: the s that follows, in units of y: the standard deviation of the noise in one
+            Langevin step.
+        acceptance: (N, T) the mean acceptance probability of each image's steps, on the CPU; 1 for a
+            kernel that accepts everything, NaN at a transition of no steps.
+        expression: of concepts, written out; None if none was asked for.
+    """
+
+    kernel: str
+    langevin_steps: tuple[int, ...]
+    restarts: int
+    step_scale: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    acceptance: Tensor
+    expression: str | None
+
+    @classmethod
+    def of(
+        cls, sampler: CooperativeSampler, acceptance: Tensor, condition: Condition
+    ) -> SamplingInfo:
+        """What a sampler did under a condition."""
+        schedule, expression = sampler.schedule, condition.expression
+        order = range(schedule.num_levels, 0, -1)
+        scales = tuple(sampler.scale_at(t) for t in order)
+        return cls(
+            kernel=kernel_name(sampler.kernel),
+            langevin_steps=tuple(sampler.steps_at(t) for t in order),
+            restarts=sampler.restarts,
+            step_scale=scales,
+            step_sizes=tuple(
+                float((schedule.level(t).step_variance * scale).sqrt())
+                for t, scale in zip(order, scales, strict=True)
+            ),
+            acceptance=acceptance,
+            expression=None if expression is None else str(expression),
+        )
+
+
+@dataclass(frozen=True)
+class CDRLPipelineOutput:
+    """The result of a call of `CDRLPipeline`, in the order that was asked.
+
+    Attributes:
+        images: a list of N pictures ("pil"), or values in [0, 1]: an array (N, H, W, C) ("np") or a
+            tensor (N, C, H, W) ("pt"), float32, on the CPU.
+        energies: (N,) nats at the lowest level, on the CPU; lower = likelier.
+        seeds: N integers; None if N generators were given.
+        labels: N names (None = not given), or N tuples of names for a model of several attributes;
+            None for an unconditional model, or if concepts were composed.
+        info: how they were drawn.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    energies: Tensor
+    seeds: list[int] | None
+    labels: Names | None
+    info: SamplingInfo
+
+
+@dataclass(frozen=True)
+class KnownPixels:
+    """Images in [0, 1] (N or 1, C, H, W) and what to paint in them; one stands for all.
+
+    Args:
+        images: the known images.
+        masks: (N or 1, 1, H, W) bool, True where pixels are to be painted.
+    """
+
+    images: Tensor
+    masks: Tensor
+
+    def of(self, part: slice, device: torch.device) -> KnownPixels:
+        """Those of some of the samples, one each."""
+        count = part.stop - part.start
+        return KnownPixels(
+            *(
+                (each[part] if len(each) > 1 else each.expand(count, *each.shape[1:])).to(device)
+                for each in (self.images, self.masks)
+            )
+        )
+
+    def pinned(self, schedule: NoiseSchedule, random: RandomSource) -> PinnedPixels:
+        """The same at every level."""
+        return PinnedPixels.draw(2 * self.images - 1, self.masks, schedule, random)
+
+    def kept(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] with the known pixels put in place exactly."""
+        return torch.where(self.masks, images, self.images)
+
+
+def draw(
+    model: CDRLModel,
+    sampler: CooperativeSampler,
+    condition: Condition,
+    options: SamplingOptions,
+    count: int,
+    known: KnownPixels | None = None,
+) -> CDRLPipelineOutput:
+    """Draw images.
+
+    Args:
+        model: the networks.
+        sampler: by `SamplingOptions.sampler`.
+        condition: what the images shall show.
+        options: the remaining options.
+        count: N.
+        known: pixels that are known, for inpainting.
+
+    Raises:
+        InputError: seeds or generators that are not valid, or pictures that PIL has no mode for.
+        NumericalError: sampling left the finite numbers.
+    """
+    schedule, shape, as_pictures = model.schedule, model.image.shape, options.output_type == "pil"
+    if as_pictures and model.image.channels not in MODES:
+        raise InputError(
+            f"pictures have 1 or 3 channels, but this model's images have {model.image.channels}; "
+            "use output_type='np' or 'pt'"
+        )
+    device = next(model.ebm.parameters()).device
+    noise = options.noise(count)
+    draw_on = device if options.draw_on == "device" else torch.device("cpu")
+    energies = torch.empty(count)
+    acceptance = torch.empty(count, schedule.num_levels)
+    pictures: list[Image.Image] = []
+    values = torch.empty(0 if as_pictures else count, *shape)
+    total = schedule.num_levels * math.ceil(count / options.batch_size)
+    with tqdm(total=total, unit="level", disable=not show_bar(options.progress)) as bar:
+        for first in range(0, count, options.batch_size):
+            part = slice(first, min(first + options.batch_size, count))
+            random = noise.source(part, device, draw_on)
+            energy, proposal = condition.bind(model, part, random)
+            own = None if known is None else known.of(part, device)
+            pinned = None if own is None else own.pinned(schedule, random)
+            watcher = _Watcher(first, bar, options.callback_on_level_end)
+            output = sampler.sample(energy, proposal, random, shape, watcher, pinned)
+            check_finite(output.samples, first, "in the last denoising step")
+            energies[part], acceptance[part] = output.energies, output.acceptance
+            unit = to_unit(output.samples) if own is None else own.kept(to_unit(output.samples))
+            if as_pictures:
+                pictures += to_pil(2 * unit - 1)
+            else:
+                values[part] = unit
+    arrays = to_numpy(values) if options.output_type == "np" else values
+    return CDRLPipelineOutput(
+        images=pictures if as_pictures else arrays,
+        energies=energies,
+        seeds=noise.seeds,
+        labels=None if condition.labels is None else label_names(condition.labels, model.labels),
+        info=SamplingInfo.of(sampler, acceptance, condition),
+    )
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    """Called after each transition of a batch: stops at NaN, moves the bar, calls the user."""
+
+    first: int
+    bar: tqdm[Any]
+    callback: Callable[[LevelEnd, int], None] | None
+
+    def __call__(self, end: LevelEnd) -> None:
+        check_finite(end.refined, self.first, f"at transition {end.t}")
+        self.bar.update()
+        if self.callback is not None:
+            self.callback(end, self.first)
+
+
+def check_finite(images: Tensor, first: int, where: str) -> None:
+    """Raise `NumericalError` and name the images (B, ...) that are not finite, counted from ``first``."""
+    bad = (~images.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise NumericalError(
+            f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "
+            "expected finite values: fewer langevin_steps or a smaller step_scale may help"
+        )
+
+
+def show_bar(progress: bool | None) -> bool:
+    """Whether to show a bar: as asked, else if stderr is a terminal."""
+    if progress is not None:
+        return progress
+    return sys.stderr is not None and sys.stderr.isatty()

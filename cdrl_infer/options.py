@@ -1,0 +1,168 @@
+"""The options of drawing images: the same for every way of drawing, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, SupportsIndex, get_args
+
+import torch
+
+from cdrl_infer.arguments import (
+    Noise,
+    as_list,
+    check_choice,
+    count_images,
+    integer,
+    number,
+    positive,
+)
+from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.kernels import KERNELS
+from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.sampler import CooperativeSampler, LevelEnd
+
+OutputType = Literal["pil", "np", "pt"]
+DrawOn = Literal["cpu", "device"]
+FORMER = ("sampler", "leapfrog_steps")  # names of options that are part of kernel= now
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How to draw images.
+
+    Args:
+        num_images: N; by default as many as there are labels, seeds or generators, else 1.
+        seeds: one integer in 0 … 2³² - 1 per image, or one for the first of consecutive seeds; by
+            default new ones. An image depends on its seed and label, and on the others of its batch by
+            no more than rounding: one grey level at most. With a kernel that can reject a move,
+            rounding can tip a decision, so this holds almost always.
+        generator: in place of seeds: one from which N seeds are drawn, or N, one per image.
+        langevin_steps: K, steps of the kernel: one for all transitions or one per transition, noisiest
+            first; by default the model's. 0 leaves the initializer's proposals as they are.
+        kernel: the transition kernel: a name in `cdrl_infer.kernels.KERNELS`, or an object such as
+            ``HMC(leapfrog_steps=5)``. "langevin" is the paper's and not adjusted; "mala" and "hmc" are
+            exact at each level, for more steps: find their step_scale by `adapt_step_scale`.
+        step_scale: multiplies the schedule's step variance: one for all transitions or one per
+            transition, noisiest first; by default the model's.
+        restarts: times each level is noised again and redone, each as costly as the first time. Images
+            come nearer to the energy where they are inpainted or composed; see docs/control.md. By
+            default 0, and 1 for `compose`.
+        batch_size: images drawn at once. Memory use grows with it, not with N, apart from the result.
+        output_type: "pil", "np" or "pt"; see `CDRLPipelineOutput`.
+        callback_on_level_end: called after each transition of each batch with a `LevelEnd`, to be read,
+            not changed, and the number of the batch's first image.
+        progress: show a bar on stderr; by default only if that is a terminal.
+        draw_on: where noise is drawn: "cpu" gives the same images on every device, "device" is quicker
+            on an accelerator.
+
+    Raises:
+        InputError: a value that is not valid.
+    """
+
+    num_images: int | None = None
+    seeds: SupportsIndex | Iterable[SupportsIndex] | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    langevin_steps: int | Sequence[int] | None = None
+    kernel: str | Kernel[Any] = "langevin"
+    step_scale: float | Sequence[float] | None = None
+    restarts: int | None = None
+    batch_size: int = 64
+    output_type: OutputType = "pil"
+    callback_on_level_end: Callable[[LevelEnd, int], None] | None = None
+    progress: bool | None = None
+    draw_on: DrawOn = "cpu"
+
+    def __post_init__(self) -> None:
+        check_choice("output_type", self.output_type, get_args(OutputType))
+        check_choice("draw_on", self.draw_on, get_args(DrawOn))
+        checked = {
+            "seeds": as_list(self.seeds),
+            "generator": as_list(self.generator),
+            "langevin_steps": _each(integer, "langevin_steps", self.langevin_steps),
+            "kernel": find_kernel(self.kernel),
+            "step_scale": _each(number, "step_scale", self.step_scale),
+            "restarts": None if self.restarts is None else integer("restarts", self.restarts),
+            "batch_size": positive("batch_size", self.batch_size),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, options: dict[str, Any], *others: str) -> SamplingOptions:
+        """From keyword arguments.
+
+        Args:
+            options: by name.
+            others: names of the call's other arguments, for the message.
+
+        Raises:
+            InputError: an unknown name, or a value that is not valid.
+        """
+        known = [*others, *(f.name for f in fields(cls))]
+        for name in options:
+            if name in FORMER:
+                raise InputError(
+                    f"there is no option {name!r}; choose a kernel, such as kernel='mala' or "
+                    "kernel=HMC(leapfrog_steps=5)"
+                )
+            if name not in known:
+                raise InputError(
+                    f"unknown option {name!r}, expected one of {listing(known, 20)}"
+                    f"{did_you_mean(name, known)}"
+                )
+        return cls(**options)
+
+    def count(self, **given: Any) -> int:
+        """N, from num_images and the arguments that are lists of one entry per image."""
+        return count_images(self.num_images, **given, seeds=self.seeds, generator=self.generator)
+
+    def noise(self, count: int) -> Noise:
+        """Where the noise of N images comes from."""
+        return Noise.of(self.seeds, self.generator, count)
+
+    def sampler(self, model: CDRLModel, restarts: int = 0) -> CooperativeSampler:
+        """The sampler for a model, whose defaults stand in for options that were not given.
+
+        Args:
+            model: gives schedule and defaults.
+            restarts: those if none were asked for.
+        """
+        own = model.sampler
+        return CooperativeSampler(
+            model.schedule,
+            own.langevin_steps if self.langevin_steps is None else self.langevin_steps,
+            find_kernel(self.kernel),
+            own.step_scale if self.step_scale is None else self.step_scale,
+            own.score_scale,
+            restarts if self.restarts is None else self.restarts,
+        )
+
+
+def find_kernel(kernel: object) -> Kernel[Any]:
+    """The kernel of a name, with its own defaults, or the kernel that is given."""
+    if isinstance(kernel, Kernel):
+        return kernel
+    if isinstance(kernel, type) and issubclass(kernel, Kernel):
+        raise InputError(f"kernel must be an object, got the class; write {kernel.__name__}()")
+    check_choice("kernel", kernel, tuple(KERNELS))
+    try:
+        return KERNELS[str(kernel)]()
+    except TypeError as error:
+        raise InputError(
+            f"the kernel {kernel!r} has no defaults, pass an object ({error})"
+        ) from None
+
+
+def kernel_name(kernel: Kernel[Any]) -> str:
+    """The name under which a kernel is registered, else that of its class."""
+    return KERNELS.name_of(type(kernel)) or type(kernel).__name__
+
+
+def _each(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    """One value, or a tuple of values, each checked; None unchanged."""
+    value = as_list(value)
+    if isinstance(value, list):
+        return tuple(check(name, item) for item in value)
+    return None if value is None else check(name, value)
