@@ -156,4 +156,6 @@ def _network(network: Any) -> str:
     if network is None:
         return "none"
     count = sum(p.numel() for p in network.parameters())
-    return f"{type(network).__name__}, {count:,} values"
+    backbone = getattr(network, "backbone", None)
+    kind = type(network).__name__ + (f" of a {type(backbone).__name__}" if backbone else "")
+    return f"{kind}, {count:,} values"
