@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import random as entropy
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +134,10 @@ def as_list(value: Any) -> Any:
         return list(value)
     except TypeError:
         return value
+
+
+def show_bar(progress: bool | None) -> bool:
+    """Whether to show a bar: as asked, else if stderr is a terminal."""
+    if progress is not None:
+        return progress
+    return sys.stderr is not None and sys.stderr.isatty()

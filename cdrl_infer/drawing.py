@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cdrl_infer.arguments import show_bar
 from cdrl_infer.conditions.conditions import Condition
 from cdrl_infer.conditions.labels import Names, label_names
 from cdrl_infer.energies.pinned import PinnedPixels
@@ -209,10 +209,3 @@ def check_finite(images: Tensor, first: int, where: str) -> None:
             f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "
             "expected finite values: fewer langevin_steps or a smaller step_scale may help"
         )
-
-
-def show_bar(progress: bool | None) -> bool:
-    """Whether to show a bar: as asked, else if stderr is a terminal."""
-    if progress is not None:
-        return progress
-    return sys.stderr is not None and sys.stderr.isatty()

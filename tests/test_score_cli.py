@@ -119,6 +119,23 @@ def test_every_score_and_what_is_not_calibrated(
     ][0] | {"score": 0} == {"file": "images/0.png", "score": 0, "p_value": None, "anomalous": None}
 
 
+def test_a_score_of_a_users_module(score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SCORES, "_found", dict(SCORES._found))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_scores.py").write_text(
+        "from cdrl_infer.scoring import SCORES\n"
+        "from cdrl_infer.scoring.scores import Score\n"
+        "class Error(Score):\n"
+        "    def __call__(self, features, level=1, fit=None):\n"
+        "        return features.log_score_errors[:, level - 1]\n"
+        "SCORES.register('denoising', Error())\n"
+    )
+    result = score("images", "--import", "my_scores", "--score", "denoising", "--plot", "p.png")
+    assert result.exit_code == 0, result.output
+    assert all(0 < float(row["p_value"]) <= 1 for row in table(result.stdout))
+    assert "--import my_scroes" in score("images", "--import", "my_scroes").stderr
+
+
 def test_unreadable_files_are_named_and_the_others_scored(score: Any) -> None:
     good = table(score("images").stdout)
     whole = Path("images/0.png").read_bytes()

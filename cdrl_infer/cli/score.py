@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors, open_model, open_target, uses_a_model
+from cdrl_infer.cli.command import IMPORT, OneLineErrors, open_model, open_target, uses_a_model
 from cdrl_infer.cli.pictures import (
     Pictures,
     Skipped,
@@ -47,6 +47,7 @@ class Row(NamedTuple):
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @uses_a_model
+@IMPORT
 @click.option(
     "--score",
     "score_name",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.arguments import check_choice, check_seed, integer, number, positive
+from cdrl_infer.arguments import check_choice, check_seed, integer, number, positive, show_bar
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import each_image
 from cdrl_infer.model import CDRLModel
@@ -154,7 +153,7 @@ class Scorer:
         if plan.needs is not None:
             self._check_weights(plan.needs)
         pictures = each_image(images, shape, resize=resize)
-        bar = tqdm(total=total, unit="image", disable=not _shown(progress))
+        bar = tqdm(total=total, unit="image", disable=not show_bar(progress))
         return self._batches(plan, pictures, batch_size, return_map, bar)
 
     def _plan(
@@ -239,9 +238,3 @@ def _check_finite(scores: Tensor, first: int, name: str) -> None:
             f"the score {name!r} of images {listing(first + k for k in bad)} is not finite; check the "
             "model"
         )
-
-
-def _shown(progress: bool | None) -> bool:
-    if progress is not None:
-        return progress
-    return sys.stderr is not None and sys.stderr.isatty()
