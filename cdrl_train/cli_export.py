@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cdrl_infer.cli.command import IMPORT
 from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
 
 
@@ -13,6 +14,7 @@ from cdrl_infer.cli.hub.writing import check_target, tell, writes_a_model
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="FOLDER")
 @click.option("--step", type=int, metavar="N", help="Step of a checkpoint in RUN. [the newest]")
+@IMPORT
 @writes_a_model
 def export(
     run: Path,

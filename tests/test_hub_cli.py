@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def test_push_by_command(user: Client, server: HubServer, folder: Path, tmp_path
         code, output = user.cli("push", str(tmp_path), "user/commanded")
         assert code == 2 and "found no weights in it" in output
     assert requests == []
+
+
+def test_push_of_networks_from_a_module(
+    user: Client, server: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "model" / "ebm" / "config.json"
+    config.write_text(config.read_text().replace('"PatchUNet"', '"Mine"'))
+    (tmp_path / "mine.py").write_text(
+        "from cdrl_infer.networks.registry import BACKBONES\n"
+        "from cdrl_infer.networks.patch_unet import PatchUNet\n"
+        "class Mine(PatchUNet): pass\n"
+        "BACKBONES.register('Mine', Mine)\n"
+    )
+    arguments = "push", str(tmp_path / "model"), "user/mine"
+    code, output = user.cli(*arguments)
+    assert code == 2 and "unknown backbone 'Mine'" in output
+    user.run(f"os.chdir({str(tmp_path)!r})")
+    code, output = user.cli(*arguments, "--import", "mine")
+    user.run(f"os.chdir({os.getcwd()!r})")
+    assert code == 0 and "ebm/config.json" in server.repositories["user/mine"].head(), output
 
 
 def test_exit_codes(client: Client, offline: Client, server: HubServer, folder: Path) -> None:

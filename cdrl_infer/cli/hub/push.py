@@ -6,6 +6,8 @@ import json
 
 import click
 
+from cdrl_infer.cli.command import IMPORT
+
 
 @click.command()
 @click.argument("folder", metavar="FOLDER")
@@ -19,6 +21,7 @@ import click
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--message", metavar="TEXT", help="Commit message. [Upload a CDRL model]")
 @click.option("--overwrite-card", is_flag=True, help="Replace the README.md of the repository.")
+@IMPORT
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push(
     folder: str,
