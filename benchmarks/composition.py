@@ -1,4 +1,4 @@
-"""Does composing concepts give what was said? Truth values of samples, judged by a classifier.
+"""Whether composed concepts hold in the samples, judged by a classifier.
 
 ``python benchmarks/composition.py --data coloured:fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from classifier import Recipe, SmallCNN, load_or_train, predict
+from classifier import Recipe, load_or_train
 from options import draws, writes
-from quality import Steps, check_same_kind, model_digest, parse_steps, steps_name
-from report import check_target, table, write_json
+from report import check_target, per_cent, table, write_json
+from subject import MADE_WITH, Steps, Subject, steps_name
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,14 +25,15 @@ from cdrl_infer.conditions.expressions import And, Concept, Expression, Or, Weig
 from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.storage.folder import find_model
-from cdrl_infer.version import __version__
 from cdrl_train.data.coloured import ATTRIBUTES, COLOURS, GARMENTS, HELD_OUT, render
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
+from cdrl_train.evaluation.classifier import Classifier
 from cdrl_train.evaluation.sampling import pixels
 
-JUDGE_SEED = 2  # of the renders that the judge learns from: all pairs, unlike the model's
+JUDGE_SEED = 2  # of the judge's training images, which have all pairs, unlike the model's
+COLUMNS = ("composed", "initializer alone", "one attribute", "joint label")
+Draw = Callable[[Expression, range], CDRLPipelineOutput]
 
 
 def holds(expression: Expression, labels: Tensor) -> Tensor:
@@ -111,18 +111,16 @@ class Examiner:
     """Draws images for expressions and has them judged."""
 
     pipe: CDRLPipeline
-    judge: SmallCNN
+    judge: Classifier
     samples: int
     batch_size: int
     restarts: int
     guidance_scale: float
 
-    def shares(
-        self, question: Question, draw: Callable[[Expression, range], CDRLPipelineOutput]
-    ) -> tuple[float, list[float]]:
-        """The share of true samples, and for expressions of two alternatives that of the first.
+    def shares(self, question: Question, draw: Draw) -> tuple[float, float | None]:
+        """The share of true samples, and for expressions of two alternatives the first one's share.
 
-        The second is over the samples for which just one of the two is true.
+        The second is over the samples for which just one of the two is true; None if there are none.
         """
         true, first, counted = 0, 0, 0
         for k, expression in enumerate(question.expressions):
@@ -130,35 +128,32 @@ class Examiner:
             if not seeds:
                 continue
             output = draw(expression, seeds)
-            labels = predict(self.judge, torch.from_numpy(pixels(output)))
+            labels = torch.from_numpy(self.judge(pixels(output)))
             true += int(holds(expression, labels).sum())
             alternatives = alternatives_of(expression)
             if alternatives:
                 a, b = (holds(part, labels) for part in alternatives)
                 first += int((a & ~b).sum())
                 counted += int((a ^ b).sum())
-        return true / self.samples, [first / counted] if counted else []
+        return true / self.samples, first / counted if counted else None
 
-    def composed(self, steps: Steps) -> Callable[[Expression, range], CDRLPipelineOutput]:
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "restarts": self.restarts,
+            "guidance_scale": self.guidance_scale,
+            "batch_size": self.batch_size,
+            "output_type": "pt",
+            "progress": False,
+        }
+
+    def composed(self, steps: Steps) -> Draw:
         """By `CDRLPipeline.compose`."""
+        return lambda expression, seeds: self.pipe.compose(
+            expression, seeds=seeds, langevin_steps=steps, **self._options
+        )
 
-        def draw(expression: Expression, seeds: range) -> CDRLPipelineOutput:
-            return self.pipe.compose(
-                expression,
-                seeds=seeds,
-                langevin_steps=steps,
-                restarts=self.restarts,
-                guidance_scale=self.guidance_scale,
-                batch_size=self.batch_size,
-                output_type="pt",
-                progress=False,
-            )
-
-        return draw
-
-    def labelled(
-        self, steps: Steps, concepts: int | None
-    ) -> Callable[[Expression, range], CDRLPipelineOutput]:
+    def labelled(self, steps: Steps, concepts: int | None) -> Draw:
         """By labels: of the expression's first concepts, or of all (None)."""
 
         def draw(expression: Expression, seeds: range) -> CDRLPipelineOutput:
@@ -169,11 +164,7 @@ class Examiner:
                 class_labels=[labels] * len(seeds),
                 seeds=seeds,
                 langevin_steps=steps,
-                restarts=self.restarts,
-                guidance_scale=self.guidance_scale,
-                batch_size=self.batch_size,
-                output_type="pt",
-                progress=False,
+                **self._options,
             )
 
         return draw
@@ -196,21 +187,19 @@ def chance(question: Question, attributes: Sequence[int]) -> float:
     return sum(each) / len(each)
 
 
-def per_cent(share: float, n: int) -> str:
-    """With the binomial standard error."""
-    return f"{100 * share:.1f} ± {100 * math.sqrt(share * (1 - share) / n):.1f}"
-
-
 @click.command("composition.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @click.option(
-    "--model", metavar="NAME|FOLDER", default="coloured-fashion-mnist", help="Bundled or folder."
+    "--model",
+    metavar="NAME|FOLDER",
+    default="coloured-fashion-mnist",
+    help="Bundled model or folder.",
 )
 @click.option("--data", required=True, help="coloured: and Fashion-MNIST (.npz or torchvision:…).")
 @click.option("--samples", type=click.IntRange(1), default=300, help="Of each kind of expression.")
 @click.option("--langevin-steps", default="model", metavar="K|K,…,K|model")
-@click.option("--restarts", type=click.IntRange(0), default=1, help="Of each level.")
+@click.option("--restarts", type=click.IntRange(0), default=1, help="Restarts of each transition.")
 @click.option("--guidance-scale", type=click.FloatRange(0, min_open=True), default=1.0)
-@draws("Of the judge.")
+@draws("Folder for the judge.")
 @writes("composition.json")
 def main(out: Path, **options: Any) -> None:
     """Share of samples of which an expression of concepts is true."""
@@ -233,23 +222,17 @@ def evaluate(
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
     """What the command prints and writes."""
-    folder = find_model(model)
-    pipe = CDRLPipeline.from_pretrained(folder).to(device)
     if not data.startswith("coloured:"):
         raise InputError(f"expected --data coloured:SOURCE, got {data!r}")
-    test = load_images(data, "test")
-    check_same_kind(pipe, test)
+    subject = Subject.load(model, data, device)
+    pipe, test, steps = subject.pipe, subject.test, subject.steps(langevin_steps)
     renders: ImageSet = render(load_images(data.removeprefix("coloured:"), "train"), JUDGE_SEED)
-    steps = parse_steps(langevin_steps, pipe.model.sampler.langevin_steps)
-    cache.mkdir(parents=True, exist_ok=True)
     judge, real = load_or_train(cache, renders, test, recipe, progress=True)
-
     examiner = Examiner(pipe, judge, samples, batch_size, restarts, guidance_scale)
     found: dict[str, dict[str, Any]] = {}
-    asked = questions(pipe.concept)
-    for question in tqdm(asked, desc="expressions", unit="kind"):
+    for question in tqdm(questions(pipe.concept), desc="expressions", unit="kind"):
         true, first = examiner.shares(question, examiner.composed(steps))
-        row: dict[str, Any] = {"composed": true, "first": first[0] if first else None}
+        row: dict[str, Any] = {"composed": true, "first": first}
         row["initializer alone"], _ = examiner.shares(question, examiner.composed(0))
         if question.joint:
             row["one attribute"], _ = examiner.shares(question, examiner.labelled(steps, 1))
@@ -257,47 +240,34 @@ def evaluate(
         row["chance"] = chance(question, test.num_classes)
         row["expressions"] = [str(e) for e in question.expressions]
         found[question.name] = row
-
-    def cell(row: dict[str, Any], key: str) -> str:
-        return per_cent(row[key], samples) if row.get(key) is not None else ""
-
-    columns = ["composed", "initializer alone", "one attribute", "joint label"]
-    body = [
-        [
-            name,
-            *(cell(row, column) for column in columns),
-            f"{100 * row['chance']:.1f}",
-            "" if row["first"] is None else f"{100 * row['first']:.0f}",
-        ]
-        for name, row in found.items()
-    ]
-    digest = model_digest(folder)
     text = "\n".join(
         [
-            f"Model {pipe.name} ({digest}), {steps_name(steps)}, R = {restarts}, guidance scale "
-            f"{guidance_scale:g}; cdrl {__version__}, torch {torch.__version__}.",
+            f"{subject.title}, {steps_name(steps)}, R = {restarts}, guidance scale "
+            f"{guidance_scale:g}; {MADE_WITH}.",
             "",
             f"Share of {samples} samples of which the expression is true, in per cent ± binomial "
             f"standard error, judged by a classifier trained on {len(renders)} real renders of all "
             f"combinations. Of real test renders it knows all of {listing(a.name for a in ATTRIBUTES)} "
             f"in {per_cent(real, len(test))}.",
             "",
-            table(["expression", *columns, "chance", "first of two"], body),
+            _table(found, samples),
         ]
     )
-    return text, {
-        "model": {
-            "name": pipe.name,
-            "digest": digest,
-            "steps": steps_name(steps),
-            "restarts": restarts,
-            "guidance_scale": guidance_scale,
-        },
-        "versions": {"cdrl": __version__, "torch": torch.__version__},
-        "samples": samples,
-        "judge": real,
-        "questions": found,
-    }
+    facts = subject.facts(steps=steps_name(steps), restarts=restarts, guidance_scale=guidance_scale)
+    return text, {**facts, "samples": samples, "judge": real, "questions": found}
+
+
+def _table(found: dict[str, dict[str, Any]], samples: int) -> str:
+    body = [
+        [
+            name,
+            *(per_cent(row[key], samples) if key in row else "" for key in COLUMNS),
+            f"{100 * row['chance']:.1f}",
+            "" if row["first"] is None else f"{100 * row['first']:.0f}",
+        ]
+        for name, row in found.items()
+    ]
+    return table(["expression", *COLUMNS, "chance", "first of two"], body)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How well holes in images are filled: error, and what a classifier makes of the result.
+"""How well masked parts of images are filled: error, and what a classifier recognises in the result.
 
 ``python benchmarks/inpainting.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -13,22 +13,18 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from classifier import Recipe, SmallCNN, load_or_train, predict
+from classifier import Recipe
 from kept import kept
 from numpy.typing import NDArray
 from options import DATA, MODEL, draws, writes
-from quality import Steps, check_same_kind, judge_warning, model_digest, parse_steps, steps_name
-from report import check_target, mean_error, table, with_error, write_json
+from report import check_target, mean_error, save_picture, table, with_error, write_json
+from subject import MADE_WITH, Bytes, Steps, Subject, file_name, steps_name
 
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
-from cdrl_infer.files import replaced_file
-from cdrl_infer.images import make_grid, to_pil, viewing_scale
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.storage.folder import find_model
-from cdrl_infer.version import __version__
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import load_images
+from cdrl_train.evaluation.classifier import Classifier
 from cdrl_train.evaluation.sampling import pixels
 
 SEED_STRIDE = 1000  # sample j of image k is drawn from seed k · SEED_STRIDE + j
@@ -36,50 +32,49 @@ BOX_SEED = 0
 MID_GREY = 128
 PICTURE_SAMPLES, PICTURE_ROWS = 6, 10
 UNTOUCHED, MEAN_FILL = "untouched", "mean fill"
-Bytes = NDArray[np.uint8]
-Holes = NDArray[np.bool_]
+Masks = NDArray[np.bool_]
 
 
-def half_holes(count: int, height: int, width: int) -> Holes:
-    """(N, 1, H, W), True in the hole: the left, right, top and bottom half in turn."""
-    holes = np.zeros((count, 1, height, width), bool)
-    holes[0::4, :, :, : width // 2] = True
-    holes[1::4, :, :, width // 2 :] = True
-    holes[2::4, :, : height // 2] = True
-    holes[3::4, :, height // 2 :] = True
-    return holes
+def half_masks(count: int, height: int, width: int) -> Masks:
+    """(N, 1, H, W), True inside the mask: the left, right, top and bottom half in turn."""
+    masks = np.zeros((count, 1, height, width), bool)
+    masks[0::4, :, :, : width // 2] = True
+    masks[1::4, :, :, width // 2 :] = True
+    masks[2::4, :, : height // 2] = True
+    masks[3::4, :, height // 2 :] = True
+    return masks
 
 
-def box_holes(count: int, height: int, width: int) -> Holes:
-    """(N, 1, H, W), True in the hole: half as high and wide as the image, anywhere in it.
+def box_masks(count: int, height: int, width: int) -> Masks:
+    """(N, 1, H, W), True inside the mask: half as high and wide as the image, anywhere in it.
 
     Image k's box does not depend on N.
     """
     box = height // 2, width // 2
     corners = np.random.default_rng(BOX_SEED).random((count, 2))
     corners = (corners * (height - box[0] + 1, width - box[1] + 1)).astype(int)
-    holes = np.zeros((count, 1, height, width), bool)
-    for hole, (row, column) in zip(holes, corners, strict=True):
-        hole[:, row : row + box[0], column : column + box[1]] = True
-    return holes
+    masks = np.zeros((count, 1, height, width), bool)
+    for mask, (row, column) in zip(masks, corners, strict=True):
+        mask[:, row : row + box[0], column : column + box[1]] = True
+    return masks
 
 
-HOLES = {"half": half_holes, "box": box_holes}
+MASKS = {"half": half_masks, "box": box_masks}
 
 
-def hole_errors(fills: NDArray[Any], originals: Bytes, holes: Holes) -> NDArray[np.float64]:
-    """RMS error over the pixels and channels of the hole, in grey levels.
+def masked_errors(fills: NDArray[Any], originals: Bytes, masks: Masks) -> NDArray[np.float64]:
+    """RMS error over the pixels and channels inside the mask, in grey levels.
 
     Args:
         fills: (N, S, C, H, W) values of 0 … 255.
         originals: (N, C, H, W).
-        holes: (N, 1, H, W), True in the hole.
+        masks: (N, 1, H, W), True inside the mask.
 
     Returns:
         (N, S).
     """
-    errors = (fills.astype(np.float64) - originals[:, None]) * holes[:, None]
-    values = holes.sum((1, 2, 3)) * originals.shape[1]
+    errors = (fills.astype(np.float64) - originals[:, None]) * masks[:, None]
+    values = masks.sum((1, 2, 3)) * originals.shape[1]
     result: NDArray[np.float64] = np.sqrt(np.square(errors).sum((2, 3, 4)) / values[:, None])
     return result
 
@@ -98,7 +93,7 @@ def majority_agreement(named: NDArray[Any], true: NDArray[Any]) -> NDArray[np.fl
 
 
 class Scores(NamedTuple):
-    """Of one way of filling one kind of hole, image by image (N,); None where it has no meaning."""
+    """Of one way of filling one kind of mask, image by image (N,); None where it has no meaning."""
 
     fill: str
     labels: str  # "given", "none"
@@ -111,9 +106,9 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Examiner:
-    """What is known of the images, and who judges the fillings."""
+    """Scores fillings against the images and by a judge."""
 
-    judge: SmallCNN
+    judge: Classifier
     test: ImageSet  # the N images
 
     @property
@@ -122,22 +117,22 @@ class Examiner:
         images: Bytes = self.test.images.numpy()
         return images
 
-    def scores(self, fill: str, labels: str, fills: Bytes, holes: Holes) -> Scores:
-        """Of fillings (N, S, C, H, W); what is over samples is left out for a single one, S = 1."""
-        errors = hole_errors(fills, self.originals, holes)
-        named = self._one_number(predict(self.judge, torch.from_numpy(fills).flatten(0, 1)))
+    def scores(self, fill: str, labels: str, fills: Bytes, masks: Masks) -> Scores:
+        """Of fillings (N, S, C, H, W); statistics over samples are left out for S = 1."""
+        errors = masked_errors(fills, self.originals, masks)
+        named = self._one_number(self.judge(fills.reshape(-1, *fills.shape[2:])))
         named = named.reshape(fills.shape[:2])
-        true = self._one_number(self.test.labels)
+        true = self._one_number(self.test.labels.numpy())
         right = (named == true[:, None]).mean(1)
         if fills.shape[1] == 1:
             return Scores(fill, labels, None, None, errors[:, 0], right, None)
-        mean = hole_errors(fills.mean(1, keepdims=True), self.originals, holes)[:, 0]
+        mean = masked_errors(fills.mean(1, keepdims=True), self.originals, masks)[:, 0]
         majority = majority_agreement(named, true)
         return Scores(fill, labels, errors.min(1), mean, errors.mean(1), right, majority)
 
-    def _one_number(self, labels: torch.Tensor) -> NDArray[Any]:
+    def _one_number(self, labels: NDArray[Any]) -> NDArray[Any]:
         """(M, A) indices -> (M,), a number for each combination."""
-        numbers: NDArray[Any] = np.ravel_multi_index(tuple(labels.numpy().T), self.test.num_classes)
+        numbers: NDArray[Any] = np.ravel_multi_index(tuple(labels.T), self.test.num_classes)
         return numbers
 
 
@@ -154,7 +149,7 @@ class Painter:
     restarts: int = 0
     progress: bool = False
 
-    def fills(self, kind: str, holes: Holes, steps: Steps, given: bool) -> Bytes:
+    def fills(self, kind: str, masks: Masks, steps: Steps, given: bool) -> Bytes:
         """(N, S, C, H, W); with the true labels given, or none."""
         images = self.test.images
         samples, labels = self.samples, self.test.labels.tolist()
@@ -163,7 +158,7 @@ class Painter:
             each = np.arange(start, stop).repeat(samples)
             output = self.pipe.inpaint(
                 images[each],
-                torch.from_numpy(holes[each]),
+                torch.from_numpy(masks[each]),
                 class_labels=[labels[k] for k in each] if given else None,
                 seeds=[
                     int(k) * SEED_STRIDE + j for k in range(start, stop) for j in range(samples)
@@ -176,9 +171,8 @@ class Painter:
             )
             return pixels(output).reshape(stop - start, samples, *images.shape[1:])
 
-        name = steps_name(steps).replace("K = ", "K").replace(",", "-")
         condition = "given" if given else "none"
-        name += f"-R{self.restarts}" if self.restarts else ""
+        name = file_name(steps) + (f"-R{self.restarts}" if self.restarts else "")
         file = self.cache / f"{self.prefix}-{kind}-{name}-labels-{condition}-samples{samples}.npy"
         title = f"{kind}, {steps_name(steps)}, labels {condition}" if self.progress else None
         row = np.dtype((np.uint8, (samples, *images.shape[1:])))
@@ -221,45 +215,37 @@ def picture_rows(labels: NDArray[Any]) -> list[int]:
     return sorted(first.tolist())[:PICTURE_ROWS]
 
 
-def save_picture(target: Path, rows: Sequence[Sequence[Bytes]]) -> None:
-    """Rows of images (C, H, W)."""
-    pictures = to_pil(torch.from_numpy(np.stack([i for row in rows for i in row])) / 127.5 - 1)
-    grid = make_grid(pictures, len(rows[0]), upscale=viewing_scale(pictures[0]))
-    with replaced_file(target) as temporary:
-        grid.save(temporary, format="PNG")
-
-
 @click.command("inpainting.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @MODEL
 @DATA
+@click.option("--images", type=click.IntRange(2), default=1000, help="Number of test images.")
 @click.option(
-    "--images", type=click.IntRange(2), default=1000, help="The first of the test images."
+    "--samples", type=click.IntRange(2, SEED_STRIDE), default=8, help="Samples of each image."
 )
-@click.option("--samples", type=click.IntRange(2, SEED_STRIDE), default=8, help="Of each image.")
 @click.option(
     "--langevin-steps",
     "steps_texts",
     metavar="K|K,…,K|model",
     multiple=True,
     default=("0", "model"),
-    help="K of all levels or of each; model: its default. 0 is the initializer alone.",
+    help="K of all transitions or of each; model: its default. 0 is the initializer alone.",
 )
-@click.option("--restarts", type=click.IntRange(0), default=0, help="Of each level.")
+@click.option("--restarts", type=click.IntRange(0), default=0, help="Restarts of each transition.")
 @click.option(
     "--labels",
     type=click.Choice(["given", "none", "both"]),
     default="none",
-    help="Whether the model is told the true labels, or nothing but the pixels.",
+    help="Tell the model the true labels, or only the pixels.",
 )
-@draws("Samples and the classifier; an interrupted run goes on from there.", "Of sampling.")
+@draws("Folder for samples and the classifier; an interrupted run resumes from there.")
 @click.option(
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also draw some images with the samples of the last K, PNG.",
+    help="Write a PNG of some images with the samples of the last K.",
 )
 @writes("inpainting.json")
 def main(out: Path, picture: Path | None, **options: Any) -> None:
-    """Error in the hole and agreement of a classifier with the true label, for two kinds of hole."""
+    """Error inside the mask and agreement of a classifier with the true label, for two kinds of mask."""
     check_target("--out", out)
     check_target("--picture", picture)
     text, results = evaluate(picture=picture, **options)
@@ -282,98 +268,126 @@ def evaluate(
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
     """What the command prints and writes."""
-    folder = find_model(model)
-    pipe = CDRLPipeline.from_pretrained(folder).to(device)
-    train, test = load_images(data, "train"), load_images(data, "test")
-    check_same_kind(pipe, test)
+    subject = Subject.load(model, data, device)
+    pipe, train, test = subject.pipe, subject.train, subject.test
     if images > len(test):
         raise InputError(f"--images must be at most {len(test)}, the test images, got {images}")
-    default = pipe.model.sampler.langevin_steps
-    asked = list(dict.fromkeys(parse_steps(text, default) for text in steps_texts))
+    asked = list(dict.fromkeys(map(subject.steps, steps_texts)))
     conditions = ["none", "given"] if labels == "both" else [labels]
-    cache.mkdir(parents=True, exist_ok=True)
-    judge, real = load_or_train(cache, train, test, recipe, progress=True)
-    warning = judge_warning(real)
-
+    judge, real, warning = subject.judge(cache, recipe)
     some = ImageSet(test.images[:images], test.labels[:images], test.attributes)
-    digest = model_digest(folder)
-    prefix = f"inpainted-{digest}-{test.fingerprint()[:8]}"
-    examiner = Examiner(judge, some)
+    prefix = f"inpainted-{subject.digest}-{test.fingerprint()[:8]}"
     painter = Painter(pipe, some, samples, cache, prefix, batch_size, restarts, progress=True)
-    originals = examiner.originals
     average = train.images.double().mean(0).round().to(torch.uint8).numpy()
-    shown = picture_rows(some.labels[:, 0].numpy())
-    found: dict[str, list[Scores]] = {}
-    lines: dict[int, list[Bytes]] = {}
-    kept_exactly, all_differ = True, True
-    for place, (kind, make_holes) in enumerate(HOLES.items()):
-        holes = make_holes(images, *some.images.shape[2:])
-        averaged = np.where(holes, average, originals)
-        found[kind] = [
-            examiner.scores(UNTOUCHED, "", originals[:, None], holes),
-            examiner.scores(MEAN_FILL, "", averaged[:, None], holes),
-        ]
-        for condition in conditions:
-            for steps in asked:
-                fills = painter.fills(kind, holes, steps, condition == "given")
-                row = examiner.scores(steps_name(steps), condition, fills, holes)
-                found[kind].append(row)
-                moved = (fills != originals[:, None]) & ~holes[:, None]
-                kept_exactly &= not moved.any()
-                all_differ &= all(len(np.unique(each, axis=0)) == samples for each in fills)
-            if condition == conditions[0]:
-                masked = np.where(holes, np.uint8(MID_GREY), originals)
-                for k in shown[place :: len(HOLES)]:
-                    some_fills = fills[k, :PICTURE_SAMPLES]
-                    lines[k] = [originals[k], masked[k], *some_fills, averaged[k]]
+    found = measure(Examiner(judge, some), painter, average, conditions, asked)
     if picture is not None:
-        save_picture(picture, [lines[k] for k in shown])
-
-    height, width = some.images.shape[2:]
-    box = f"{height // 2} x {width // 2}"
-    text = "\n".join(
-        [
-            f"Model {pipe.name} ({digest}), by default {steps_name(default)}, here R = {restarts}; "
-            f"cdrl {__version__}, torch {torch.__version__}.",
-            "",
-            f"The first {images} test images, {samples} samples of each; ± standard error over images. "
-            "RMS error in the hole, over its pixels and channels, in grey levels of 0 … 255, mean over "
-            f"images: of the best of {samples} (picked knowing the truth), of their mean, of one (mean "
-            f"over the {samples}). Judge: share of images given the true label by a classifier trained "
-            f"on the {len(train)} training images; majority: by the label it names most often, ties in "
-            f"equal parts. It knows {100 * real:.1f} % of the {len(test)} test images. Labels: whether "
-            "the model was told the true one. Mean fill: the training images' mean.",
-            *(["", warning] if warning else []),
-            "",
-            "Half: the left, right, top, bottom half of the image in turn.",
-            "",
-            score_table(found["half"], samples),
-            "",
-            f"Box: {box}, anywhere in the image.",
-            "",
-            score_table(found["box"], samples),
-            "",
-            f"Known pixels are the input's exactly, in every sample: {'yes' if kept_exactly else 'NO'}. "
-            f"All samples of an image differ: {'yes' if all_differ else 'NO'}.",
-        ]
-    )
+        save_picture(picture, [found.lines[k] for k in sorted(found.lines)])
+    text = _text(subject, images, samples, restarts, real, warning, found)
     return text, {
-        "model": {"name": pipe.name, "digest": digest, "default": steps_name(default)},
-        "versions": {"cdrl": __version__, "torch": torch.__version__},
-        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
+        **subject.facts(default=steps_name(subject.steps("model"))),
         "images": images,
         "samples": samples,
         "restarts": restarts,
         "judge": real,
-        "known_pixels_kept": bool(kept_exactly),
-        "samples_differ": bool(all_differ),
-        "rows": [as_json(kind, row) for kind, rows in found.items() for row in rows],
+        "known_pixels_kept": found.kept_exactly,
+        "samples_differ": found.all_differ,
+        "rows": [as_json(kind, row) for kind, rows in found.scores.items() for row in rows],
     }
 
 
-def as_json(hole: str, row: Scores) -> dict[str, Any]:
+class Found(NamedTuple):
+    """What `measure` finds."""
+
+    scores: dict[str, list[Scores]]  # of each kind of mask
+    lines: dict[int, list[Bytes]]  # of the picture, by image
+    kept_exactly: bool  # are known pixels the input's?
+    all_differ: bool  # do the samples of an image differ?
+
+
+def measure(
+    examiner: Examiner,
+    painter: Painter,
+    average: NDArray[np.uint8],
+    conditions: Sequence[str],
+    asked: Sequence[Steps],
+) -> Found:
+    """Fill every mask in every way, and score the results.
+
+    Args:
+        examiner: scores them.
+        painter: fills.
+        average: (C, H, W) the training images' mean.
+        conditions: "given" and "none", what the model is told of the labels.
+        asked: K.
+    """
+    originals, shown = examiner.originals, picture_rows(examiner.test.labels[:, 0].numpy())
+    scores: dict[str, list[Scores]] = {}
+    lines: dict[int, list[Bytes]] = {}
+    kept_exactly, all_differ = True, True
+    for place, (kind, make_masks) in enumerate(MASKS.items()):
+        masks = make_masks(len(originals), *originals.shape[2:])
+        averaged = np.where(masks, average, originals)
+        scores[kind] = [
+            examiner.scores(UNTOUCHED, "", originals[:, None], masks),
+            examiner.scores(MEAN_FILL, "", averaged[:, None], masks),
+        ]
+        for condition in conditions:
+            for steps in asked:
+                fills = painter.fills(kind, masks, steps, condition == "given")
+                scores[kind].append(examiner.scores(steps_name(steps), condition, fills, masks))
+                moved = (fills != originals[:, None]) & ~masks[:, None]
+                kept_exactly &= not moved.any()
+                all_differ &= all(len(np.unique(each, axis=0)) == fills.shape[1] for each in fills)
+            if condition == conditions[0]:
+                masked = np.where(masks, np.uint8(MID_GREY), originals)
+                for k in shown[place :: len(MASKS)]:
+                    lines[k] = [originals[k], masked[k], *fills[k, :PICTURE_SAMPLES], averaged[k]]
+    return Found(scores, lines, bool(kept_exactly), bool(all_differ))
+
+
+def _text(
+    subject: Subject,
+    images: int,
+    samples: int,
+    restarts: int,
+    real: float,
+    warning: str | None,
+    found: Found,
+) -> str:
+    height, width = subject.pipe.model.image.shape[1:]
+    return "\n".join(
+        [
+            f"{subject.title}, by default {steps_name(subject.steps('model'))}, here R = {restarts}; "
+            f"{MADE_WITH}.",
+            "",
+            f"The first {images} test images, {samples} samples of each; ± standard error over images. "
+            "RMS error inside the mask, over its pixels and channels, in grey levels of 0 … 255, mean "
+            f"over images: of the best of {samples} (picked knowing the truth), of their mean, of one "
+            f"(mean over the {samples}). Judge: share of images given the true label by a classifier "
+            f"trained on the {len(subject.train)} training images; majority: by the label it names most "
+            f"often, ties in equal parts. It knows {100 * real:.1f} % of the {len(subject.test)} test "
+            "images. Labels: whether the model was told the true one. Mean fill: the training images' "
+            "mean.",
+            *(["", warning] if warning else []),
+            "",
+            "Half: the left, right, top, bottom half of the image in turn.",
+            "",
+            score_table(found.scores["half"], samples),
+            "",
+            f"Box: {height // 2} x {width // 2}, anywhere in the image.",
+            "",
+            score_table(found.scores["box"], samples),
+            "",
+            "Known pixels are the input's exactly, in every sample: "
+            f"{'yes' if found.kept_exactly else 'NO'}. "
+            f"All samples of an image differ: {'yes' if found.all_differ else 'NO'}.",
+        ]
+    )
+
+
+def as_json(mask: str, row: Scores) -> dict[str, Any]:
     """Means and standard errors."""
-    result: dict[str, Any] = {"hole": hole, "fill": row.fill, "labels": row.labels}
+    result: dict[str, Any] = {"mask": mask, "fill": row.fill, "labels": row.labels}
     for name, values in row._asdict().items():
         if isinstance(values, np.ndarray):
             mean, error = mean_error(values)

@@ -1,4 +1,4 @@
-"""Samples that stay on disk as they are drawn, with a bar, and are checked when they are used again."""
+"""Samples that stay on disk as they are drawn, and are checked when they are used again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from report import grown
 from tqdm import tqdm
 
 from cdrl_infer.errors import InputError
+from cdrl_infer.files import replaced_file
 
 
 def kept(
@@ -25,36 +25,37 @@ def kept(
     """The first ``count`` rows of what ``draw`` gives, read from ``file`` as far as it has them.
 
     Args:
-        file: a ``.npy``; extended after each chunk, see `report.grown`.
+        file: a ``.npy``; written after each chunk, so that an interrupted run resumes there.
         count: N.
         draw: (start, stop) -> the rows from start to stop, at least one.
-        row: what one row is: of pixels, or of fields with pixels in the field "image".
+        row: the type of one row: pixels, or fields with pixels in the field "image".
         chunk: rows drawn at a time.
         title: of the bar on stderr; None for no bar.
 
     Raises:
-        InputError: ``draw`` no longer gives what is on the disk.
+        InputError: ``draw`` gives other rows than those on the disk.
     """
+    rows = np.empty(0, row)
     if file.is_file():
-        old = np.load(file, allow_pickle=False)[:2]
-        if len(old) and not _alike(old, draw(0, len(old))):
+        rows = np.load(file, allow_pickle=False)
+        if len(rows) and not _alike(rows[:2], draw(0, len(rows[:2]))):
             raise InputError(
-                f"{file}: the cached samples are not those that this version draws; delete it"
+                f"{file}: this version draws other samples than the cached ones; delete the file"
             )
-
-    def make(start: int, stop: int) -> NDArray[Any]:
-        return draw(start, stop) if stop > start else np.empty(0, row)
-
     with tqdm(total=count, desc=title, unit="image", disable=title is None) as bar:
-        rows = grown(file, count, make, chunk, lambda done: bar.update(done - bar.n))
+        while len(rows) < count:
+            bar.update(len(rows) - bar.n)
+            rows = np.concatenate([rows, draw(len(rows), min(len(rows) + chunk, count))])
+            with replaced_file(file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, rows, allow_pickle=False)
         bar.update(count - bar.n)
-    return rows
+    return rows[:count]
 
 
 def _alike(old: NDArray[Any], new: NDArray[Any]) -> bool:
-    """Is one of the images the same but for rounding, a grey level at most in few of the pixels?
+    """Whether one of the images is the same but for rounding: a grey level in few of the pixels.
 
-    One will do: where steps are accepted or rejected, rounding may turn one of a chain's decisions.
+    One image is enough: rounding may turn one decision of a chain that accepts or rejects steps.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return False

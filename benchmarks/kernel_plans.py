@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from kept import kept
 from numpy.typing import NDArray
-from quality import SamplePools
 from report import write_json
+from subject import SamplePools
 from torch import Tensor, nn
 
 from cdrl_infer.errors import InputError

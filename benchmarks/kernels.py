@@ -12,33 +12,21 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from classifier import Recipe, load_or_train, share_recognised
-from composition import per_cent
+from classifier import Recipe
 from kernel_plans import ADAPT_IMAGES, NAMES, Bench, Plan, WarmUp, plan
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
-from quality import (
-    TRAINING,
-    Comparison,
-    Features,
-    SamplePools,
-    check_same_kind,
-    compare,
-    judge_warning,
-    model_digest,
-    window,
-)
-from report import check_target, mean_error, table, with_error, write_json
+from quality import Comparison, compare, real_features
+from report import check_target, mean_error, per_cent, table, with_error, write_json
+from subject import MADE_WITH, SamplePools, Subject
 from tqdm import tqdm
 
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.options import find_kernel
-from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.storage.folder import find_model
-from cdrl_infer.version import __version__
-from cdrl_train.data.sources import load_images
-from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.cache import FeatureCache
+from cdrl_train.evaluation.extractors import load_extractor
+from cdrl_train.evaluation.sampling import window
 
 
 class Result(NamedTuple):
@@ -166,18 +154,12 @@ def evaluate(
             for name in NAMES
         ),
     ]
-    folder = find_model(model)
-    pipe = CDRLPipeline.from_pretrained(folder).to(device)
-    train, test = load_images(data, "train"), load_images(data, "test")
-    check_same_kind(pipe, test)
+    subject = Subject.load(model, data, device)
+    pipe, train, test = subject.pipe, subject.train, subject.test
     window(n, 0, min(len(train), len(test)))
-    cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_efficientnet(extractor_weights, pipe.device)
-    judge, real = load_or_train(cache, train, test, recipe, progress=True)
-    warning = judge_warning(real)
-
-    digest = model_digest(folder)
-    pools = SamplePools(pipe, digest, test.num_classes, cache, batch_size, progress=True)
+    extractor = load_extractor("efficientnet-lite0", extractor_weights, pipe.device)
+    judge, real, warning = subject.judge(cache, recipe)
+    pools = SamplePools(pipe, subject.digest, cache, batch_size, progress=True)
     bench = Bench(pools)
     warm_ups = [
         bench.warm_up(asked) if asked.adapts else None
@@ -187,29 +169,26 @@ def evaluate(
         bench.samples(asked, None if warm_up is None else warm_up.step_scale, n)
         for asked, warm_up in zip(plans, warm_ups, strict=True)
     ]
-    features = Features(extractor, cache, progress=True)
+    features = FeatureCache(cache)
     sets = {
-        f"{asked.name}, {asked.budget}": [features(drawn["image"], asked.name)]
+        f"{asked.name}, {asked.budget}": [
+            features.rows(extractor, drawn["image"], f"features, {asked.name}")
+        ]
         for asked, drawn in zip(plans, samples, strict=True)
     }
-    floor, *distances = compare(
-        features(test.images[:n].numpy(), "test images"),
-        features(train.images[:n].numpy(), TRAINING),
-        sets,
-        [n],
-    )
-    labels = pools.labels(n)
+    reference = real_features(subject, features, extractor, [n], 1)
+    floor, *distances = compare(*reference, sets, [n])
+    labels = pools.labels(n).numpy()
     results = [
-        Result(asked, warm_up, drawn, share_recognised(judge, drawn["image"], labels), distance)
+        Result(asked, warm_up, drawn, judge.share_recognised(drawn["image"], labels), distance)
         for asked, warm_up, drawn, distance in zip(plans, warm_ups, samples, distances, strict=True)
     ]
 
     num_levels = pipe.model.schedule.num_levels
     text = "\n".join(
         [
-            f"Model {pipe.name} ({digest}), {num_levels} levels; cdrl {__version__}, "
-            f"torch {torch.__version__}, {pipe.device.type}, {torch.get_num_threads()} threads, "
-            f"{batch_size} images at a time.",
+            f"{subject.title}, {num_levels} levels; {MADE_WITH}, {pipe.device.type}, "
+            f"{torch.get_num_threads()} threads, {batch_size} images at a time.",
             "",
             f"{n} samples of all labels in turn, the same seeds throughout. At each level Langevin takes "
             "K gradients, MALA 1 + K, HMC 1 + L K; K is what the gradients allow. In all: counted, with "
@@ -221,7 +200,7 @@ def evaluate(
             "this machine as it was.",
             "",
             f"Fréchet distance of n = {n} samples to as many test images; floor: {n} training images.",
-            f"Features: {CONVENTION}.",
+            f"Features: {extractor.convention}.",
             *(["", warning] if warning else []),
             "",
             result_table(results, real, len(test), floor),
@@ -236,12 +215,10 @@ def evaluate(
         ]
     )
     return text, {
-        "model": {"name": pipe.name, "digest": digest},
-        "versions": {"cdrl": __version__, "torch": torch.__version__},
+        **subject.facts(),
         "threads": torch.get_num_threads(),
         "device": pipe.device.type,
-        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
-        "features": {"convention": CONVENTION, "weights": extractor.digest},
+        "features": {"convention": extractor.convention, "weights": extractor.digest},
         "n": n,
         "judge": real,
         "warning": warning,

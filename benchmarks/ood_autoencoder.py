@@ -1,4 +1,4 @@
-"""An autoencoder to compare with: as many values as a given model has, trained for a given time."""
+"""An autoencoder to compare with: of the model's size, trained for as long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,17 +19,18 @@ from tqdm import tqdm
 
 from cdrl_infer.files import replaced_file
 from cdrl_train.data.image_set import ImageSet
+from cdrl_train.evaluation.extractors import digest_of
 
 SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """How it is made; part of the name it is cached under.
+    """How it is built and trained; part of the name of its cached file.
 
     Args:
-        values: how many parameters it should have; it gets the width that comes nearest.
-        seconds: of training, saving not counted.
+        values: wanted number of parameters; the width that comes nearest is used.
+        seconds: training time, without saving.
     """
 
     values: int
@@ -84,16 +85,8 @@ def count_values(*networks: nn.Module) -> int:
     return sum(p.numel() for network in networks for p in network.parameters())
 
 
-def weights_digest(network: nn.Module) -> str:
-    """To name what is cached of it."""
-    sha = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()[:12]
-
-
 def autoencoder_of(shape: Sequence[int], recipe: AutoencoderRecipe) -> Autoencoder:
-    """Untrained, of the width whose number of parameters comes nearest to the one asked."""
+    """Untrained, of the width whose number of parameters comes nearest to the wanted one."""
 
     def values(width: int) -> int:
         with torch.device("meta"):
@@ -111,13 +104,14 @@ def autoencoder_of(shape: Sequence[int], recipe: AutoencoderRecipe) -> Autoencod
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained autoencoder, and what it is fair to call it.
+    """A trained autoencoder, and how it was trained.
 
-    Attributes:
-        digest: of its weights, to name what is cached.
-        images: seen in training.
-        seconds: that it was trained.
-        threads: that it was trained with, last.
+    Args:
+        network: the autoencoder.
+        digest: of its weights.
+        images: number of images it was trained on, repeats counted.
+        seconds: training time.
+        threads: number of threads at the end of training.
     """
 
     network: Autoencoder
@@ -125,6 +119,7 @@ class Trained:
     images: int
     seconds: float
     threads: int
+    name: ClassVar[str] = "autoencoder"
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """(N, C, H, W) -> (N,) squared error of the reconstruction."""
@@ -140,8 +135,9 @@ class Trained:
 def load_or_train_autoencoder(
     cache: Path, train: ImageSet, recipe: AutoencoderRecipe, progress: bool = False
 ) -> Trained:
-    """Adam on the mean squared error, its rate a cosine of the time; read from ``cache`` where it is
-    done, and gone on with where it was interrupted.
+    """Adam on the mean squared error; the learning rate is a cosine of the time.
+
+    It is read from ``cache`` if it is trained already, and an interrupted training is resumed.
     """
     key = json.dumps([train.fingerprint(), asdict(recipe)])
     file = cache / f"autoencoder-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
@@ -170,7 +166,25 @@ def load_or_train_autoencoder(
             _save(file, network, optimizer, seconds, steps)
     images = steps * recipe.batch_size
     network.eval().requires_grad_(False)
-    return Trained(network, weights_digest(network), images, seconds, threads)
+    return Trained(network, digest_of("", network.state_dict()), images, seconds, threads)
+
+
+def training_minutes(training: dict[str, Any]) -> float | None:
+    """How long a model was trained, by its config; None if the config does not say."""
+    hours = training.get("hours")
+    return 60 * hours if isinstance(hours, (int, float)) and hours > 0 else None
+
+
+def autoencoder_label(trained: Trained, values: int, model: float | None) -> str:
+    """Time and size of both, with a loud remark if the times differ."""
+    minutes = trained.seconds / 60
+    own = "not in its config" if model is None else f"{model:.1f} minutes by its config"
+    equal = model is not None and abs(minutes - model) <= 0.02 * model
+    return (
+        f"Autoencoder: {count_values(trained.network):,} values (the model: {values:,}), trained "
+        f"{minutes:.1f} minutes (the model: {own}){'' if equal else ', NOT AN EQUAL TIME'}; "
+        f"{trained.images:,} images seen, float32, {trained.threads} threads"
+    )
 
 
 def _batch(train: ImageSet, recipe: AutoencoderRecipe, step: int) -> Tensor:

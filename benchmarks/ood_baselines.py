@@ -1,18 +1,20 @@
-"""What a score has to be compared with: detectors that know no energy; higher = more anomalous."""
+"""Detectors without an energy, to compare the scores with; higher = more anomalous."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from classifier import SmallCNN, last_features
 from numpy.typing import NDArray
 from ood_sets import Bytes
-from torch import Tensor
+from torch import Tensor, nn
 
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.evaluation.cache import FeatureCache
+from cdrl_train.evaluation.classifier import BATCH, Classifier
 from cdrl_train.evaluation.ood_metrics import Floats
 
 PYTORCH_OOD = "pytorch-ood "  # what its detectors' names begin with
@@ -68,13 +70,13 @@ class PixelGaussian:
         return int((shares < EXPLAINED).sum()) + 1
 
     def distance(self, images: Bytes) -> Floats:
-        """Squared Mahalanobis distance to the mean: minus twice the log-density, but for a constant."""
+        """Squared Mahalanobis distance to the mean: minus twice the log-density, plus a constant."""
         ridge = RIDGE * self.variances.mean()
         squares: Floats = (self._coordinates(images) ** 2 / (self.variances + ridge)).sum(1)
         return squares
 
     def residual(self, images: Bytes) -> Floats:
-        """Squared error of the reconstruction from the first `components`: what lies along the others."""
+        """Squared error of the reconstruction from the first `components`."""
         squares: Floats = (self._coordinates(images)[:, self.components :] ** 2).sum(1)
         return squares
 
@@ -85,19 +87,40 @@ class PixelGaussian:
 
 @dataclass(frozen=True)
 class ClassifierOutputs:
-    """Images -> what the judge's last layer sees and says, side by side; to be kept in a cache."""
+    """Images -> the inputs and the outputs of the judge's last layer, side by side.
 
-    network: SmallCNN
-    digest: str
+    Args:
+        judge: a classifier whose network is a `SmallCNN`.
+    """
 
+    judge: Classifier
+    name: ClassVar[str] = "classifier"
+
+    @property
+    def digest(self) -> str:
+        """Of the judge."""
+        return self.judge.digest
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer."""
+        layer: nn.Linear = list(self.judge.network)[-1]
+        return layer
+
+    @torch.no_grad()
     def __call__(self, images: Bytes) -> NDArray[np.float32]:
         """(N, C, H, W) -> (N, D + K)."""
-        features = last_features(self.network, torch.from_numpy(images))
-        return torch.cat([features, self.network[-1](features)], dim=1).numpy()
+        rows = []
+        for x in torch.from_numpy(images).split(BATCH):
+            x = x / 255
+            for layer in list(self.judge.network)[:-1]:
+                x = layer(x)
+            rows.append(torch.cat([x, self.last(x)], dim=1))
+        return torch.cat(rows).numpy()
 
     def split(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
         """(N, D + K) -> features (N, D), logits (N, K)."""
-        features, logits = torch.from_numpy(rows).tensor_split([-sum(self.network.num_classes)], 1)
+        features, logits = torch.from_numpy(rows).tensor_split([-sum(self.judge.num_classes)], 1)
         return features, logits
 
 
@@ -124,7 +147,7 @@ def classifier_detectors(
         outputs: the judge's.
         keep: the same from a cache.
     """
-    classes = outputs.network.num_classes
+    classes = outputs.judge.num_classes
     return [
         Detector(name, "labels", lambda x, f=formula: f(outputs.split(keep(x))[1], classes))
         for name, formula in (
@@ -140,8 +163,9 @@ def pytorch_ood_detectors(
     images: Tensor,
     labels: Tensor,
 ) -> list[Detector]:
-    """pytorch-ood's, with the settings it has by default, on the judge's features and logits, fitted
-    to the training images; none where it cannot be imported.
+    """pytorch-ood's on the judge's features and logits, fitted to the training images.
+
+    With pytorch-ood's default settings; none if it cannot be imported.
 
     Args:
         outputs: the judge's.
@@ -151,9 +175,9 @@ def pytorch_ood_detectors(
     """
     try:
         from pytorch_ood.detector import KLMatching, Mahalanobis, MaxLogit, ViM
-    except (ImportError, RuntimeError):  # the latter where torchvision is of another torch
+    except (ImportError, RuntimeError):  # RuntimeError: torchvision of another torch
         return []
-    last = outputs.network[-1]
+    last = outputs.last
     features, logits = outputs.split(outputs(images.numpy()))
     on_features = {
         "Mahalanobis": Mahalanobis(None),
@@ -175,3 +199,16 @@ def pytorch_ood_detectors(
         for group, score in ((on_features, by_features), (on_logits, by_logits))
         for name, detector in group.items()
     ]
+
+
+def judge_detectors(judge: Classifier, train: ImageSet, cache: FeatureCache) -> list[Detector]:
+    """The classifier's, and pytorch-ood's if it is installed and there is one attribute."""
+    outputs = ClassifierOutputs(judge)
+
+    def keep(images: Bytes) -> NDArray[Any]:
+        return cache.rows(outputs, images)
+
+    found = classifier_detectors(outputs, keep)
+    if train.labels is None or train.labels.shape[1] != 1:
+        return found
+    return found + pytorch_ood_detectors(outputs, keep, train.images, train.labels[:, 0])

@@ -1,4 +1,4 @@
-"""Figures of detectors on sets of images, as tables."""
+"""Results of detectors on sets of images, as tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from ood_baselines import Detector
+from ood_baselines import EXPLAINED, RIDGE, Detector
 from ood_sets import Bytes, OutSet, generator
 from report import table
 
@@ -26,46 +26,46 @@ SEES = {"score": "images (the model)", "unsupervised": "images", "labels": "imag
 
 
 class Row(NamedTuple):
-    """What one detector achieves."""
+    """The results of one detector."""
 
     detector: Detector
-    figures: list[list[Interval]]  # of each set, each metric
+    results: list[list[Interval]]  # of each set, each metric
     draws: Floats  # (sets, R) AUROC of the resamplings
 
     def mean(self, sets: Sequence[OutSet], additional: bool = False) -> Interval:
         """Mean AUROC over the sets named beforehand, or over all."""
         chosen = [k for k, s in enumerate(sets) if s.named or additional]
-        value = np.mean([self.figures[k][0].value for k in chosen])
+        value = np.mean([self.results[k][0].value for k in chosen])
         return interval(float(value), self.draws[chosen].mean(0))
 
     def less(self, other: Row, sets: Sequence[OutSet]) -> Interval:
-        """By how much this mean is greater than another's, over the same sets and resamplings."""
+        """This mean less another's, over the same sets and resamplings."""
         chosen = [k for k, s in enumerate(sets) if s.named]
         difference = self.mean(sets).value - other.mean(sets).value
         return interval(difference, (self.draws - other.draws)[chosen].mean(0))
 
     def worst(self) -> int:
         """The set of the least AUROC."""
-        return int(np.argmin([each[0].value for each in self.figures]))
+        return int(np.argmin([each[0].value for each in self.results]))
 
 
 def measure(
     detectors: Sequence[Detector], inside: Bytes, sets: Sequence[OutSet], repeats: int, seed: int
 ) -> Iterator[Row]:
-    """Each detector on each set; all on the same resamplings of the images, so that they compare."""
+    """Each detector on each set; all use the same resamplings of the images, so that they compare."""
     ours = resamplings(len(inside), repeats, generator(seed, "inside"))
     theirs = [
         resamplings(len(s.images), repeats, generator(seed, f"resampled {s.name}")) for s in sets
     ]
     for detector in detectors:
-        low, figures, draws = detector.score(inside), [], []
+        low, results, draws = detector.score(inside), [], []
         for other, weights in zip(sets, theirs, strict=True):
             high = detector.score(other.images)
             resampled = resampled_separation(low, high, ours, weights)
             values = separation(low, high)
-            figures.append([interval(values[k], resampled[:, k]) for k in range(len(METRICS))])
+            results.append([interval(values[k], resampled[:, k]) for k in range(len(METRICS))])
             draws.append(resampled[:, 0])
-        yield Row(detector, figures, np.stack(draws))
+        yield Row(detector, results, np.stack(draws))
 
 
 def set_names(sets: Sequence[OutSet]) -> list[str]:
@@ -77,7 +77,7 @@ def overview_table(rows: Sequence[Row], sets: Sequence[OutSet]) -> str:
     """AUROC of every detector on every set."""
     body = []
     for row in rows:
-        cells = [f"{each[0].value:.3f}" for each in row.figures]
+        cells = [f"{each[0].value:.3f}" for each in row.results]
         means = [f"{row.mean(sets, additional).value:.3f}" for additional in (False, True)]
         body.append([row.detector.name, *cells, *means])
     return table(["AUROC", *set_names(sets), "mean", "mean with +"], body)
@@ -95,7 +95,7 @@ def summary_table(rows: Sequence[Row], sets: Sequence[OutSet], default: Row) -> 
                 SEES[row.detector.kind],
                 row.mean(sets),
                 row.mean(sets, additional=True),
-                f"{row.figures[worst][0].value:.3f} ({sets[worst].name})",
+                f"{row.results[worst][0].value:.3f} ({sets[worst].name})",
                 lead,
             ]
         )
@@ -108,7 +108,7 @@ def details_table(row: Row, best: Row, sets: Sequence[OutSet], count: int) -> st
     body = [
         [name, len(s.images), *ours, f"{len(s.images) / (len(s.images) + count):.3f}", theirs[0]]
         for name, s, ours, theirs in zip(
-            set_names(sets), sets, row.figures, best.figures, strict=True
+            set_names(sets), sets, row.results, best.results, strict=True
         )
     ]
     chance = "chance of AUPR"
@@ -118,22 +118,22 @@ def details_table(row: Row, best: Row, sets: Sequence[OutSet], count: int) -> st
 def metric_table(metric: int, rows: Sequence[Row], sets: Sequence[OutSet]) -> str:
     """One metric of every detector on every set, with intervals; a line per set."""
     body = [
-        [name, *(row.figures[k][metric] for row in rows)] for k, name in enumerate(set_names(sets))
+        [name, *(row.results[k][metric] for row in rows)] for k, name in enumerate(set_names(sets))
     ]
     return table([METRICS[metric], *(row.detector.name for row in rows)], body)
 
 
 def aims(default: Row, best: Row, sets: Sequence[OutSet]) -> list[tuple[str, bool]]:
-    """What the default score is meant to reach, and whether it does."""
+    """The aims of the default score, and whether it reaches them."""
     found = []
     for k, other in enumerate(sets):
         if other.name in WANTED_ON:
-            value = default.figures[k][0].value
+            value = default.results[k][0].value
             found.append(
                 (f"AUROC at least {WANTED} on {other.name}: {value:.3f}", bool(value >= WANTED))
             )
     worst = default.worst()
-    least = default.figures[worst][0].value
+    least = default.results[worst][0].value
     found.append(
         (f"never below 0.5: at worst {least:.3f} ({sets[worst].name})", bool(least >= 0.5))
     )
@@ -143,7 +143,7 @@ def aims(default: Row, best: Row, sets: Sequence[OutSet]) -> list[tuple[str, boo
 
 
 def row_as_json(row: Row, sets: Sequence[OutSet]) -> dict[str, Any]:
-    """Every figure with its interval."""
+    """Every result with its interval."""
     return {
         "name": row.detector.name,
         "kind": row.detector.kind,
@@ -151,8 +151,33 @@ def row_as_json(row: Row, sets: Sequence[OutSet]) -> dict[str, Any]:
         "mean_auroc_with_additional": row.mean(sets, additional=True)._asdict(),
         "sets": {
             s.name: {
-                metric: found._asdict() for metric, found in zip(METRICS, figures, strict=True)
+                metric: found._asdict() for metric, found in zip(METRICS, results, strict=True)
             }
-            for s, figures in zip(sets, row.figures, strict=True)
+            for s, results in zip(sets, row.results, strict=True)
         },
     }
+
+
+def baselines_in_words(
+    images: int, components: int, autoencoder: str, real: float | None, pytorch_ood: bool
+) -> str:
+    """How the baselines were made.
+
+    Args:
+        images: training images.
+        components: of the PCA.
+        autoencoder: in words.
+        real: the classifier's share of test images; None for no classifier.
+        pytorch_ood: whether its detectors ran.
+    """
+    knows = ""
+    if real is not None:
+        knows = f" Classifier: trained on the labels too, knows {100 * real:.1f} % of test images."
+        if not pytorch_ood:
+            knows += " pytorch-ood's detectors are left out: it is not installed or does not work."
+    return (
+        f"Baselines are fitted to the {images} training images. Compressed size: of the PNG. "
+        f"Pixel Gaussian: full covariance, ridge {RIDGE:g} of the mean variance. PCA residual: "
+        f"without {components} components, {100 * EXPLAINED:.0f} % of the variance. "
+        f"{autoencoder}.{knows}"
+    )

@@ -5,144 +5,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import torch
-from classifier import Recipe, load_or_train, share_recognised
-from frechet import frechet_distance
+from classifier import Recipe
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, MODEL, draws, writes
-from report import check_target, grown, plus_minus, save_array, spread, table, write_json
-from torch import Tensor
-from tqdm import tqdm
+from report import check_target, per_cent, plus_minus, spread, table, write_json
+from subject import MADE_WITH, SamplePools, Steps, Subject, steps_name
 
 from cdrl_infer.cli import command
-from cdrl_infer.errors import InputError, listing
-from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.storage.folder import find_model
-from cdrl_infer.version import __version__
-from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import load_images
-from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
-from cdrl_train.evaluation.sampling import (
-    SEED_STRIDE,
-    balanced_labels,
-    model_digest,
-    pixels,
-    window,
-)
+from cdrl_infer.errors import listing
+from cdrl_train.evaluation.cache import FeatureCache
+from cdrl_train.evaluation.classifier import Classifier
+from cdrl_train.evaluation.extractors import Extractor, load_extractor
+from cdrl_train.evaluation.fidelity import frechet
+from cdrl_train.evaluation.sampling import window
 
 TRAINING = "training images"
-JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST
-Steps = int | tuple[int, ...]
-
-
-def steps_name(steps: Steps) -> str:
-    """``K = 5``, or ``K = 0,5,5`` for one K per level, the noisiest first."""
-    return f"K = {','.join(map(str, steps)) if isinstance(steps, tuple) else steps}"
-
-
-def parse_steps(text: str, default: Steps) -> Steps:
-    """``"5"``, ``"0,5,5"``, or ``"model"``: the model's default."""
-    return default if text == "model" else command.parse_steps(text)
-
-
-@dataclass(frozen=True)
-class SamplePools:
-    """Samples of a model, (N, C, H, W) uint8, the labels in turn; kept on disk and extended.
-
-    The first n of a pool are a set of n balanced in the first attribute; the others go on with each
-    round of it, so that all combinations occur.
-    """
-
-    pipe: CDRLPipeline
-    digest: str
-    num_classes: tuple[int, ...]
-    cache: Path
-    batch_size: int = 64
-    progress: bool = False
-
-    def labels(self, count: int) -> Tensor:
-        """(N, A) indices."""
-        return balanced_labels(self.num_classes, count)
-
-    def images(self, steps: Steps, repeat: int, count: int) -> NDArray[np.uint8]:
-        """The first ``count`` samples of a repeat.
-
-        Raises:
-            InputError: the model no longer draws what is on the disk.
-        """
-
-        def draw(start: int, stop: int) -> NDArray[np.uint8]:
-            if start == stop:
-                return np.empty((0, *self.pipe.model.image.shape), np.uint8)
-            output = self.pipe(
-                class_labels=self.labels(stop)[start:].tolist(),
-                seeds=range(repeat * SEED_STRIDE + start, repeat * SEED_STRIDE + stop),
-                langevin_steps=steps,
-                batch_size=self.batch_size,
-                output_type="pt",
-                progress=False,
-            )
-            return pixels(output)
-
-        name = "-".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
-        file = self.cache / f"samples-{self.digest}-K{name}-repeat{repeat}.npy"
-        if file.is_file():
-            kept = np.load(file, allow_pickle=False)[:2].astype(float)
-            if np.abs(draw(0, len(kept)) - kept).mean() > 0.5:
-                raise InputError(
-                    f"{file}: the cached samples are not those that this version draws; delete it"
-                )
-        title = f"{steps_name(steps)}, repeat {repeat}"
-        with tqdm(total=count, desc=title, unit="image", disable=not self.progress) as bar:
-            return grown(
-                file, count, draw, 4 * self.batch_size, lambda rows: bar.update(rows - bar.n)
-            )
-
-
-class Extracts(Protocol):
-    """Images (N, C, H, W) uint8 -> a row of numbers for each, such as `Extractor`."""
-
-    @property
-    def digest(self) -> str:
-        """Of all that the numbers depend on but the images; names what is cached."""
-        ...
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """(N, ...)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of image sets, kept on disk in parts, each under the digest of its images."""
-
-    extractor: Extracts
-    cache: Path
-    progress: bool = False
-
-    def __call__(self, images: NDArray[np.uint8], name: str, part: int = 500) -> NDArray[Any]:
-        """(N, C, H, W) uint8 -> (N, ...)."""
-        rows = []
-        title = f"features, {name}"
-        with tqdm(total=len(images), desc=title, unit="image", disable=not self.progress) as bar:
-            for start in range(0, len(images), part):
-                some = np.ascontiguousarray(images[start : start + part])
-                sha = hashlib.sha256(some).hexdigest()[:12]
-                file = self.cache / f"features-{self.extractor.digest}-{sha}.npy"
-                if not file.is_file():
-                    save_array(file, self.extractor(some))
-                rows.append(np.load(file, allow_pickle=False))
-                bar.update(len(some))
-        return np.concatenate(rows)
+Rows = NDArray[np.float32]
 
 
 class Comparison(NamedTuple):
@@ -155,10 +39,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    test: NDArray[np.float32],
-    train: NDArray[np.float32],
-    samples: dict[str, list[NDArray[np.float32]]],
-    sizes: Sequence[int],
+    test: Rows, train: Rows, samples: dict[str, list[Rows]], sizes: Sequence[int]
 ) -> list[Comparison]:
     """Training images and each kind of samples against test images, at each n.
 
@@ -172,43 +53,39 @@ def compare(
     rows = []
     for n in sizes:
         reference = [test[window(n, r, len(test))] for r in range(repeats)]
-        floor = [
-            frechet_distance(train[window(n, r, len(train))], reference[r]) for r in range(repeats)
-        ]
+        floor = [frechet(train[window(n, r, len(train))], reference[r]) for r in range(repeats)]
         rows.append(Comparison(n, TRAINING, floor, [0.0] * repeats))
         for kind, sets in samples.items():
-            distance = [frechet_distance(sets[r][:n], reference[r]) for r in range(repeats)]
+            distance = [frechet(sets[r][:n], reference[r]) for r in range(repeats)]
             excess = [d - f for d, f in zip(distance, floor, strict=True)]
             rows.append(Comparison(n, kind, distance, excess))
     return rows
 
 
-def judge_warning(real: float) -> str | None:
-    """What to say of a judge that knows too few of the real test images, a share of 0 … 1."""
-    if real >= JUDGE_AT_LEAST:
-        return None
-    return (
-        f"WARNING: the judge recognises {100 * real:.2f} % of the real test images, fewer than "
-        f"{100 * JUDGE_AT_LEAST:.0f} %: shares of recognised samples say little."
-    )
+def real_features(
+    subject: Subject, cache: FeatureCache, extractor: Extractor, sizes: Sequence[int], repeats: int
+) -> tuple[Rows, Rows]:
+    """Features of the test and of the training images that `compare` needs."""
+    found = []
+    for name, images in (("test images", subject.test.images), (TRAINING, subject.train.images)):
+        last = max(window(n, r, len(images)).stop for n in sizes for r in range(repeats))
+        found.append(cache.rows(extractor, images[:last].numpy(), f"features, {name}"))
+    return found[0], found[1]
 
 
 def accuracy_table(shares: dict[str, float], count: int, real: float, real_count: int) -> str:
     """Shares with their binomial standard errors, in per cent."""
-
-    def row(kind: str, share: float, n: int, difference: str) -> list[str]:
-        error = math.sqrt(share * (1 - share) / n)
-        return [kind, str(n), f"{100 * share:.1f} ± {100 * error:.1f}", difference]
-
     rows = [
-        row(kind, share, count, f"{100 * (share - real):+.1f}") for kind, share in shares.items()
+        [kind, str(count), per_cent(share, count), f"{100 * (share - real):+.1f}"]
+        for kind, share in shares.items()
     ]
     header = ["images", "n", "asked class recognised, %", "less that of real ones"]
-    return table(header, [*rows, row("real test images", real, real_count, "")])
+    last = ["real test images", str(real_count), per_cent(real, real_count), ""]
+    return table(header, [*rows, last])
 
 
 def frechet_table(rows: Sequence[Comparison]) -> str:
-    """Distances and what is over the floor, with the change from K = 0."""
+    """Distances and their excess over the floor, with the change from K = 0."""
     base = {row.n: row.excess for row in rows if row.images == steps_name(0)}
     body = []
     for row in rows:
@@ -222,26 +99,6 @@ def frechet_table(rows: Sequence[Comparison]) -> str:
     return table(header, body)
 
 
-def check_same_kind(pipe: CDRLPipeline, data: ImageSet) -> None:
-    """InputError unless the model has the labels of the data, and its images' shape."""
-    attributes = pipe.model.labels
-    if not attributes or attributes != data.attributes:
-        raise InputError(
-            f"expected a model of the labels of the data, {[a.values for a in data.attributes]}, "
-            f"got {[a.values for a in attributes]}"
-        )
-    check_same_shape(pipe, data)
-
-
-def check_same_shape(pipe: CDRLPipeline, data: ImageSet) -> None:
-    """InputError unless the model has images as the data's."""
-    if data.images.shape[1:] != pipe.model.image.shape:
-        raise InputError(
-            f"expected a model of images {tuple(data.images.shape[1:])} as in the data, "
-            f"got {pipe.model.image.shape}"
-        )
-
-
 @click.command("quality.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @MODEL
 @DATA
@@ -253,13 +110,13 @@ def check_same_shape(pipe: CDRLPipeline, data: ImageSet) -> None:
     metavar="K|K,…,K|model",
     multiple=True,
     default=("0", "5", "15", "model"),
-    help="K of all levels or of each; model: its default.",
+    help="K of all transitions or of each; model: its default.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, help="Repeats.")
 @click.option("--accuracy-samples", type=click.IntRange(1), default=2000)
 @draws(
-    "Samples, features and the classifier; an interrupted run goes on from there.",
-    "Of sampling and features.",
+    "Folder for samples, features and the classifier; an interrupted run resumes from there.",
+    "Device for sampling and features.",
 )
 @writes("quality.json")
 def main(out: Path, **options: Any) -> None:
@@ -283,66 +140,25 @@ def evaluate(
     cache: Path,
 ) -> tuple[str, dict[str, Any]]:
     """What the command prints and writes."""
-    folder = find_model(model)
-    pipe = CDRLPipeline.from_pretrained(folder).to(device)
-    train, test = load_images(data, "train"), load_images(data, "test")
-    check_same_kind(pipe, test)
-    default = pipe.model.sampler.langevin_steps
-    asked = list(dict.fromkeys(parse_steps(text, default) for text in steps_texts))
+    subject = Subject.load(model, data, device)
+    asked = list(dict.fromkeys(map(subject.steps, steps_texts)))
     for n in sizes:
-        window(n, 0, min(len(train), len(test)))
-    cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_efficientnet(extractor_weights, pipe.device)
-
-    judge, real = load_or_train(cache, train, test, Recipe(), progress=True)
-    warning = judge_warning(real)
+        window(n, 0, min(len(subject.train), len(subject.test)))
+    extractor = load_extractor("efficientnet-lite0", extractor_weights, subject.pipe.device)
+    judge, real, warning = subject.judge(cache, Recipe())
     if warning:
         click.secho(warning, fg="red", bold=True, err=True)
-    digest = model_digest(folder)
-    pools = SamplePools(pipe, digest, test.num_classes, cache, batch_size, progress=True)
-    features = Features(extractor, cache, progress=True)
-    last = {
-        name: max(window(n, r, len(images)).stop for n in sizes for r in range(seeds))
-        for name, images in (("train", train), ("test", test))
-    }
-    test_features = features(test.images[: last["test"]].numpy(), "test images")
-    train_features = features(train.images[: last["train"]].numpy(), TRAINING)
-    shares: dict[str, float] = {}
-    samples: dict[str, list[NDArray[np.float32]]] = {}
-    for steps in asked:
-        name, largest = steps_name(steps), max(sizes)
-        drawn = pools.images(steps, 0, max(largest, accuracy_samples))
-        shares[name] = share_recognised(
-            judge, drawn[:accuracy_samples], pools.labels(accuracy_samples)
-        )
-        sets = [drawn, *(pools.images(steps, r, largest) for r in range(1, seeds))]
-        samples[name] = [features(s[:largest], f"{name}, repeat {r}") for r, s in enumerate(sets)]
-    rows = compare(test_features, train_features, samples, sizes)
-
-    by_default = steps_name(default)
-    text = "\n".join(
-        [
-            f"Model {pipe.name} ({digest}), by default {by_default}; cdrl {__version__}, "
-            f"torch {torch.__version__}.",
-            "",
-            f"Samples of all labels ({listing(a.name for a in test.attributes)}) in turn, recognised "
-            "where every label is the one that was asked, judged by a classifier "
-            f"trained on the {len(train)} training images; ± binomial standard error.",
-            "",
-            accuracy_table(shares, accuracy_samples, real, len(test)),
-            *(["", warning] if warning else []),
-            "",
-            f"Fréchet distance to n test images; ± standard deviation over {seeds} repeats (other "
-            "seeds; other test and training images as far as there are). Floor: n training images.",
-            f"Features: {CONVENTION}.",
-            "",
-            frechet_table(rows),
-        ]
+    features = FeatureCache(cache)
+    reference = real_features(subject, features, extractor, sizes, seeds)
+    pools = SamplePools(subject.pipe, subject.digest, cache, batch_size, progress=True)
+    shares, samples = _measured(
+        pools, judge, features, extractor, asked, max(sizes), seeds, accuracy_samples
     )
+    rows = compare(*reference, samples, sizes)
+    accuracy = accuracy_table(shares, accuracy_samples, real, len(subject.test))
+    text = _text(subject, extractor, seeds, accuracy, warning, frechet_table(rows))
     return text, {
-        "model": {"name": pipe.name, "digest": digest, "default": by_default},
-        "versions": {"cdrl": __version__, "torch": torch.__version__},
-        "data": {"train": train.fingerprint(), "test": test.fingerprint()},
+        **subject.facts(default=steps_name(subject.steps("model"))),
         "accuracy": {
             "samples": accuracy_samples,
             "recognised": shares,
@@ -350,7 +166,7 @@ def evaluate(
             "warning": warning,
         },
         "frechet": {
-            "features": CONVENTION,
+            "features": extractor.convention,
             "weights": extractor.digest,
             "rows": [
                 {
@@ -362,6 +178,59 @@ def evaluate(
             ],
         },
     }
+
+
+def _measured(
+    pools: SamplePools,
+    judge: Classifier,
+    cache: FeatureCache,
+    extractor: Extractor,
+    asked: Sequence[Steps],
+    largest: int,
+    seeds: int,
+    judged: int,
+) -> tuple[dict[str, float], dict[str, list[Rows]]]:
+    """For each K, the share recognised of the first samples, and a set of features for each repeat."""
+    shares: dict[str, float] = {}
+    samples: dict[str, list[Rows]] = {}
+    for steps in asked:
+        name = steps_name(steps)
+        drawn = pools.images(steps, 0, max(largest, judged))
+        shares[name] = judge.share_recognised(drawn[:judged], pools.labels(judged).numpy())
+        sets = [drawn, *(pools.images(steps, r, largest) for r in range(1, seeds))]
+        samples[name] = [
+            cache.rows(extractor, images[:largest], f"features, {name}, repeat {r}")
+            for r, images in enumerate(sets)
+        ]
+    return shares, samples
+
+
+def _text(
+    subject: Subject,
+    extractor: Extractor,
+    seeds: int,
+    accuracy: str,
+    warning: str | None,
+    distances: str,
+) -> str:
+    return "\n".join(
+        [
+            f"{subject.title}, by default {steps_name(subject.steps('model'))}; {MADE_WITH}.",
+            "",
+            f"Samples of all labels ({listing(a.name for a in subject.test.attributes)}) in turn, "
+            "recognised where every label is the one that was asked, judged by a classifier "
+            f"trained on the {len(subject.train)} training images; ± binomial standard error.",
+            "",
+            accuracy,
+            *(["", warning] if warning else []),
+            "",
+            f"Fréchet distance to n test images; ± standard deviation over {seeds} repeats (other "
+            "seeds; other test and training images as far as there are). Floor: n training images.",
+            f"Features: {extractor.convention}.",
+            "",
+            distances,
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from classifier import Recipe, SmallCNN, load_or_train, share_recognised
-from frechet import frechet_distance
+from classifier import Recipe, judge_warning, load_or_train
 from numpy.typing import NDArray
 from options import DATA, EXTRACTOR, draws, writes
-from quality import Features, SamplePools, judge_warning
 from report import check_target, plus_minus, table, write_json
+from subject import MADE_WITH, VERSIONS, SamplePools
 
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
@@ -26,7 +25,6 @@ from cdrl_infer.files import replaced_file
 from cdrl_infer.model import ImageShape
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import save_model
-from cdrl_infer.version import __version__
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import count
 from cdrl_train.data.image_set import ImageSet
@@ -34,7 +32,10 @@ from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.state import resume
 from cdrl_train.engine.trainer import Trainer
-from cdrl_train.evaluation.efficientnet import CONVENTION, load_efficientnet
+from cdrl_train.evaluation.cache import FeatureCache
+from cdrl_train.evaluation.classifier import Classifier
+from cdrl_train.evaluation.extractors import Extractor, load_extractor
+from cdrl_train.evaluation.fidelity import frechet
 from cdrl_train.evaluation.sampling import model_digest, window
 from cdrl_train.export import to_model
 from cdrl_train.presets import preset
@@ -138,8 +139,9 @@ def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str)
 class Judge(NamedTuple):
     """What samples are measured with."""
 
-    network: SmallCNN
-    features: Features
+    classifier: Classifier
+    extractor: Extractor
+    features: FeatureCache
     test: ImageSet
     num_samples: int
     repeats: int
@@ -149,22 +151,16 @@ class Judge(NamedTuple):
     def __call__(self, planned: Plan, folder: Path, device: str) -> Point:
         """Draw class-conditional samples, as the model does by default, and measure them."""
         pipe = CDRLPipeline.from_pretrained(folder).to(device)
-        pools = SamplePools(
-            pipe, model_digest(folder), self.test.num_classes, self.cache, self.batch_size
-        )
+        pools = SamplePools(pipe, model_digest(folder), self.cache, self.batch_size)
         steps = pipe.model.sampler.langevin_steps
         sets = [pools.images(steps, r, self.num_samples) for r in range(self.repeats)]
-        labels = pools.labels(self.num_samples)
-        shares = [share_recognised(self.network, drawn, labels) for drawn in sets]
+        labels = pools.labels(self.num_samples).numpy()
+        shares = [self.classifier.share_recognised(drawn, labels) for drawn in sets]
         distances = []
         for r, drawn in enumerate(sets):
             reference = self.test.images[window(self.num_samples, r, len(self.test))].numpy()
-            distances.append(
-                frechet_distance(
-                    self.features(drawn, f"{folder.parent.name}, repeat {r}"),
-                    self.features(reference, "test images"),
-                )
-            )
+            rows = [self.features.rows(self.extractor, images) for images in (drawn, reference)]
+            distances.append(frechet(*rows))
         record = pipe.model.training
         step = int(record["steps"])
         return Point(
@@ -277,11 +273,10 @@ def evaluate(
     training, test = load_images(data, "train"), load_images(data, "test")
     window(num_samples, 0, min(len(training), len(test)))
     plans = {recipe: plan(recipe, training, tflop * TERA, common) for recipe in recipes}
-    cache.mkdir(parents=True, exist_ok=True)
-    extractor = load_efficientnet(extractor_weights, torch.device(device))
-    network, real = load_or_train(cache, training, test, Recipe(), progress=True)
-    features = Features(extractor, cache)
-    judge = Judge(network, features, test, num_samples, seeds, cache, batch_size)
+    extractor = load_extractor("efficientnet-lite0", extractor_weights, torch.device(device))
+    classifier, real = load_or_train(cache, training, test, Recipe(), progress=True)
+    features = FeatureCache(cache)
+    judge = Judge(classifier, extractor, features, test, num_samples, seeds, cache, batch_size)
     measured = {
         recipe: [
             judge(planned, folder, device)
@@ -291,19 +286,20 @@ def evaluate(
     }
 
     def some(images: ImageSet, repeat: int) -> NDArray[np.float32]:
-        return features(images.images[window(num_samples, repeat, len(images))].numpy(), "data")
+        chosen = images.images[window(num_samples, repeat, len(images))].numpy()
+        return features.rows(extractor, chosen)
 
-    floors = [frechet_distance(some(training, r), some(test, r)) for r in range(seeds)]
+    floors = [frechet(some(training, r), some(test, r)) for r in range(seeds)]
     warning = judge_warning(real)
     text = "\n".join(
         [
-            f"cdrl {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
+            f"{MADE_WITH}, {torch.get_num_threads()} threads; "
             f"{tflop:g} TFLOP a run by the package's counter; for all: {' '.join(common) or '-'}.",
             f"Recognised: of {seeds} x {num_samples} samples of all classes in turn, as the model "
             f"draws them by default; of real test images {100 * real:.1f} %.",
             f"Fréchet distance of {num_samples} samples to as many test images, ± standard deviation "
             f"over {seeds} repeats of one training; training images: {plus_minus(floors)}.",
-            f"Features: {CONVENTION}.",
+            f"Features: {extractor.convention}.",
             *([warning] if warning else []),
             "",
             results_table(measured, last=True),
@@ -317,12 +313,12 @@ def evaluate(
         measured,
         text,
         {
-            "versions": {"cdrl": __version__, "torch": torch.__version__},
+            "versions": VERSIONS,
             "threads": torch.get_num_threads(),
             "tflop": tflop,
             "common": list(common),
             "n": num_samples,
-            "features": CONVENTION,
+            "features": extractor.convention,
             "weights": extractor.digest,
             "data": {"train": training.fingerprint(), "test": test.fingerprint()},
             "floor": float(np.mean(floors)),

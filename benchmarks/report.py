@@ -1,54 +1,25 @@
-"""What the benchmarks share: arrays that grow on disk, and tables."""
+"""What the benchmarks share: tables, errors, files and pictures."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
-
-
-def grown(
-    file: Path,
-    count: int,
-    make: Callable[[int, int], NDArray[Any]],
-    chunk: int,
-    on_rows: Callable[[int], object] | None = None,
-) -> NDArray[Any]:
-    """The first ``count`` rows of an array kept in ``file``, which is extended where it is shorter.
-
-    Args:
-        file: a ``.npy``; rewritten after each chunk, so that an interrupted run goes on from there.
-        count: N.
-        make: (start, stop) -> the rows from start to stop; none for (0, 0).
-        chunk: rows made at a time.
-        on_rows: told how many rows there are now.
-    """
-    rows = np.load(file, allow_pickle=False) if file.is_file() else make(0, 0)
-    while len(rows) < count:
-        rows = np.concatenate([rows, make(len(rows), min(len(rows) + chunk, count))])
-        save_array(file, rows)
-        if on_rows is not None:
-            on_rows(len(rows))
-    return rows[:count]
-
-
-def save_array(file: Path, rows: NDArray[Any]) -> None:
-    """As ``.npy``; the file appears whole or not at all."""
-    with replaced_file(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, rows, allow_pickle=False)
+from cdrl_infer.images import make_grid, to_pil, viewing_scale
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, columns padded so that it reads as plain text too; first column left."""
+    """A Markdown table with padded columns, readable as plain text; the first column is left-aligned."""
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
     for line in lines:
         if len(line) != len(header):
@@ -70,26 +41,33 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), deviation
 
 
-def plus_minus(values: Sequence[float], digits: int = 1) -> str:
-    """``"12.3 ± 0.4"``: mean and standard deviation."""
-    mean, deviation = spread(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
-
-
 def mean_error(values: NDArray[Any]) -> tuple[float, float]:
     """Mean and standard error of the mean (NaN for a single value) of independent values (N,)."""
     mean, deviation = spread(values.tolist())
     return mean, deviation / math.sqrt(len(values))
 
 
+def plus_minus(values: Sequence[float], digits: int = 1) -> str:
+    """``"12.3 ± 0.4"``: mean and standard deviation."""
+    return _plus_minus(*spread(values), digits)
+
+
 def with_error(values: NDArray[Any], digits: int = 1) -> str:
     """``"12.3 ± 0.4"``: mean and standard error."""
-    mean, error = mean_error(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+    return _plus_minus(*mean_error(values), digits)
+
+
+def per_cent(share: float, n: int) -> str:
+    """``"80.0 ± 2.0"``: a share of n in per cent, and its binomial standard error."""
+    return _plus_minus(100 * share, 100 * math.sqrt(share * (1 - share) / n), 1)
+
+
+def _plus_minus(value: float, error: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def check_target(option: str, file: Path | None) -> None:
-    """`InputError` unless the file could be written; before any work is done."""
+    """`InputError` unless the file could be written; called before any work."""
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         raise InputError(f"{option} {file}: expected a path of a file in a folder that exists")
 
@@ -99,3 +77,11 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     with replaced_file(file) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def save_picture(target: Path, rows: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
+    """A PNG of rows of images (C, H, W)."""
+    pictures = to_pil(torch.from_numpy(np.stack([i for row in rows for i in row])) / 127.5 - 1)
+    grid = make_grid(pictures, len(rows[0]), upscale=viewing_scale(pictures[0]))
+    with replaced_file(target) as temporary:
+        grid.save(temporary, format="PNG")

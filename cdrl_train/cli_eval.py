@@ -1,11 +1,11 @@
-"""``cdrl-eval``: arguments only."""
+"""``cdrl-eval``: from arguments to a request or a calibration."""
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,7 +15,14 @@ from cdrl_infer.errors import CDRLError, CheckpointError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
+from cdrl_train.data.registry import source_help
 from cdrl_train.engine.ending import OneOfSeveral
+
+if TYPE_CHECKING:
+    from cdrl_train.evaluation.evaluate import Evaluation
+    from cdrl_train.evaluation.report import Report
+    from cdrl_train.evaluation.request import Request
+    from cdrl_train.evaluation.together import Processes
 
 CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
 
@@ -28,13 +35,13 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     "--data",
     "source",
     required=True,
-    metavar="FILE.npz|FOLDER|torchvision:FashionMNIST[:ROOT]",
-    help="Real images to compare with, as for cdrl-train.",
+    metavar="DATA",
+    help=f"Real images to compare with: {source_help()}.",
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
-    help="Of the data; a folder has none. [test; with --calibrate train]",
+    help="Split of the data; a folder has none. [test; with --calibrate train]",
 )
 @click.option(
     "-n",
@@ -42,13 +49,15 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     "count",
     type=int,
     metavar="N",
-    help="Samples, and as many real images. [5000, or all if fewer]",
+    help="Number of samples, and of real images to compare with. [5000, or all if fewer]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of images and noise.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the images and the noise."
+)
 @click.option(
     "--metrics",
     metavar="NAME,…",
-    help="Of fid, kid, is, prc, ood, accuracy. [all that can be taken]",
+    help="Any of fid, kid, is, prc, ood, accuracy. [all that can be measured]",
 )
 @click.option(
     "--repeats",
@@ -56,24 +65,39 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     default=1,
     show_default=True,
     metavar="R",
-    help="Other seeds and other real images each time, for error bars.",
+    help="Repeat with other seeds and other real images, for error bars.",
 )
-@click.option("--langevin-steps", metavar="K|K,K,…", help="Of all levels or of each. [the model's]")
-@click.option("--guidance-scale", type=float, default=1.0, show_default=True, metavar="G")
+@click.option(
+    "--langevin-steps",
+    metavar="K|K,K,…",
+    help="Steps of all transitions or of each. [the model's]",
+)
+@click.option(
+    "--guidance-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="G",
+    help="Weight of the labels; 1 for plain conditional samples.",
+)
 @click.option(
     "--extractor",
     default="inception-v3-compat",
     show_default=True,
     metavar="NAME",
-    help="Of features: that, or efficientnet-lite0.",
+    help="Network that computes features: inception-v3-compat or efficientnet-lite0.",
 )
 @click.option(
     "--extractor-weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Of the extractor. [Inception's are downloaded, EfficientNet's installed]",
+    help="Weights of the extractor. [Inception's are downloaded, EfficientNet's installed]",
 )
-@click.option("--floor/--no-floor", default=True, help="Compare the other split too. [yes]")
+@click.option(
+    "--floor/--no-floor",
+    default=True,
+    help="Also compare images of the other split, in the samples' place. [yes]",
+)
 @click.option(
     "--outside",
     multiple=True,
@@ -85,55 +109,45 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     type=click.Choice(list(SCORES)),
     default="combined",
     show_default=True,
-    help="For ood, as for cdrl-score.",
+    help="Anomaly score for ood, as in cdrl-score.",
 )
 @click.option(
     "--classifier",
     type=click.Path(path_type=Path),
     metavar="FILE.pt2",
-    help="For accuracy, of torch.export. Its code is run: only from whom you trust.",
+    help="Classifier for accuracy, by torch.export. Its code is run: use trusted files only.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Features of real images. [~/.cache/cdrl]",
+    help="Folder for features of real images. [~/.cache/cdrl]",
 )
-@click.option("--out", metavar="FILE.json", help="All figures and what they depend on.")
 @click.option(
-    "--update-card", is_flag=True, help="Put the figures into FOLDER/README.md, its model-index."
+    "--out", metavar="FILE.json", help="Write all results and what they depend on to a file."
+)
+@click.option(
+    "--update-card", is_flag=True, help="Write the results into FOLDER/README.md, its model-index."
 )
 @click.option(
     "--calibrate",
     "to_calibrate",
     is_flag=True,
-    help="Measure nothing; store what the images score in FOLDER, for cdrl-score.",
+    help="Measure nothing; store the scores of the images in FOLDER, for cdrl-score.",
 )
 @click.version_option(__version__, prog_name="cdrl-eval")
 def main(
-    model: str | None,
-    revision: str | None,
-    variant: str | None,
-    device: str | None,
-    batch_size: int,
-    source: str,
-    split: str | None,
-    count: int | None,
-    seed: int,
-    to_calibrate: bool,
-    update_card: bool,
-    out: str | None,
-    **options: Any,
+    model: str | None, device: str | None, to_calibrate: bool, update_card: bool, **options: Any
 ) -> None:
-    """Measure a model: cdrl-eval --model my-model --data good.npz --out figures.json
+    """Measure a model: cdrl-eval --model my-model --data good.npz --out results.json
 
     Samples, with the labels in turn, are compared with as many real images: fid, kid, is and prc
-    (precision and recall) on features, accuracy by a classifier of yours; ood says how well a score
-    tells real images from others. With each figure it is said what it depends on.
+    (precision and recall) use features, accuracy uses a classifier of yours; ood measures how well a
+    score tells real images from others. Each result comes with everything that it depends on.
 
     --calibrate scores N images of the data, chosen by --seed, and writes the statistics beside the
-    weights: FOLDER/statistics.safetensors. With them a score says how many in-distribution images
-    score higher. Best are images that the model was not trained on.
+    weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
+    images score higher. Use images that the model was not trained on, if you can.
 
     `accelerate launch -m cdrl_train.cli_eval …` shares the work out over processes.
 
@@ -141,74 +155,79 @@ def main(
     reached, 5 the disk is full, 130 interrupted.
     """
     if to_calibrate:
-        context = click.get_current_context()
-        for name in context.params.keys() - CALIBRATING - {"to_calibrate"}:
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-                option = "--" + name.replace("_", "-")
-                raise InputError(
-                    f"--calibrate measures nothing, {option} is not for it: leave it out"
-                )
-        if model is None:
-            raise InputError("--calibrate writes into the model's folder: name it, --model FOLDER")
-        _calibrate(Path(model), source, split or "train", count, seed, variant, batch_size, device)
-        return
-    from cdrl_train.evaluation.cache import default_cache
-    from cdrl_train.evaluation.evaluate import Evaluation, Request, card_file, updated_card
+        _calibrate(model, device, options)
+    else:
+        _evaluate(model, device, update_card, options)
+
+
+def _evaluate(
+    model: str | None, device: str | None, update_card: bool, options: dict[str, Any]
+) -> None:
+    """Measure, print, and write what was asked."""
+    from cdrl_train.evaluation.card import card_file
     from cdrl_train.evaluation.together import Processes
 
-    metrics, steps = options["metrics"], options["langevin_steps"]
-    request = Request(
-        source=source,
-        cache=options["cache"] or default_cache(),
-        split=split or "test",
-        model=model,
-        revision=revision,
-        variant=variant,
-        metrics=None if metrics is None else tuple(metrics.split(",")),
-        count=count,
-        repeats=options["repeats"],
-        seed=seed,
-        langevin_steps=None if steps is None else parse_steps(steps),
-        guidance_scale=options["guidance_scale"],
-        extractor=options["extractor"],
-        weights=options["extractor_weights"],
-        classifier=options["classifier"],
-        outside=options["outside"],
-        score=options["score"],
-        floor=options["floor"],
-        batch_size=batch_size,
-    )
+    out, request = options.pop("out"), _request(model, options)
     processes = Processes.join(device)
+    card: Path | None = None
     try:
         with ExitStack() as stack:
             stack.callback(processes.leave)
-
-            def prepare() -> tuple[Evaluation, Path | None, Path | None]:
-                table = card = None
-                if processes.main and out is not None:
-                    table = open_target(stack, out, ".json")
-                if processes.main and update_card:
-                    card = _opened(stack, card_file(model))
-                evaluation = Evaluation.prepare(request, processes.device)
-                if card is not None:
-                    updated_card(evaluation.pipe, card_file(model))  # refuses what it cannot do
-                return evaluation, table, card
-
-            evaluation, table, card = processes.alike(prepare)
-            report = evaluation.run(processes)
-            if table is not None:
-                text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-                table.write_text(text + "\n", encoding="utf-8")
-            if card is not None:
-                card.write_bytes(updated_card(evaluation.pipe, card_file(model), report))
+            if update_card:
+                card = processes.alike(lambda: card_file(model))
+            report = _measured(stack, request, processes, out, card)
     except (CDRLError, OSError):
         if processes.main:
             raise
-        raise click.exceptions.Exit(2) from None  # the main process tells
+        raise click.exceptions.Exit(2) from None  # the main process prints the error
     if processes.main:
         click.echo(report.text())
-        for path in filter(None, [out, str(card_file(model)) if update_card else None]):
+        for path in filter(None, [out, card]):
             click.echo(f"written: {path}", err=True)
+
+
+def _request(model: str | None, options: dict[str, Any]) -> Request:
+    from cdrl_train.evaluation.cache import default_cache
+    from cdrl_train.evaluation.request import Request
+
+    metrics, steps = options.pop("metrics"), options.pop("langevin_steps")
+    return Request(
+        model=model,
+        cache=options.pop("cache") or default_cache(),
+        split=options.pop("split") or "test",
+        metrics=None if metrics is None else tuple(metrics.split(",")),
+        langevin_steps=None if steps is None else parse_steps(steps),
+        weights=options.pop("extractor_weights"),
+        **options,
+    )
+
+
+def _measured(
+    stack: ExitStack, request: Request, processes: Processes, out: str | None, card: Path | None
+) -> Report:
+    """The report, written to the files; these are opened before any work and appear at the end."""
+    from cdrl_train.evaluation.card import updated_card
+    from cdrl_train.evaluation.evaluate import Evaluation
+
+    def prepare() -> tuple[Evaluation, Path | None, Path | None]:
+        table = new_card = None
+        if processes.main and out is not None:
+            table = open_target(stack, out, ".json")
+        if processes.main and card is not None:
+            new_card = _opened(stack, card)
+        evaluation = Evaluation.prepare(request, processes.device)
+        if card is not None:
+            updated_card(evaluation.pipe, card)  # raises for a card that cannot be edited
+        return evaluation, table, new_card
+
+    evaluation, table, new_card = processes.alike(prepare)
+    report = evaluation.run(processes)
+    if table is not None:
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        table.write_text(text + "\n", encoding="utf-8")
+    if card is not None and new_card is not None:
+        new_card.write_bytes(updated_card(evaluation.pipe, card, report))
+    return report
 
 
 def _opened(stack: ExitStack, target: Path) -> Path:
@@ -218,16 +237,7 @@ def _opened(stack: ExitStack, target: Path) -> Path:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
 
 
-def _calibrate(
-    folder: Path,
-    source: str,
-    split: str,
-    count: int | None,
-    seed: int,
-    variant: str | None,
-    batch_size: int,
-    device: str | None,
-) -> None:
+def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -> None:
     """Write the reference statistics of a model's scores."""
     import torch
 
@@ -238,27 +248,35 @@ def _calibrate(
     from cdrl_train.calibrate import calibrate, choose
     from cdrl_train.data.sources import data_name, load_images
 
-    seed, batch_size = check_seed(seed), positive("--batch-size", batch_size)
-    wanted = None if count is None else positive("-n", count)
-    model = load_model(folder, variant=variant)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = CDRLPipeline(model, name=folder.resolve().name).to(place)
-    images = choose(load_images(source, split).images, wanted, seed)
+    _refuse_what_measures()
+    if model is None:
+        raise InputError("--calibrate writes into the model's folder: name it, --model FOLDER")
+    source, split = options["source"], options["split"] or "train"
+    seed, batch_size = check_seed(options["seed"]), positive("--batch-size", options["batch_size"])
+    count = None if options["count"] is None else positive("-n", options["count"])
+    folder = Path(model)
+    pipe = CDRLPipeline(
+        load_model(folder, variant=options["variant"]), name=folder.resolve().name
+    ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    images = choose(load_images(source, split).images, count, seed)
     named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
     target = folder / STATISTICS
     try:
         with replaced_file(target) as new:
-            statistics = calibrate(
-                pipe,
-                images,
-                data=named,
-                seed=seed,
-                batch_size=batch_size,
-            )
+            statistics = calibrate(pipe, images, data=named, seed=seed, batch_size=batch_size)
             new.write_bytes(statistics.to_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
     click.echo(f"{target}: {statistics.count:,} images of {statistics.data}, seed {seed}")
+
+
+def _refuse_what_measures() -> None:
+    """`InputError` if an option was given that --calibrate does not use."""
+    context = click.get_current_context()
+    for name in context.params.keys() - CALIBRATING - {"to_calibrate"}:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"--calibrate measures nothing: leave {option} out")
 
 
 if __name__ == "__main__":

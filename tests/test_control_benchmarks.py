@@ -17,17 +17,17 @@ import torch
 from classifier import Recipe
 from click.testing import CliRunner
 from kept import kept
-from neighbours import precision_recall
 from numpy.typing import NDArray
 from PIL import Image
-from quality import SEED_STRIDE, SamplePools
 from report import mean_error, with_error
+from subject import SamplePools
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import save_model
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
+from cdrl_train.evaluation.sampling import SEED_STRIDE
 
 RECIPE = Recipe(widths=(4,), epochs=1, batch_size=8)
 SIDE, CLASSES = 8, 3
@@ -61,36 +61,7 @@ def _stub_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)[..., None, None]
 
     stub = EfficientNetLite0(network, "stub", torch.device("cpu"))
-    for module in (guidance, kernels):
-        monkeypatch.setattr(module, "load_efficientnet", lambda weights, device: stub)
-
-
-def test_a_set_has_all_precision_and_recall_of_itself_and_none_of_a_far_one() -> None:
-    x = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
-    assert precision_recall(x, x) == (1, 1)
-    assert precision_recall(x, x[::-1].copy()) == (1, 1)
-    assert precision_recall(x, x + 100) == (0, 0)
-
-
-def test_a_generator_that_knows_one_of_two_modes_is_precise_but_recalls_half() -> None:
-    x = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
-    both = np.concatenate([x, x + 100])
-    assert precision_recall(both, x) == (1, 0.5)
-    assert precision_recall(x, both) == (0.5, 1)
-
-
-@pytest.mark.parametrize(("k", "expected"), [(1, (0, 0)), (2, (0.5, 0.25)), (3, (0.75, 0.5))])
-def test_balls_reach_to_the_kth_neighbour(k: int, expected: tuple[float, float]) -> None:
-    real = np.array([[0.0], [1.0], [2.0], [3.0]])  # the last one's reaches to 4, 5, 6
-    generated = np.array([[4.5], [5.0], [6.0], [7.0]])  # the first one's to 4, 3, 2
-    assert precision_recall(real, generated, k) == expected
-
-
-def test_sets_without_neighbours_are_refused() -> None:
-    with pytest.raises(InputError, match="fewer than the 3 features of a set, got 3"):
-        precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
-    with pytest.raises(InputError, match=r"expected features \(N, D\)"):
-        precision_recall(np.zeros((9, 2)), np.zeros((9, 3)))
+    monkeypatch.setattr(EfficientNetLite0, "load", lambda weights, device: stub)
 
 
 def test_standard_errors() -> None:
@@ -117,33 +88,33 @@ def test_what_is_kept_goes_on_and_is_checked(tmp_path: Path) -> None:
     np.save(file, np.stack([rows[0], rows[0] + 1]))  # one image of the two still is what is drawn
     assert len(kept(file, 2, draw, row, 2)) == 2
     np.save(file, rows + 1)
-    with pytest.raises(InputError, match="delete it"):
+    with pytest.raises(InputError, match="delete the file"):
         kept(file, 3, draw, row, 2)
 
 
-def test_half_holes_take_turns_and_boxes_lie_anywhere() -> None:
-    halves = inpainting.half_holes(5, 4, 6)
+def test_half_masks_take_turns_and_boxes_lie_anywhere() -> None:
+    halves = inpainting.half_masks(5, 4, 6)
     assert halves.shape == (5, 1, 4, 6) and (halves.sum((1, 2, 3)) == 12).all()
     assert not (halves[0] & halves[1]).any() and not (halves[2] & halves[3]).any()
     assert halves[0, 0, :, 0].all() and halves[2, 0, 0].all() and (halves[4] == halves[0]).all()
-    boxes = inpainting.box_holes(200, 4, 6)
+    boxes = inpainting.box_masks(200, 4, 6)
     assert (boxes.any(3).sum((1, 2)) == 2).all() and (boxes.any(2).sum((1, 2)) == 3).all()
     assert (boxes.sum((1, 2, 3)) == 6).all()
     corners = {(int(b[0].any(1).argmax()), int(b[0].any(0).argmax())) for b in boxes}
     assert corners == {(row, column) for row in range(3) for column in range(4)}
-    assert (inpainting.box_holes(7, 4, 6) == boxes[:7]).all()
+    assert (inpainting.box_masks(7, 4, 6) == boxes[:7]).all()
 
 
-def test_errors_are_those_of_the_hole_alone() -> None:
+def test_errors_are_those_inside_the_mask() -> None:
     originals = np.full((2, 3, 4, 4), 200, np.uint8)
-    holes = np.zeros((2, 1, 4, 4), bool)
-    holes[0, 0, :2] = holes[1, 0, 1, 1] = True
+    masks = np.zeros((2, 1, 4, 4), bool)
+    masks[0, 0, :2] = masks[1, 0, 1, 1] = True
     fills = np.repeat(originals[:, None], 2, axis=1)
-    fills[0, 0, :, 0] = 196  # off by 4 in half of the hole: √8
-    fills[0, 0, :, 3] = 0  # not in the hole
+    fills[0, 0, :, 0] = 196  # off by 4 in half of the mask: √8
+    fills[0, 0, :, 3] = 0  # outside the mask
     fills[1, 1, 0, 1, 1] = 203  # off by 3 in one of three channels: √3
     expected = [[8**0.5, 0], [0, 3**0.5]]
-    assert inpainting.hole_errors(fills, originals, holes) == pytest.approx(np.array(expected))
+    assert inpainting.masked_errors(fills, originals, masks) == pytest.approx(np.array(expected))
 
 
 def test_majorities() -> None:
@@ -170,7 +141,7 @@ def test_inpainting_is_measured_interrupted_and_shown(
         "recipe": RECIPE,
     }
     text, results = inpainting.evaluate(**options)
-    rows = {(row["hole"], row["fill"], row["labels"]): row for row in results["rows"]}
+    rows = {(row["mask"], row["fill"], row["labels"]): row for row in results["rows"]}
     assert len(rows) == 2 * (2 + 2 * 2)
     assert results["known_pixels_kept"] and results["samples_differ"]
     assert rows["half", "untouched", ""]["one"]["mean"] == 0
@@ -232,7 +203,7 @@ def test_guidance_is_swept_with_the_same_seeds(
     assert results["rows"][-1]["frechet_excess"] == [0, 0]
     assert "| real images " in text
     pipe = CDRLPipeline.from_pretrained(judged_folder)
-    drawn = np.load(next((tmp_path / "cache").glob("guided-*-g3-K1-repeat1.npy")))
+    drawn = np.load(next((tmp_path / "cache").glob("samples-*-g3-K1-repeat1.npy")))
     alone = pipe(class_labels=[1], guidance_scale=3, seeds=[SEED_STRIDE + 4], langevin_steps=1)
     np.testing.assert_allclose(drawn[4, 0].astype(int), np.asarray(alone.images[0]), atol=1)
     for name in ("rows.png", "curves.png"):
@@ -256,7 +227,7 @@ def test_steps_that_a_number_of_gradients_allows() -> None:
 
 @pytest.mark.parametrize("name", kernels.NAMES)
 def test_gradients_counted_are_those_allowed(name: str, pipe: CDRLPipeline, tmp_path: Path) -> None:
-    pools = SamplePools(pipe, "digest", (CLASSES,), tmp_path, batch_size=2)
+    pools = SamplePools(pipe, "digest", tmp_path, batch_size=2)
     drawn = kernels.Bench(pools).samples(kernels.plan(name, 5, 2), None, 3)
     levels = pipe.model.schedule.num_levels
     assert (drawn["gradients"] == 5 * levels + 1).all()  # and the last denoising

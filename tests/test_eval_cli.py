@@ -82,7 +82,10 @@ def test_a_folder_of_pictures(model: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("--data DATA --calibrate", "name it, --model FOLDER"),
-        ("--model MODEL --data DATA --calibrate --repeats 2", "--repeats is not for it"),
+        (
+            "--model MODEL --data DATA --calibrate --repeats 2",
+            "measures nothing: leave --repeats out",
+        ),
         ("--model MODEL --calibrate", "Missing option '--data'"),
         ("--model nowhere --data DATA --calibrate", "nowhere: expected a model folder, found none"),
         ("--model MODEL --data nowhere --calibrate", "no data at 'nowhere'"),

@@ -84,7 +84,7 @@ def test_the_command(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)[..., None, None]
 
     stub = EfficientNetLite0(network, "stub", torch.device("cpu"))
-    monkeypatch.setattr(recipes, "load_efficientnet", lambda weights, device: stub)
+    monkeypatch.setattr(EfficientNetLite0, "load", lambda weights, device: stub)
     monkeypatch.setattr(recipes, "Recipe", lambda: Recipe(widths=(4,), epochs=1, batch_size=8))
     out, figure = tmp_path / "out.json", tmp_path / "curves.png"
     arguments = ["--data", data, "--tflop", "2e-4", "--points", "2", "--n", "6", "--seeds", "2"]

@@ -1,1 +1,1 @@
-"""Figures of a trained model: how good its samples are, and what its scores tell apart."""
+"""Measuring a trained model: how good its samples are, and what its scores tell apart."""

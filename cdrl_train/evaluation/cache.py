@@ -1,4 +1,4 @@
-"""Features of real images, kept on the disk under the digest of the images and of the extractor."""
+"""Features of images, kept on disk under the digests of the images and of what computes the features."""
 
 from __future__ import annotations
 
@@ -8,17 +8,38 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
-from cdrl_train.evaluation.extractors import Extractor
+from cdrl_train.evaluation.together import ALONE, Arrays, Processes
+
+PART = 500  # images whose features make one file
+
+
+class Extracts(Protocol):
+    """Images (N, C, H, W) uint8 -> an array (N, ...), such as an `Extractor`."""
+
+    @property
+    def name(self) -> str:
+        """In the names of the cached files."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of everything but the images that the numbers depend on."""
+        ...
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """(N, ...)."""
+        ...
 
 
 def default_cache() -> Path:
-    """``~/.cache/cdrl``, or where ``XDG_CACHE_HOME`` says."""
+    """``~/.cache/cdrl``, or ``cdrl`` in the folder that ``XDG_CACHE_HOME`` names."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdrl"
 
 
@@ -31,7 +52,7 @@ def images_digest(images: NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Rows of an extractor, one file for each set of images.
+    """Features on disk, one file for each set of images.
 
     Args:
         folder: made if it does not exist.
@@ -48,15 +69,15 @@ class FeatureCache:
         except OSError as error:
             raise InputError(self._refusal(error)) from error
 
-    def __call__(self, extractor: Extractor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, D + L), read where they are known; a file that is damaged is made again.
+    def __call__(self, extractor: Extracts, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """(N, ...), read from the disk if they are there; a damaged file is made again.
 
         Raises:
-            InputError: they cannot be written.
+            InputError: the file cannot be written.
         """
         name = f"features-{extractor.name}-{extractor.digest}-{images_digest(images)}.npz"
         file = self.folder / name
-        known = _read(file, (len(images), extractor.feature_dim + extractor.logits))
+        known = _read(file, len(images))
         if known is not None:
             return known
         rows = extractor(images)
@@ -67,15 +88,36 @@ class FeatureCache:
             raise InputError(self._refusal(error)) from error
         return rows
 
+    def rows(
+        self,
+        extractor: Extracts,
+        images: NDArray[np.uint8],
+        title: str | None = None,
+        processes: Processes = ALONE,
+    ) -> NDArray[Any]:
+        """(N, ...) of many images: a file for each `PART` images, shared out over processes.
+
+        Args:
+            extractor: computes them.
+            images: (N, C, H, W).
+            title: of the bar on stderr; None for no bar.
+            processes: share the work.
+        """
+
+        def extract(start: int, stop: int) -> Arrays:
+            return {"rows": self(extractor, images[start:stop])}
+
+        return processes.each_batch(len(images), PART, extract, title)["rows"]
+
     def _refusal(self, error: OSError) -> str:
         return f"cannot write to the cache {self.folder} ({error.strerror}); choose another with --cache"
 
 
-def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The rows of a file whose checksum is right; None where there are none."""
+def _read(file: Path, count: int) -> NDArray[Any] | None:
+    """The rows of a file whose checksum is right; None if there are none."""
     try:
         with file.open("rb") as stream:
-            rows: NDArray[np.float32] = np.load(stream, allow_pickle=False)["rows"]
+            rows: NDArray[Any] = np.load(stream, allow_pickle=False)["rows"]
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return rows if rows.shape == shape and rows.dtype == np.float32 else None
+    return rows if len(rows) == count else None

@@ -1,11 +1,12 @@
-"""A classifier of the user's, to ask whether samples show what was asked for."""
+"""A classifier that judges whether samples show what was asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError
 
+BATCH = 500  # images at a time
 RECIPE = (
     "torch.export.save(torch.export.export(network, (images,), "
     'dynamic_shapes=({0: torch.export.Dim("batch")},)), FILE)'
@@ -30,7 +32,7 @@ class Classifier:
         network: (B, C, H, W) float32 in [0, 1] -> (B, L) logits, those of several attributes side by
             side.
         num_classes: of each attribute; L is their sum.
-        digest: of the file.
+        digest: tells it from other classifiers.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -40,16 +42,21 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N, A) indices."""
-        logits = self.network(torch.from_numpy(images).float() / 255)
+        batches = torch.split(torch.from_numpy(images), BATCH)
+        logits = torch.cat([self.network(batch.float() / 255) for batch in batches])
         found = [part.argmax(1) for part in torch.split(logits, list(self.num_classes), dim=1)]
         indices: NDArray[np.int64] = torch.stack(found, dim=1).numpy()
         return indices
+
+    def share_recognised(self, images: NDArray[np.uint8], asked: NDArray[np.int64]) -> float:
+        """The share of images (N, C, H, W) with all of the asked labels (N, A), in [0, 1]."""
+        return float((self(images) == asked).all(1).mean())
 
 
 def load_classifier(
     file: Path, shape: tuple[int, int, int], num_classes: Sequence[int]
 ) -> Classifier:
-    """Read a network that `torch.export.save` wrote. **Its code is run**: only from whom you trust.
+    """Read a network that `torch.export.save` wrote. **Its code is run**: load trusted files only.
 
     Args:
         file: ``.pt2``.
@@ -57,26 +64,19 @@ def load_classifier(
         num_classes: of each attribute of the model.
 
     Raises:
-        InputError: another file, or a network of other images, classes or of one batch size alone.
+        InputError: the file is of another kind, or the network does not take such images in batches of
+            any size, or it has other classes.
     """
     if not file.is_file():
         raise InputError(f"--classifier {file}: expected a file, found none")
-    made_by = f"expected a .pt2 file of {RECIPE}"
+    made_by = f"expected a .pt2 file written by {RECIPE}"
     if not zipfile.is_zipfile(file):
         raise InputError(f"--classifier {file}: {made_by}, found another file")
-    log = logging.getLogger("torch.export")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it tells of pages of what one line says below
     try:
-        network = torch.export.load(file).module()
+        with _quiet():
+            network = torch.export.load(file).module()
     except Exception as error:
         raise InputError(f"--classifier {file}: {made_by} ({_reason(error)})") from error
-    finally:
-        log.setLevel(level)
-    classifier = Classifier(
-        network, tuple(num_classes), hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    )
-    total = sum(num_classes)
     for size in (3, 1):
         try:
             with torch.no_grad():
@@ -86,13 +86,27 @@ def load_classifier(
                 f"--classifier {file}: expected a network of {size} images {shape} in float32, in "
                 f"batches of any size ({_reason(error)}); {made_by}"
             ) from error
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != (size, total):
+        wanted = (size, sum(num_classes))
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(
-                f"--classifier {file}: expected logits ({size}, {total}) for {size} images, one for "
-                f"each class of the model, got {found}"
+                f"--classifier {file}: expected logits {wanted} for {size} images, one for each class "
+                f"of the model, got {found}"
             )
-    return classifier
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return Classifier(network, tuple(num_classes), digest)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence `torch.export`, which logs pages about an error that takes one line."""
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -1,79 +1,94 @@
-"""Figures of two sets of features: torch-fidelity's, with its settings."""
+"""How near one set of features is to another: FID, KID, inception score, precision and recall."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdrl_infer.errors import InputError, NumericalError
-
-if TYPE_CHECKING:
-    from cdrl_train.evaluation.extractors import Extractor
 
 KID_SUBSETS, KID_SUBSET = 100, 1000
 IS_SPLITS = 10
 NEIGHBOURS = 3
-PAIRS = 2000  # rows of a table of distances at a time
+ROWS = 2000  # rows of a table of distances at a time
 FEWEST = 2 * IS_SPLITS
 SETTINGS: dict[str, dict[str, int | str]] = {
     "fid": {},
     "kid": {"kernel": "polynomial of degree 3"},
     "is": {"splits": IS_SPLITS},
-    "prc": {"neighbours": NEIGHBOURS},
+    "precision": {"neighbours": NEIGHBOURS},
+    "recall": {"neighbours": NEIGHBOURS},
 }
 
 
 def check_torch_fidelity() -> None:
-    """InputError where it is not installed."""
+    """InputError if torch-fidelity cannot be imported."""
     try:
         import torch_fidelity  # noqa: F401
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another torch
         raise InputError(
-            f"torch-fidelity is needed for fid, kid, is and prc ({error}): pip install 'cdrl[eval]'"
+            f"kid, is and Inception need torch-fidelity ({error}): pip install 'cdrl[eval]'"
         ) from error
 
 
+def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)``; on Inception's features the FID.
+
+    In float64 (Heusel et al. 2017). With ``Σ = FᵀF``, ``tr (Σ_a Σ_b)^½`` is the sum of the singular
+    values of ``F_a F_bᵀ``. This needs no root of a matrix, so it also holds for fewer rows than columns,
+    where the covariances are singular.
+
+    Args:
+        a: (N, D), N at least 2.
+        b: (M, D), M at least 2.
+    """
+    x, y = _features(a, b, fewest=2)
+    factors = [torch.linalg.qr((z - z.mean(0)) / (len(z) - 1) ** 0.5, mode="r").R for z in (x, y)]
+    overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    traces = sum(factor.square().sum() for factor in factors)
+    return float((x.mean(0) - y.mean(0)).square().sum() + traces - 2 * overlap)
+
+
+def precision_recall(
+    samples: NDArray[np.float32], reference: NDArray[np.float32], k: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """The share of samples among the real images, and the share of these among the samples.
+
+    A point lies among a set if one of the set's points is at least as near to it as to the point's own
+    k-th nearest neighbour in the set (Kynkäänniemi et al. 2019, equations 1 and 2). Both shares depend
+    on the number of points and on the features.
+
+    Args:
+        samples: (N, D).
+        reference: (M, D).
+        k: neighbours; N and M must be greater.
+    """
+    ours, real = _features(samples, reference, fewest=k + 1)
+    return _share_among(ours, real, k), _share_among(real, ours, k)
+
+
+def _share_among(points: Tensor, others: Tensor, k: int) -> float:
+    # The nearest of a set's points to itself is the point itself.
+    parts = torch.split(others, ROWS)
+    radii = torch.cat([torch.cdist(part, others).kthvalue(k + 1, dim=1).values for part in parts])
+    among = [(torch.cdist(part, others) <= radii).any(1) for part in torch.split(points, ROWS)]
+    return float(torch.cat(among).double().mean())
+
+
 def kid_subset(n: int) -> int:
-    """How many images each of the KID's subsets has: 1,000, or all n where there are fewer."""
+    """How many images each of the KID's subsets has: 1,000, or all n if there are fewer."""
     return min(n, KID_SUBSET)
 
 
-def inception_score(logits: NDArray[np.float32]) -> float:
-    """``exp E KL(p(c|x) ‖ p(c))``, the mean of ten parts (Salimans et al. 2016).
-
-    Args:
-        logits: (N, L).
-    """
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-
-    return float(isc_features_to_metric(_finite(logits), IS_SPLITS)[KEY_METRIC_ISC_MEAN])
-
-
-def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)``, the FID on Inception's (Heusel et al. 2017).
-
-    Args:
-        a: (N, D).
-        b: (M, D).
-    """
-    from torch_fidelity.metric_fid import (
-        KEY_METRIC_FID,
-        fid_features_to_statistics,
-        fid_statistics_to_metric,
-    )
-
-    statistics = [fid_features_to_statistics(_finite(rows).double()) for rows in (a, b)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
-
-
 def kernel_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """The squared MMD with ``(x·y/D + 1)³``, the KID on Inception's (Bińkowski et al. 2018); unbiased.
+    """The squared MMD with ``(x·y/D + 1)³``, on Inception's features the KID (Bińkowski et al. 2018).
 
-    The mean of 100 subsets of 1,000; of fewer images it is the one of all.
+    Unbiased, by torch-fidelity: the mean over 100 subsets of 1,000 images. With fewer images it is the
+    one value of all.
 
     Args:
         a: (N, D).
@@ -83,8 +98,7 @@ def kernel_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
     size = kid_subset(min(len(a), len(b)))
     found = kid_features_to_metric(
-        _finite(a).double(),
-        _finite(b).double(),
+        *_features(a, b, fewest=2),
         kid_subsets=KID_SUBSETS if size < max(len(a), len(b)) else 1,
         kid_subset_size=size,
         verbose=False,
@@ -92,63 +106,58 @@ def kernel_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(found[KEY_METRIC_KID_MEAN])
 
 
-def precision_recall(
-    samples: NDArray[np.float32], reference: NDArray[np.float32]
-) -> tuple[float, float]:
-    """Shares of samples among the real images, and of these among the samples (Kynkäänniemi et al. 2019).
+def inception_score(logits: NDArray[np.float32]) -> float:
+    """``exp E KL(p(c|x) ‖ p(c))``, the mean of ten parts, by torch-fidelity (Salimans et al. 2016).
 
     Args:
-        samples: (N, D).
-        reference: (M, D).
+        logits: (N, L).
     """
-    from torch_fidelity.metric_prc import (
-        KEY_METRIC_PRECISION,
-        KEY_METRIC_RECALL,
-        prc_features_to_metric,
-    )
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    found = prc_features_to_metric(
-        _finite(samples),
-        _finite(reference),
-        prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=PAIRS,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return float(found[KEY_METRIC_PRECISION]), float(found[KEY_METRIC_RECALL])
+    return float(isc_features_to_metric(_finite(logits), IS_SPLITS)[KEY_METRIC_ISC_MEAN])
 
 
 def compare(
     samples: NDArray[np.float32],
     reference: NDArray[np.float32],
-    extractor: Extractor,
+    feature_dim: int,
     metrics: Collection[str],
 ) -> dict[str, float]:
-    """The figures that are asked, by name: "fid", "kid", "is", "precision", "recall".
+    """The asked values by name: "fid", "kid", "is", "precision", "recall".
 
     Args:
-        samples: (N, D + L) rows of the extractor.
+        samples: (N, D + L) rows of an extractor.
         reference: (M, D + L).
-        extractor: what they are of.
+        feature_dim: D.
         metrics: of "fid", "kid", "is" and "prc".
 
     Raises:
-        NumericalError: features that are not finite.
+        NumericalError: features are not finite.
     """
-    ours, real = (rows[:, : extractor.feature_dim] for rows in (samples, reference))
+    ours, real = samples[:, :feature_dim], reference[:, :feature_dim]
     found = {}
     if "fid" in metrics:
         found["fid"] = frechet(ours, real)
     if "kid" in metrics:
         found["kid"] = kernel_distance(ours, real)
     if "is" in metrics:
-        found["is"] = inception_score(samples[:, extractor.feature_dim :])
+        found["is"] = inception_score(samples[:, feature_dim:])
     if "prc" in metrics:
         found["precision"], found["recall"] = precision_recall(ours, real)
     return found
 
 
-def _finite(rows: NDArray[np.float32]) -> torch.Tensor:
+def _features(a: NDArray[np.float32], b: NDArray[np.float32], fewest: int) -> tuple[Tensor, Tensor]:
+    """Both in float64, once they are checked."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < fewest:
+        raise InputError(
+            f"expected features (N, D) and (M, D), N and M at least {fewest}, got {a.shape} and "
+            f"{b.shape}"
+        )
+    return _finite(a).double(), _finite(b).double()
+
+
+def _finite(rows: NDArray[np.float32]) -> Tensor:
     if not np.isfinite(rows).all():
         raise NumericalError("features of the images are not finite; check the extractor's weights")
     return torch.from_numpy(np.ascontiguousarray(rows))

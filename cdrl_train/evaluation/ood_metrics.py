@@ -1,4 +1,4 @@
-"""How well scores tell two sets apart, with bootstrap intervals; higher = more anomalous."""
+"""How well scores separate two sets, with bootstrap intervals; higher = more anomalous."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError, NumericalError
 
-ACCEPTED = 0.95  # of the images that are of the data, for FPR95
+ACCEPTED = 0.95  # share of the data's images that pass, for FPR95
 CONFIDENCE = 0.95
 METRICS = ("AUROC", "AUPR", "FPR95")
 CONVENTION = (
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A figure and what 95 % of its resamplings lie between."""
+    """A value, and the bounds of 95 % of its resamplings."""
 
     value: float
     low: float
@@ -33,18 +33,18 @@ class Interval(NamedTuple):
 
 
 def sklearn_metrics() -> Any:
-    """scikit-learn's; InputError where it is not installed."""
+    """``sklearn.metrics``; InputError if scikit-learn is not installed."""
     try:
         from sklearn import metrics
     except ImportError as error:
         raise InputError(
-            f"{error}: these figures need scikit-learn: pip install 'cdrl[eval]'"
+            f"{error}: AUROC and AUPR need scikit-learn: pip install 'cdrl[eval]'"
         ) from None
     return metrics
 
 
 def separation(inside: Floats, outside: Floats) -> Floats:
-    """(3,) the `METRICS` of scores (N,) of the data and (M,) of others.
+    """(3,) the `METRICS` of the scores of the data (N,) and of other images (M,).
 
     Raises:
         NumericalError: a score is not finite.
@@ -65,7 +65,7 @@ def separation(inside: Floats, outside: Floats) -> Floats:
 
 
 def resamplings(count: int, repeats: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(R, N) how often each of N images is drawn, in R bootstrap samples of N."""
+    """(R, N) how often each of N images occurs in R bootstrap samples of N."""
     return rng.multinomial(count, np.full(count, 1 / count), repeats)
 
 
@@ -76,7 +76,7 @@ def resampled_separation(
     scores, place = np.unique(np.r_[inside, outside], return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(scores)))
-    # By distinct score, ascending: how many of the resampled images have it.
+    # For each distinct score, ascending: how many of the resampled images have it.
     ours, others = (
         np.add.reduceat(draws[:, order], starts, axis=1, dtype=np.float64)
         for draws in (
@@ -96,14 +96,14 @@ def resampled_separation(
 
 
 def interval(value: float, draws: Floats) -> Interval:
-    """The percentile interval of a figure's resamplings (R,)."""
+    """A value with the percentile interval of its resamplings (R,)."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
 
 def pixel_auroc(maps: NDArray[Any], masks: NDArray[np.bool_]) -> Floats:
-    """(N,) how well each image's map (N, H, W) tells the pixels of its mask from its others."""
+    """(N,) AUROC of each image's map (N, H, W): pixels inside its mask against those outside."""
     return np.array(
         [
             separation(map_[~mask].astype(float), map_[mask].astype(float))[0]

@@ -1,19 +1,34 @@
-"""Images that are not of the data, to be told from them."""
+"""How well a score tells the data from other images."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.data.sources import load_images
+from cdrl_train.evaluation.cache import images_digest
+from cdrl_train.evaluation.ood_metrics import (
+    METRICS,
+    resampled_separation,
+    resamplings,
+    separation,
+)
+from cdrl_train.evaluation.report import BOOTSTRAP, Result
+from cdrl_train.evaluation.sampling import Bytes, RealImages
+from cdrl_train.evaluation.together import Arrays, Processes
+
+RESAMPLINGS = 1000
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """Each set has its own, so that none depends on which others there are."""
+    """A generator for each set, so that no set depends on which others there are."""
     return np.random.default_rng([seed, *name.encode()])
 
 
@@ -23,20 +38,21 @@ def read_outside(
     count: int,
     seed: int,
     taken: Collection[str] = (),
-) -> dict[str, NDArray[np.uint8]]:
-    """By name, ``count`` images (N, C, H, W) of the test split at random, or all if there are fewer.
+) -> dict[str, Bytes]:
+    """By name, ``count`` random images (N, C, H, W) of the test split, or all if there are fewer.
 
     Args:
         sources: ``NAME=DATA`` each.
-        shape: (C, H, W) that images must have.
-        count: the most of a set.
+        shape: (C, H, W) that the images must have.
+        count: the most images of a set.
         seed: of the choice.
         taken: names that other sets have.
 
     Raises:
-        InputError: no such pair, no such data, images of another shape, or a name that is taken.
+        InputError: the text is no such pair, there are no such data, the images have another shape, or
+            the name is taken.
     """
-    found: dict[str, NDArray[np.uint8]] = {}
+    found: dict[str, Bytes] = {}
     for text in sources:
         name, _, source = text.partition("=")
         if not name or not source:
@@ -52,3 +68,81 @@ def read_outside(
         some = generator(seed, name).permutation(len(images))[:count]
         found[name] = images[torch.from_numpy(np.sort(some))].numpy()
     return found
+
+
+@dataclass(frozen=True)
+class Separation:
+    """AUROC, AUPR and FPR95 of a score for each outside set, with the spread of bootstrap resamplings.
+
+    Args:
+        pipe: of the model.
+        score: its name.
+        inside: images of the data.
+        place: what to call these.
+        outside: other images, by name.
+        batch_size: images at a time.
+    """
+
+    pipe: CDRLPipeline
+    score: str
+    inside: RealImages
+    place: str
+    outside: Mapping[str, Bytes]
+    batch_size: int
+
+    def results(self, processes: Processes) -> list[Result]:
+        """Three for each set."""
+        inside = self._scores(processes, self.inside.images(0), "data")
+        results = []
+        for name, images in self.outside.items():
+            outside = self._scores(processes, images, name)
+            values = separation(inside, outside)
+            rng = generator(self.inside.seed, name)
+            draws = [resamplings(len(one), RESAMPLINGS, rng) for one in (inside, outside)]
+            errors = resampled_separation(inside, outside, *draws).std(0, ddof=1)
+            results += [
+                Result(
+                    f"ood-{metric.lower()}",
+                    f"{metric} against {name}",
+                    (float(value),),
+                    float(error),
+                    BOOTSTRAP.format(RESAMPLINGS),
+                    n=self.inside.count,
+                    by=self.score,
+                    depends_on=("score", "outside"),
+                    args={"outside_images": len(outside)},
+                )
+                for metric, value, error in zip(METRICS, values, errors, strict=True)
+            ]
+        return results
+
+    def _scores(self, processes: Processes, images: Bytes, name: str) -> NDArray[np.float64]:
+        def score(start: int, stop: int) -> Arrays:
+            part = torch.from_numpy(images[start:stop])
+            found = self.pipe.score(part, self.score, batch_size=stop - start, progress=False)
+            return {"scores": found.scores.numpy()}
+
+        title = f"{self.score}, {name}"
+        rows = processes.each_batch(len(images), self.batch_size, score, title)
+        return rows["scores"].astype(np.float64)
+
+    def conditions(self) -> dict[str, str]:
+        """The score, the data and the sets, in words."""
+        statistics = self.pipe.model.statistics
+        return {
+            "score": (
+                f"{self.score} (higher = more anomalous), seed of the noise "
+                f"{0 if statistics is None else statistics.seed}, "
+                + ("not calibrated" if statistics is None else f"calibrated on {statistics.data}")
+                + f"; inside: {self.inside.count:,} images of {self.place}, chosen by seed "
+                f"{self.inside.seed}"
+            ),
+            "outside": "; ".join(
+                f"{name}: {len(images):,} images, {images_digest(images)[:12]}"
+                for name, images in self.outside.items()
+            ),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {"score": self.score}

@@ -1,4 +1,4 @@
-"""Figures with all that they depend on: as text, as JSON, and as a model card's model-index has them."""
+"""Results with everything that they depend on: as text, as JSON, and for a model card's model-index."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ BOOTSTRAP = "standard error by {:,} bootstrap resamplings of the images"
 
 
 @dataclass(frozen=True)
-class Figure:
+class Result:
     """One number.
 
-    Attributes:
+    Args:
         metric: for programs: "fid", "precision", "ood-auroc" …
         name: for readers.
-        values: of each repeat; the figure is their mean.
-        error: one standard error of it; None where nothing tells.
-        error_is: what kind.
-        floor: the same of other real images in the samples' place, for each repeat.
-        floor_name: what these are.
-        n: images it is of.
-        by: what has judged them, for a model card.
-        of: the conditions it depends on, names of `Report.conditions`.
-        args: what this figure alone depends on.
+        values: of each repeat; the result is their mean.
+        error: one standard error of the mean; None if it is unknown.
+        error_is: how the error was estimated.
+        n: the number of images.
+        by: the extractor, classifier or score, for a model card.
+        depends_on: names of `Report.conditions`.
+        floor: for each repeat, the same of other real images in the samples' place.
+        floor_name: what to call these.
+        args: what this result alone depends on.
         in_card: whether a model card has it.
     """
 
@@ -42,7 +42,7 @@ class Figure:
     error_is: str | None
     n: int
     by: str
-    of: tuple[str, ...]
+    depends_on: tuple[str, ...]
     floor: tuple[float, ...] = ()
     floor_name: str = ""
     args: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Figure:
 
 
 def over_repeats(values: Sequence[float]) -> tuple[float | None, str | None]:
-    """The standard error of a mean of repeats and what to call it; of a single one nothing is known."""
+    """The standard error of the mean over repeats and what to call it; (None, None) for one repeat."""
     if len(values) < 2:
         return None, None
     error = statistics.stdev(values) / math.sqrt(len(values))
@@ -63,16 +63,17 @@ def over_repeats(values: Sequence[float]) -> tuple[float | None, str | None]:
 
 
 def binomial_error(right: int, count: int) -> float:
-    """The standard deviation of a share of which k of n were seen, all shares being as likely before.
+    """The standard error of a share of which k of n were seen, with all shares equally likely before.
 
-    ``√(p (1 - p) / (n + 3))`` with ``p = (k + 1) / (n + 2)``: near to the usual one, and not 0 for none.
+    ``√(p (1 - p) / (n + 3))`` with ``p = (k + 1) / (n + 2)``. It is near ``√(k/n (1 - k/n) / n)``, but
+    not 0 where k is 0 or n.
     """
     p = (right + 1) / (count + 2)
     return math.sqrt(p * (1 - p) / (count + 3))
 
 
 def plus_minus(value: float, error: float | None = None) -> str:
-    """``"305.9 ± 9.6"``: as many digits as the error has sense for, two of it; four without one."""
+    """``"305.9 ± 9.6"``: two digits of the error and as many places; without an error four digits."""
     if error is None or not error > 0:
         return f"{value:.4g}" + ("" if error is None else " ± 0")
     digits = max(0, 1 - math.floor(math.log10(error)))
@@ -83,18 +84,18 @@ def plus_minus(value: float, error: float | None = None) -> str:
 class Report:
     """What an evaluation found.
 
-    Attributes:
-        model: its name, digest …
-        figures: in the order asked.
-        conditions: what all figures share: samples, reference, extractor …, in words by subject.
+    Args:
+        model: its name, digest, and the versions of the software.
+        results: in the order asked.
+        conditions: what results depend on, in words: samples, reference, extractor …
         settings: the same for programs.
-        skipped: metrics that were not taken, and why.
+        skipped: metrics that were not measured, and why.
         dataset: type, name and split, for a model card.
-        variant: what is not the model's default, as ", K = 15", for a model card.
+        variant: what differs from the model's defaults, as ", K = 15", for a model card.
     """
 
     model: dict[str, str]
-    figures: tuple[Figure, ...]
+    results: tuple[Result, ...]
     conditions: dict[str, str]
     settings: dict[str, Any]
     skipped: dict[str, str]
@@ -103,51 +104,54 @@ class Report:
 
     def text(self) -> str:
         """For a terminal."""
-        width = max(len(figure.name) for figure in self.figures)
-        values = [plus_minus(figure.value, figure.error) for figure in self.figures]
+        width = max(len(result.name) for result in self.results)
+        values = [plus_minus(result.value, result.error) for result in self.results]
         longest = max(map(len, values))
         lines = [", ".join(self.model.values()), ""]
-        for figure, value in zip(self.figures, values, strict=True):
-            line = f"{figure.name:{width}}  {value:>{longest}}"
-            if figure.floor:
-                error = over_repeats(figure.floor)[0]
-                floor = plus_minus(statistics.fmean(figure.floor), error)
-                line += f"   {figure.floor_name}: {floor}"
+        for result, value in zip(self.results, values, strict=True):
+            line = f"{result.name:{width}}  {value:>{longest}}"
+            if result.floor:
+                floor = plus_minus(statistics.fmean(result.floor), over_repeats(result.floor)[0])
+                line += f"   {result.floor_name}: {floor}"
             lines.append(line)
-        kinds = dict.fromkeys(f.error_is for f in self.figures if f.error_is is not None)
-        conditions = dict(self.conditions)
-        if kinds:
-            named = {
-                kind: [f.name.strip() for f in self.figures if f.error_is == kind and f.in_card]
-                for kind in kinds
-            }
-            conditions["±"] = "; ".join(f"{kind}: {listing(named[kind])}" for kind in kinds)
+        conditions = {**self.conditions, **self._errors()}
         label = max(map(len, conditions))
         lines += ["", *(f"{name:{label}}  {words}" for name, words in conditions.items())]
         lines += [f"{'skipped':{label}}  {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
+    def _errors(self) -> dict[str, str]:
+        """The kinds of error, each with the results that have it."""
+        named: dict[str, list[str]] = {}
+        for result in self.results:
+            if result.error_is is not None:
+                names = named.setdefault(result.error_is, [])
+                names += [result.name.strip()] if result.in_card else []
+        if not named:
+            return {}
+        return {"±": "; ".join(f"{kind}: {listing(names)}" for kind, names in named.items())}
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; each figure has all that it depends on."""
+        """For JSON; each result has everything that it depends on."""
         return {
             "model": self.model,
             "data": self.dataset,
             "settings": self.settings,
-            "figures": [
+            "results": [
                 {
-                    "metric": figure.metric,
-                    "name": figure.name,
-                    "value": figure.value,
-                    "error": figure.error,
-                    "error_is": figure.error_is,
-                    "values": list(figure.values),
-                    "floor": list(figure.floor) or None,
-                    "floor_is": figure.floor_name or None,
-                    "n": figure.n,
-                    "by": figure.by,
-                    "args": {**self._depends(figure), **figure.args},
+                    "metric": result.metric,
+                    "name": result.name,
+                    "value": result.value,
+                    "error": result.error,
+                    "error_is": result.error_is,
+                    "values": list(result.values),
+                    "floor": list(result.floor) or None,
+                    "floor_is": result.floor_name or None,
+                    "n": result.n,
+                    "by": result.by,
+                    "args": {**self._depends(result), **result.args},
                 }
-                for figure in self.figures
+                for result in self.results
             ],
             "skipped": self.skipped,
         }
@@ -155,23 +159,23 @@ class Report:
     def card_entries(self) -> list[dict[str, Any]]:
         """The ``metrics`` of a model-index; args are flat, as readers of cards expect."""
         entries = []
-        for figure in self.figures:
-            if not figure.in_card:
+        for result in self.results:
+            if not result.in_card:
                 continue
-            args: dict[str, Any] = {"n": figure.n, **self._depends(figure), **figure.args}
-            if figure.error is not None:
-                args["error"] = f"{_rounded(figure.error)} ({figure.error_is})"
-            if figure.floor:
-                args["floor"] = f"{_rounded(statistics.fmean(figure.floor))} ({figure.floor_name})"
+            args: dict[str, Any] = {"n": result.n, **self._depends(result), **result.args}
+            if result.error is not None:
+                args["error"] = f"{_rounded(result.error)} ({result.error_is})"
+            if result.floor:
+                args["floor"] = f"{_rounded(statistics.fmean(result.floor))} ({result.floor_name})"
             args["model"] = f"{self.model['digest']}, {self.model['cdrl']}"
-            name = f"{figure.name} ({figure.by}, n = {figure.n:,}{self.variant})"
+            name = f"{result.name} ({result.by}, n = {result.n:,}{self.variant})"
             entries.append(
-                {"type": figure.metric, "name": name, "value": _rounded(figure.value), "args": args}
+                {"type": result.metric, "name": name, "value": _rounded(result.value), "args": args}
             )
         return entries
 
-    def _depends(self, figure: Figure) -> dict[str, str]:
-        return {name: self.conditions[name] for name in figure.of}
+    def _depends(self, result: Result) -> dict[str, str]:
+        return {name: self.conditions[name] for name in result.depends_on}
 
 
 def slug(name: str) -> str:

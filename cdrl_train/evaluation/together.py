@@ -1,4 +1,4 @@
-"""Images shared out over processes: all of them end with the same results, or the same error."""
+"""Work shared out over processes: all of them end with the same results, or the same error."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Processes:
-    """Those that `torchrun` or `accelerate launch` has started, or this one alone.
+    """The processes that `torchrun` or `accelerate launch` has started, or this one alone.
 
     Args:
         accelerator: None for one process.
-        device: of this process.
+        device: where this process computes.
     """
 
     def __init__(self, accelerator: Accelerator | None, device: torch.device) -> None:
@@ -38,13 +38,13 @@ class Processes:
 
     @classmethod
     def join(cls, device: str | None) -> Processes:
-        """Find the others.
+        """Find the other processes.
 
         Args:
-            device: to run on; None: a GPU where there is one, each process its own.
+            device: to run on; None for a GPU if there is one, another one for each process.
 
         Raises:
-            InputError: no such device, or several processes and no accelerate.
+            InputError: there is no such device, or accelerate is missing for several processes.
         """
         place = None if device is None else usable_device(device)
         if one_of_several():
@@ -54,11 +54,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Is this the one that writes and tells?"""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """What each process makes, in their order; an error of one is raised in all."""
+        """The results of all processes, in their order; an error of one is raised in all."""
         if self.count == 1:
             return [work()]
         from accelerate.utils import gather_object
@@ -68,7 +68,7 @@ class Processes:
             mine = (work(), None)
         except (CDRLError, OSError) as error:
             mine = (None, error)
-        except Exception as error:  # which perhaps cannot be sent
+        except Exception as error:  # it may not be picklable
             mine = (None, RuntimeError(f"process {self.rank}: {error!r}"))
         everyone = gather_object([mine])
         for _, failure in everyone:
@@ -77,30 +77,30 @@ class Processes:
         return [result for result, _ in everyone]
 
     def alike(self, work: Callable[[], T]) -> T:
-        """What this process makes of what all do; an error of one is raised in all."""
+        """This process's own result, once all have one; an error of one is raised in all."""
         made: list[T] = []
         self.together(lambda: made.append(work()))
         return made[0]
 
     def each_batch(
-        self, count: int, batch_size: int, work: Callable[[int, int], Arrays], title: str
+        self, count: int, batch_size: int, work: Callable[[int, int], Arrays], title: str | None
     ) -> Arrays:
         """The rows of all images, made batch by batch; whole batches are shared out.
 
-        So each batch has the same images however many processes there are, and the same rows to the
-        bit: a network rounds an image otherwise in other company.
+        A network's rounding of an image depends on the batch. Each batch has the same images for any
+        number of processes, so the rows are the same to the bit.
 
         Args:
             count: N.
             batch_size: images at a time.
-            work: (start, stop) -> arrays of as many rows.
-            title: of the bar on stderr, shown if that is a terminal.
+            work: (start, stop) -> arrays with a row for each image.
+            title: of the bar on stderr, shown if that is a terminal; None for no bar.
         """
         starts = range(0, count, batch_size)
 
         def mine() -> dict[int, Arrays]:
             found = {}
-            hidden = None if self.main else True
+            hidden = None if self.main and title is not None else True
             with tqdm(total=count, desc=title, unit="image", disable=hidden) as bar:
                 for start in starts[self.rank :: self.count]:
                     stop = min(start + batch_size, count)
@@ -119,3 +119,6 @@ class Processes:
             self.accelerator.end_training()
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+
+ALONE = Processes(None, torch.device("cpu"))

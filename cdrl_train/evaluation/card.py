@@ -1,0 +1,49 @@
+"""Results in a model's card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdrl_infer.errors import CheckpointError, InputError
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.storage.card import render, with_figures
+from cdrl_infer.storage.folder import CARD, bundled_models
+from cdrl_train.evaluation.report import Report
+
+
+def card_file(model: str | None) -> Path:
+    """The card in a folder of the user's.
+
+    Raises:
+        InputError: the model is bundled or on the Hub.
+    """
+    if model is None or model in bundled_models() or not Path(model).is_dir():
+        raise InputError(
+            "--update-card writes into the folder of a model of yours, got "
+            f"{model or 'the bundled model'!r}; pipe.save_pretrained(FOLDER) makes a copy"
+        )
+    return Path(model) / CARD
+
+
+def updated_card(pipe: CDRLPipeline, file: Path, report: Report | None = None) -> bytes:
+    """The card with a report's results in it; a new card if there is none.
+
+    Args:
+        pipe: of the model.
+        file: the card.
+        report: None adds nothing, and still raises for a card that cannot be edited.
+
+    Raises:
+        CheckpointError: the card cannot be read or edited.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read as UTF-8 ({error})") from error
+    text = text or render(pipe.model, pipe.name, facts={}, text="")
+    entries, dataset = ([], None) if report is None else (report.card_entries(), report.dataset)
+    try:
+        changed = with_figures(text, entries, dataset=dataset, model=pipe.name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return changed.encode()

@@ -1,0 +1,187 @@
+"""What a user asks `cdrl-eval` to measure, and the checks of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdrl_infer.arguments import check_seed, integer, number, positive
+from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.model import Attribute, CDRLModel
+from cdrl_train.calibrate import MOST_USED
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_images
+from cdrl_train.evaluation import distances
+from cdrl_train.evaluation.extractors import EXTRACTORS
+from cdrl_train.evaluation.fidelity import FEWEST, check_torch_fidelity
+from cdrl_train.evaluation.ood_metrics import sklearn_metrics
+from cdrl_train.evaluation.sampling import SEED_STRIDE, RealImages, Steps
+
+METRICS = (*distances.METRICS, "ood", "accuracy")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A user's request; None stands for a default that depends on the rest.
+
+    Args:
+        source: the data, as for `cdrl_train.data.load_images`.
+        cache: a folder for features of real images.
+        split: "train" or "test".
+        model: as for `CDRLPipeline.from_pretrained`, like revision and variant.
+        metrics: of `METRICS`; None for all that can be measured.
+        count: n, samples of each repeat and real images to compare them with.
+        repeats: R.
+        seed: of the first sample, and of the choice of real images.
+        langevin_steps: K.
+        guidance_scale: of conditional samples.
+        extractor: in `cdrl_train.evaluation.extractors.EXTRACTORS`.
+        weights: a file of the extractor's weights.
+        classifier: a file, see `cdrl_train.evaluation.classifier`.
+        outside: ``NAME=DATA`` each.
+        score: a name in `cdrl_infer.scoring.scores.SCORES`.
+        floor: also compare real images with real ones.
+        batch_size: images at a time.
+    """
+
+    source: str
+    cache: Path
+    split: str = "test"
+    model: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    metrics: tuple[str, ...] | None = None
+    count: int | None = None
+    repeats: int = 1
+    seed: int = 0
+    langevin_steps: Steps | None = None
+    guidance_scale: float = 1.0
+    extractor: str = "inception-v3-compat"
+    weights: Path | None = None
+    classifier: Path | None = None
+    outside: tuple[str, ...] = ()
+    score: str = "combined"
+    floor: bool = True
+    batch_size: int = 64
+
+    def chosen_metrics(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The metrics to measure, and why each of the others is skipped.
+
+        Raises:
+            InputError: a value that no model and no data could make good, a metric that was asked by
+                name and cannot be measured, or a package that it needs is missing.
+        """
+        positive("--repeats", self.repeats)
+        positive("--batch-size", self.batch_size)
+        check_seed(self.seed)
+        metrics, skipped = self._possible()
+        if {"kid", "is"} & set(metrics):
+            check_torch_fidelity()
+        if "ood" in metrics:
+            sklearn_metrics()
+        return metrics, skipped
+
+    def _possible(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        reasons = {}
+        if not EXTRACTORS.find(self.extractor, "--extractor").logits:
+            with_logits = listing(name for name, kind in EXTRACTORS.items() if kind.logits)
+            reasons["is"] = f"{self.extractor} has no logits; --extractor {with_logits} has"
+        if self.classifier is None:
+            reasons["accuracy"] = "no classifier; --classifier FILE.pt2 gives one"
+        if not self.outside:
+            reasons["ood"] = "no images to tell from the data; --outside NAME=DATA gives a set"
+        if self.metrics is None:
+            return tuple(m for m in METRICS if m not in reasons), reasons
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise InputError(
+                    f"--metrics must be of {listing(METRICS)}, got {metric!r}"
+                    f"{did_you_mean(metric, METRICS)}"
+                )
+            if metric in reasons:
+                raise InputError(f"the metric {metric!r} cannot be measured: {reasons[metric]}")
+        given = {"accuracy": ("--classifier", self.classifier), "ood": ("--outside", self.outside)}
+        for metric, (option, value) in given.items():
+            if value and metric not in self.metrics:
+                raise InputError(f"{option} is for the metric {metric!r}: add it to --metrics")
+        return tuple(m for m in METRICS if m in self.metrics), {}
+
+    def check_model(self, model: CDRLModel, name: str) -> None:
+        """`InputError` if the model cannot be sampled as asked."""
+        if number("--guidance-scale", self.guidance_scale) != 1 and not model.labels:
+            raise InputError(f"--guidance-scale needs a model with labels, {name!r} has none")
+        steps, levels = self.langevin_steps, model.schedule.num_levels
+        if steps is None:
+            return
+        each = [steps] if isinstance(steps, int) else list(steps)
+        if min(each) < 0 or (not isinstance(steps, int) and len(each) != levels):
+            raise InputError(
+                f"--langevin-steps must be at least 0, one number or {levels} (one per transition), "
+                f"got {listing(each)}"
+            )
+
+    def real_images(self, model: CDRLModel, name: str) -> RealImages:
+        """The real images to compare with.
+
+        Raises:
+            InputError: there are none, too few of them, or they do not fit the model.
+        """
+        data = load_images(self.source, self.split)
+        check_shape(model, name, data)
+        count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
+        if not FEWEST <= count <= len(data):
+            raise InputError(
+                f"-n must lie in {FEWEST} … {len(data):,}, the number of images to compare with, got "
+                f"{count:,}"
+            )
+        if count > SEED_STRIDE:
+            raise InputError(f"-n must be at most {SEED_STRIDE:,}, the seeds of a repeat")
+        check_seed(self.seed + (self.repeats - 1) * SEED_STRIDE + count - 1)
+        return RealImages(data, self.split, self.seed, count)
+
+    def floor_images(self, real: RealImages) -> RealImages | None:
+        """As many images of the other split; None if there are too few, or no floor is asked."""
+        if not self.floor or Path(self.source).is_dir():
+            return None
+        split = "train" if self.split == "test" else "test"
+        try:
+            data = load_images(self.source, split)
+        except InputError:
+            return None
+        same = data.images.shape[1:] == real.data.images.shape[1:]
+        enough = len(data) >= real.count
+        return RealImages(data, split, self.seed, real.count) if same and enough else None
+
+
+def check_shape(model: CDRLModel, name: str, data: ImageSet) -> None:
+    """`InputError` unless the data have images of the model's shape."""
+    shape = tuple(data.images.shape[1:])
+    if shape != model.image.shape:
+        raise InputError(
+            f"expected data of images {model.image.shape} (C, H, W) as {name!r} has, got {shape}"
+        )
+
+
+def check_labels(ours: Sequence[Attribute], data: ImageSet) -> None:
+    """`InputError` unless the data have the model's classes, by name or by number."""
+    if not ours:
+        raise InputError("judging labels needs a model with labels, this one has none")
+    if data.labels is None:
+        raise InputError(
+            "judging labels needs data with labels, to measure the classifier itself; these have none"
+        )
+    theirs = data.attributes
+    if len(ours) != len(theirs) or not all(map(_same_classes, ours, theirs)):
+        mine, others = (
+            json.dumps([list(a.values) for a in attributes], ensure_ascii=False)
+            for attributes in (ours, theirs)
+        )
+        raise InputError(f"judging labels needs data with the model's labels {mine}, got {others}")
+
+
+def _same_classes(a: Attribute, b: Attribute) -> bool:
+    numbers = tuple(map(str, range(len(b.values))))
+    numbered = numbers in (tuple(a.values), tuple(b.values))
+    return tuple(a.values) == tuple(b.values) or (numbered and len(a.values) == len(b.values))
