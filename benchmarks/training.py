@@ -110,7 +110,7 @@ class Live:
 
 @contextmanager
 def norms_recomputed(network: nn.Module) -> Iterator[None]:
-    """In place of `cdrl_train.engine.spectral.normalised`: σ is left alone, W / σ(W) is not kept."""
+    """In place of `cdrl_train.spectral.normalised`: σ is left alone, W / σ(W) is not kept."""
     network.eval()
     yield
 

@@ -19,8 +19,8 @@ from cdrl_infer.proposals import posterior_mean
 from cdrl_infer.schedule import Level
 from cdrl_train.config import TrainConfig
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.spectral import add_spectral_norm, power_iteration
 from cdrl_train.networks import build_network
+from cdrl_train.spectral import add_spectral_norm, power_iteration
 
 # The parts of a step.
 DATA = "data and noise"

@@ -120,6 +120,9 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
         return from_config(hint, value, f"{where}, {name!r}")
     if isinstance(hint, type) and issubclass(hint, Configurable) and hint.registry is not None:
         return from_registry(hint.registry, value, f"{where}, {name!r}")
+    items = get_args(hint)[0] if get_origin(hint) is tuple else None
+    if dataclasses.is_dataclass(items) and isinstance(value, list | tuple):
+        return tuple(_typed(v, items, f"{name}.{k}", where) for k, v in enumerate(value))
     try:
         return _convert(value, hint)
     except TypeError:

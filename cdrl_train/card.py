@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage import card
 from cdrl_train.config import TrainConfig
-from cdrl_train.presets import preset
+from cdrl_train.presets import is_preset, preset
 
 
 def render(
@@ -19,26 +19,37 @@ def render(
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
-    """Markdown with the front matter the Hub reads; figures are to be added once measured.
+    """Markdown with the front matter that the Hub reads, without measurements.
 
     Args:
-        model: with its training record.
-        config: the run's.
-        data: what it was trained on, as the user named it.
+        model: the model with its training record.
+        config: options of the run.
+        data: name of the training data.
         licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     record = model.training
-    warm, cooperative = config.warm_start, config.cooperative
-    total = warm.steps + cooperative.steps
+    total = config.total_steps
     stopped = {"taken": f"after {record['steps']:,} of these {total:,} steps"}
-    command = ["cdrl-train", "--preset", config.name, "--data", data, "--out", config.name]
-    for assignment in config.assignments(preset(config.name)):
-        command += ["--set", assignment]
+    if is_preset(config.name):
+        command = ["cdrl-train", "--preset", config.name, "--data", data, "--out", config.name]
+        for assignment in config.assignments(preset(config.name)):
+            command += ["--set", assignment]
+    else:
+        command = ["cdrl-train", "--config", "options.json", "--data", data, "--out", config.name]
     facts = {
         "data": data,
-        "warm start": f"{warm.steps:,} steps of {warm.batch_size} images",
-        "cooperative phase": f"{cooperative.steps:,} steps of {cooperative.batch_size} images, "
-        f"K = {cooperative.langevin_steps}",
+        **{
+            label.replace("_", " "): ", ".join(
+                filter(
+                    None,
+                    (
+                        f"{phase.steps:,} steps of {phase.batch_size} images",
+                        phase.make_objective().summary(),
+                    ),
+                )
+            )
+            for label, phase in zip(config.labels, config.phases, strict=True)
+        },
         **(stopped if record["steps"] < total else {}),
         "trained on": f"{record['images']:,} images in {record['hours']:.2f} hours",
     }

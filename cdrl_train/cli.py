@@ -23,21 +23,27 @@ if TYPE_CHECKING:
 @click.option(
     "--preset",
     metavar="NAME[+VARIATION]",
-    help="The run's options, as cifar10 or cifar10+no-shared-noise. [fashion-mnist]",
+    help="Options of the run, such as cifar10 or cifar10+no-shared-noise. [fashion-mnist]",
 )
 @click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="Options as --print-config writes them, in place of a preset's.",
+    help="Options in place of a preset's, in the form that --print-config writes.",
 )
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change an option.")
-@click.option("--print-config", is_flag=True, help="Print the options as JSON and end.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change an option, such as seed=1, schedule.num_levels=8 or cooperative.ebm_lr=1e-4.",
+)
+@click.option("--print-config", is_flag=True, help="Print the options as JSON and exit.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print what the run would cost, timed over a few steps, and end.",
+    help="Print what the run would cost, timed over a few steps, and exit.",
 )
 @click.option(
     "--data",
@@ -49,9 +55,9 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Of the run. [runs/ and the preset's name]",
+    help="Folder of the run. [runs/PRESET]",
 )
-@click.option("--device", metavar="NAME", help="[a GPU where there is one]")
+@click.option("--device", metavar="NAME", help="Where to train. [a GPU if there is one]")
 @click.option(
     "--track",
     "trackers",
@@ -59,7 +65,7 @@ if TYPE_CHECKING:
     default=["tensorboard"],
     show_default=True,
     metavar="tensorboard|wandb|trackio|none",
-    help="Where curves and samples are shown, beside metrics.jsonl.",
+    help="Where curves and samples are shown, in addition to metrics.jsonl.",
 )
 @click.option(
     "--resume",
@@ -68,8 +74,8 @@ if TYPE_CHECKING:
     flag_value="yes",
     type=click.Choice(["yes", "auto"]),
     metavar="[auto]",
-    help="Go on with the run in --out; auto: or begin it where there is none, by the same command each "
-    "time, --preset, --config and --set as at first.",
+    help="Continue the run in --out. auto: start it if there is none; repeat the same --preset, --config "
+    "and --set each time.",
 )
 @click.option(
     "--push-to-hub",
@@ -78,7 +84,7 @@ if TYPE_CHECKING:
     help="Upload the model with every preview (sample_every) and at the end.",
 )
 @click.option(
-    "--private/--public", default=None, help="Of a repository that is made. [the account's default]"
+    "--private/--public", default=None, help="For a new repository. [the account's default]"
 )
 @click.version_option(__version__, prog_name="cdrl-train")
 def main(
@@ -97,23 +103,22 @@ def main(
 ) -> None:
     """Train a CDRL model; OUT/model is then a folder that CDRLPipeline.from_pretrained opens.
 
-    On several GPUs or machines: `accelerate launch -m cdrl_train.cli …` or `torchrun -m …`; the batch
-    is split, and a run may go on with another number of processes than it began with.
+    On several GPUs or machines: `accelerate launch -m cdrl_train.cli …` or `torchrun -m …`. The batch
+    is split over the processes. A run may continue with another number of processes.
 
     OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
-    and Ctrl-C save the state after the step at hand, and --resume goes on from it; one more, a second
-    later, ends at once. A scheduler that repeats one command needs --resume auto in it. Exit codes: 0
-    done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at lower rates (the last good
-    state is kept); 4 the model is trained but could not be uploaded (`cdrl-hub push OUT/model
-    USER/MODEL` goes on); 5 the disk is full (the last saved state is kept); 130 interrupted.
+    and Ctrl-C save the state after the current step, and --resume continues from it. A second signal,
+    at least a second later, ends the run at once. A scheduler that repeats one command needs --resume
+    auto. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at lower
+    learning rates (the last good state is kept); 4 the model is trained but could not be uploaded
+    (`cdrl-hub push OUT/model USER/MODEL` sends it); 5 the disk is full (the last saved state is
+    kept); 130 interrupted.
     """
     from cdrl_train.networks import check_networks
-    from cdrl_train.presets import preset as named_preset
 
     if private is not None and repo_id is None:
-        raise InputError("--private and --public are of --push-to-hub; add it or leave them out")
+        raise InputError("--private and --public need --push-to-hub; add it or leave them out")
     config = _config(preset, file, out, resuming).override(list(assignments))
-    named_preset(config.name)  # the card tells how the run differs from it
     check_networks(config)
     if print_config:
         click.echo(config.to_json())
@@ -147,29 +152,29 @@ def main(
 def _config(
     preset: str | None, file: Path | None, out: Path | None, resuming: Resume | None
 ) -> TrainConfig:
-    """The stored options of a run to resume, else those of a file, else a preset's."""
+    """The options stored in the run to resume, or those of a file, or a preset's."""
     from cdrl_train.config import TrainConfig
     from cdrl_train.presets import preset as named_preset
 
     if resuming == "yes":
         if preset is not None or file is not None:
             raise InputError(
-                "--resume goes on with the run's own options: leave --preset and --config out"
+                "--resume uses the options stored in the run: leave --preset and --config out"
             )
         if out is None:
-            raise InputError("--resume goes on with the run in --out: name it")
+            raise InputError("--resume needs the folder of the run: add --out")
         file = out / "config.json"
         if not file.is_file():
             raise InputError(f"nothing to resume in {out}: there is no {file.name}")
     elif preset is not None and file is not None:
-        raise InputError("--preset and --config both give the options: leave one out")
+        raise InputError("--preset and --config both set the options: leave one out")
     if file is None:
         return named_preset(preset or "fashion-mnist")
     return TrainConfig.read(file)
 
 
 def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
-    """Print what a run would cost. Data are read where their shape is not known without."""
+    """Print what a run would cost. Data are read only if their shape is not known otherwise."""
     from cdrl_infer.device import usable_device
     from cdrl_train.data.sources import expected
     from cdrl_train.dry_run import dry_run

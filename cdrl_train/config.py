@@ -1,8 +1,9 @@
-"""What a training run is: typed options, checked before any work, stored with the run."""
+"""The options of a training run: typed, checked before any work, stored with the run."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdrl_infer.config import from_config
-from cdrl_infer.errors import ConfigError, InputError
+from cdrl_infer.errors import ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import SamplerDefaults
+from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
-from cdrl_train.objectives.losses import ContrastiveWeight, Coupling
+from cdrl_train.objectives import OBJECTIVES, Objective
 
 Precision = Literal["float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
@@ -31,16 +33,16 @@ class DataConfig:
     """The images, and how they become network input in [-1, 1].
 
     Args:
-        source: where they are, if the user does not say; see `cdrl_train.data.load_images`. "": has to
-            be said.
-        attributes: of the set's, those to condition on; null: all of them, []: none, an unconditional
-            model.
-        in_memory_mib: sets of up to this many MiB live as uint8 on the training device; larger ones
-            are mapped from a disk.
+        source: where the images are, unless the user says so, see `cdrl_train.data.load_images`; "": the
+            user has to say.
+        attributes: names of the attributes to condition on; null: all of them; []: none, for an
+            unconditional model.
+        in_memory_mib: data sets of up to this many MiB are kept as uint8 on the training device; larger
+            ones are mapped from the disk.
         dequantise: add uniform noise of one grey level before scaling.
         flip: mirror each image left-right with probability ½.
-        label_dropout: probability that a label is hidden, each attribute for itself, so that the model
-            is unconditional too, and knows each attribute without the others.
+        label_dropout: probability that a label is hidden, for each attribute independently. The model
+            then also learns to draw without labels, and with some of them.
     """
 
     source: str = ""
@@ -56,109 +58,116 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class PhaseConfig:
-    """One phase of training.
+class Phase:
+    """One phase of training: what it minimises, how long and how fast.
 
     Args:
-        steps: optimiser steps; 0 skips the phase.
+        objective: ``{"name": NAME, **options}``, a name in `cdrl_train.objectives.OBJECTIVES`; options
+            that are left out get their defaults.
+        steps: optimizer steps; 0 skips the phase.
         batch_size: images per step, of all processes together.
-        coupling: how x_t and x_{t-1} share noise, see `cdrl_train.objectives.noised_pair`.
-        ebm_rate, initializer_rate: peak learning rates.
-        warm_up: steps over which the rates rise linearly.
-        initializer_start: the share of its peak at which the initializer's rate begins to rise.
-        final_rate: the rates fall along a cosine to this share of the peak; 1 = constant.
+        ebm_lr, initializer_lr: peak learning rates.
+        objective_lr: peak learning rate of what the objective owns; null: ``ebm_lr``.
+        lr_warmup_steps: steps over which the learning rates rise linearly.
+        initializer_lr_start: the share of its peak at which the initializer's learning rate starts.
+        final_lr: the learning rates fall along a cosine to this share of their peak; 1 = constant.
+        label: what to call the phase in ``--set``, logs and cards; "": the objective's name.
     """
 
+    objective: dict[str, Any]
     steps: int
     batch_size: int
-    coupling: Coupling
-    ebm_rate: float
-    initializer_rate: float
-    warm_up: int = 0
-    initializer_start: float = 0.0
-    final_rate: float = 1.0
+    ebm_lr: float
+    initializer_lr: float
+    objective_lr: float | None = None
+    lr_warmup_steps: int = 0
+    initializer_lr_start: float = 0.0
+    final_lr: float = 1.0
+    label: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "warm_up", "ebm_rate", "initializer_rate"):
+        for name in ("steps", "lr_warmup_steps", "ebm_lr", "initializer_lr"):
             _within(name, getattr(self, name), 0)
+        _within("objective_lr", self.objective_lr or 0.0, 0)
         _within("batch_size", self.batch_size, 1)
-        for name in ("initializer_start", "final_rate"):
+        for name in ("initializer_lr_start", "final_lr"):
             _within(name, getattr(self, name), 0, 1)
+        options = {"name": self.objective.get("name"), **self.make_objective().config}
+        object.__setattr__(self, "objective", options)
 
+    @property
+    def name(self) -> str:
+        """The name of the objective."""
+        return str(self.objective["name"])
 
-@dataclass(frozen=True)
-class CooperativeConfig(PhaseConfig):
-    """The cooperative phase (CDRL, algorithm 1).
+    def make_objective(self) -> Objective:
+        """A fresh objective.
 
-    Args:
-        langevin_steps: K in training.
-        step_scale: multiplies the schedule's Langevin step variance.
-        weight: of the levels in the contrastive loss, see `objectives.contrastive_weight`.
-        score_matching: weight of the score matching loss kept on beside the contrastive one; 0 = paper.
-        regression: weight of the initializer's regression kept on beside imitation; 0 = paper.
-    """
+        Raises:
+            ConfigError: an unknown name or option.
+        """
+        options = dict(self.objective)
+        kind = OBJECTIVES.find(options.pop("name", None), "objective")
+        return from_config(kind, options, f"objective {self.objective['name']!r}")
 
-    langevin_steps: int = 15
-    step_scale: float = 1.0
-    weight: ContrastiveWeight = "paper"
-    score_matching: float = 0.0
-    regression: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("langevin_steps", "score_matching", "regression"):
-            _within(name, getattr(self, name), 0)
-        _within("step_scale", self.step_scale, 1e-6)
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Of "ebm", "initializer" and "objective" at a step of the phase, 0 the first."""
+        risen = (step + 1) / self.lr_warmup_steps if self.lr_warmup_steps else 1.0
+        progress = step / max(1, self.steps)
+        fall = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+        own = self.ebm_lr if self.objective_lr is None else self.objective_lr
+        return {
+            "ebm": self.ebm_lr * min(1.0, risen) * fall,
+            "initializer": self.initializer_lr * min(1.0, self.initializer_lr_start + risen) * fall,
+            "objective": own * min(1.0, risen) * fall,
+        }
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that defines a run but its data and its folder.
+    """Everything that defines a run except its data and its folder.
 
     Args:
-        name: of the preset, with its variations.
-        ebm, initializer: ``{"class": ..., **constructor arguments}``, a backbone's nested in it;
-            ``in_channels`` and ``num_classes`` are filled in from the data. An initializer of None: DRL.
+        name: name of the preset, with its variations, or any other name.
+        ebm: ``{"class": ..., **constructor arguments}``; ``in_channels`` and ``num_classes`` come from
+            the data.
+        initializer: the same; null for a run without an initializer.
+        phases: the phases of training, in order.
         schedule: the noise levels.
         sampler: the defaults written into the exported model.
+        data: the images.
         spectral_norm: normalise the EBM's layers in training (folded on export).
-        warm_start, cooperative: the two phases, in this order.
-        ema_decay: of both networks' averages, which are what is exported.
-        clip: largest gradient norm, each network for itself.
+        ema_decay: decay of the averages of all weights; the averages are exported.
+        grad_clip: largest gradient norm, for each network by itself.
         precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
         accumulate: each process works on its share of a batch in this many parts, to save memory.
         compile: run Langevin and the initializer through ``torch.compile``. Score matching is not:
             a compiled network cannot be differentiated twice.
         stored_as: type of the exported weights; float16 halves the file.
-        max_energy_gap: a step counts as diverged when |E(y⁺) - E(y⁻)|, the mean of a level's images in
-            a batch, reaches it (nats per pixel).
-        max_displacement: the same for how far Langevin moves a level's images (root mean square over
-            pixels; data is in [-1, 1]).
-        max_grad_norm: the same for the norm of either network's gradient, before clipping.
-        retries: how often a run that diverges goes back to its last checkpoint and on at half the
-            rates, before it stops.
-        log_every, sample_every, checkpoint_every: in steps; checkpoint_minutes: at least this often.
-        keep_checkpoints: how many are kept.
-        seed: of everything random.
+        max_grad_norm: a step counts as diverged when the norm of a network's gradient reaches it,
+            before clipping. Objectives have limits of their own.
+        retries: how often a run that diverges returns to its last checkpoint and continues at half
+            the learning rates before it stops.
+        log_every, sample_every, checkpoint_every: in steps.
+        checkpoint_minutes: save at least this often.
+        keep_checkpoints: number of checkpoints to keep.
+        seed: seed of everything random.
     """
 
     name: str
     ebm: dict[str, Any]
     initializer: dict[str, Any] | None
-    warm_start: PhaseConfig
-    cooperative: CooperativeConfig
+    phases: tuple[Phase, ...]
     schedule: NoiseSchedule = NoiseSchedule()
     sampler: SamplerDefaults = SamplerDefaults()
     data: DataConfig = DataConfig()
     spectral_norm: bool = False
     ema_decay: float = 0.999
-    clip: float = 1.0
+    grad_clip: float = 1.0
     precision: Precision = "float32"
     accumulate: int = 1
     compile: bool = False
     stored_as: Storage = "float32"
-    max_energy_gap: float = 1e4
-    max_displacement: float = 10.0
     max_grad_norm: float = 1e6
     retries: int = 3
     log_every: int = 100
@@ -172,21 +181,56 @@ class TrainConfig:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
             _within(name, getattr(self, name), 1)
         _within("accumulate", self.accumulate, 1)
-        for name in ("clip", "checkpoint_minutes"):
+        for name in ("grad_clip", "checkpoint_minutes"):
             _within(name, getattr(self, name), 1e-6)
-        for name in ("max_energy_gap", "max_displacement", "max_grad_norm", "retries"):
+        for name in ("max_grad_norm", "retries"):
             _within(name, getattr(self, name), 0)
         _within("ema_decay", self.ema_decay, 0, 1 - 1e-9)
         _within("seed", self.seed, 0, 2**32 - 1)
+        if not self.phases:
+            raise ConfigError("phases must have at least one entry, got none")
+        for phase in self.phases:
+            if self.initializer is None and phase.make_objective().needs_initializer:
+                raise ConfigError(
+                    f"the objective {phase.name!r} needs an initializer, and initializer is null; give "
+                    "one, or use 'drl'"
+                )
         self.sampler.check_levels(self.schedule.num_levels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the phases are called; the same name again gets a number, ``"drl"``, ``"drl-2"`` …"""
+        names = [phase.label or phase.name for phase in self.phases]
+        counts = [names[: k + 1].count(name) for k, name in enumerate(names)]
+        return tuple(n if c == 1 else f"{n}-{c}" for n, c in zip(names, counts, strict=True))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def total_images(self) -> int:
+        """Images of all steps."""
+        return sum(phase.steps * phase.batch_size for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, int]:
+        """Which phase a step belongs to, and the step's number within it; both count from 0."""
+        last = 0
+        for k, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return k, step
+            step, last = step - phase.steps, k if phase.steps else last
+        return last, step + self.phases[last].steps
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
-        return dataclasses.asdict(self)
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`.
+        """The options from plain values; the inverse of `to_dict`.
 
         Raises:
             ConfigError: a key that does not exist, or a value of another type.
@@ -195,7 +239,7 @@ class TrainConfig:
 
     @classmethod
     def read(cls, file: Path) -> TrainConfig:
-        """From a file of JSON, as ``cdrl-train --print-config`` and a run write it.
+        """The options in a JSON file, as ``cdrl-train --print-config`` and a run write it.
 
         Raises:
             InputError: no such file, or other content.
@@ -215,7 +259,7 @@ class TrainConfig:
         return json.dumps(self.to_dict(), indent=2)
 
     def write(self, file: Path) -> None:
-        """The inverse of `read`; the file appears whole or not at all.
+        """Write a file for `read`; it appears whole or not at all.
 
         Raises:
             OSError: it cannot be written.
@@ -223,30 +267,27 @@ class TrainConfig:
         with replaced_file(file) as new:
             new.write_text(self.to_json() + "\n", encoding="utf-8")
 
+    def by_label(self) -> dict[str, Any]:
+        """`to_dict` with each phase under its label, together with the options of its objective."""
+        values = self.to_dict()
+        phases = zip(self.labels, values.pop("phases"), strict=True)
+        return values | {label: {**phase.pop("objective"), **phase} for label, phase in phases}
+
     def assignments(self, base: TrainConfig) -> list[str]:
         """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""
-
-        def differences(old: dict[str, Any], new: dict[str, Any], path: str) -> list[str]:
-            found: list[str] = []
-            for key, value in new.items():
-                before = old.get(key)
-                if (
-                    isinstance(value, dict)
-                    and isinstance(before, dict)
-                    and before.keys() <= value.keys()
-                ):
-                    found += differences(before, value, f"{path}{key}.")
-                elif key not in old or before != value:
-                    found.append(f"{path}{key}={json.dumps(value)}")
-            return found
-
-        return differences(base.to_dict(), self.to_dict(), "")
+        if base.labels == self.labels:
+            return _differences(base.by_label(), self.by_label(), "")
+        return _differences(base.to_dict(), self.to_dict(), "")  # all phases as one value
 
     def override(self, assignments: list[str]) -> TrainConfig:
-        """A copy with ``"warm_start.steps=100"``-like assignments applied.
+        """A copy with assignments such as ``"cooperative.steps=100"`` applied.
+
+        A key is a path of names: ``seed``, ``schedule.step_size``. ``ebm.widths`` is the backbone's if
+        the network has a backbone and no such option itself. A phase is named by its label or objective,
+        ``cooperative.ebm_lr``, ``cooperative.langevin_steps``, or by its place, ``phases.1.ebm_lr``.
 
         Raises:
-            ConfigError: an assignment without "=", to an unknown key or with a value of another type.
+            ConfigError: an assignment without "=", an unknown key or a value of the wrong type.
         """
         values = self.to_dict()
         for assignment in assignments:
@@ -254,13 +295,65 @@ class TrainConfig:
             if not equals:
                 raise ConfigError(f"expected KEY=VALUE, got {assignment!r}")
             *parents, last = path.strip().split(".")
-            target: Any = values
-            for parent in parents:
-                target = target.get(parent)
-                if not isinstance(target, dict):
-                    raise ConfigError(f"unknown option {path!r}: there is no group {parent!r}")
+            for names in (self.labels, [phase.name for phase in self.phases]):
+                if parents and parents[0] in names:
+                    parents[:1] = ["phases", str([*names].index(parents[0]))]
+            target = _group(values, parents, path)
+            if parents[:1] == ["phases"] and len(parents) == 2:
+                target = _phase_or_objective(target, last, path)
+            elif parents in (["ebm"], ["initializer"]):
+                target = _head_or_backbone(parents[0], target, last)
             target[last] = _parse(text)
         return TrainConfig.from_dict(values)
+
+
+def _head_or_backbone(role: str, network: dict[str, Any], key: str) -> dict[str, Any]:
+    """What holds an option of a network: the network itself or its backbone."""
+    backbone = network.get("backbone")
+    if not isinstance(backbone, dict) or network.get("class") not in NETWORKS[role]:
+        return network
+    own = inspect.signature(NETWORKS[role][network["class"]].__init__).parameters
+    return network if key in ("class", *own) else backbone
+
+
+def _phase_or_objective(phase: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+    """What holds an option of a phase: the phase itself or its objective."""
+    own: dict[str, Any] = phase["objective"]
+    if key not in (known := [*phase, *own]):
+        raise ConfigError(
+            f"unknown option {path!r}, expected one of {listing(known, 20)}{did_you_mean(key, known)}"
+        )
+    return phase if key in phase else own
+
+
+def _group(values: dict[str, Any], parents: list[str], path: str) -> dict[str, Any]:
+    """The group of options that a path leads to."""
+    target: Any = values
+    for parent in parents:
+        if isinstance(target, list | tuple) and parent.isdecimal() and int(parent) < len(target):
+            target = target[int(parent)]
+        else:
+            target = target.get(parent) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        known = [*(key for key, value in values.items() if isinstance(value, dict)), "phases.0"]
+        known += [phase["label"] or phase["objective"]["name"] for phase in values["phases"]]
+        raise ConfigError(
+            f"unknown option {path!r}: there is no group {'.'.join(parents)!r}, expected one of "
+            f"{listing(known)}{did_you_mean(parents[0], known)}"
+        )
+    return target
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str) -> list[str]:
+    """Assignments that turn ``old`` into ``new``."""
+    found: list[str] = []
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and before.keys() <= value.keys():
+            found += _differences(before, value, f"{path}{key}.")
+        elif key not in old or before != value:
+            found.append(f"{path}{key}={json.dumps(value)}")
+    return found
 
 
 def _parse(text: str) -> Any:

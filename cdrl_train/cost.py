@@ -1,47 +1,44 @@
 """What a run costs, counted without running it: parameters, operations, bytes and memory.
 
-One training step of each phase and the sampling of one batch are carried out on the meta device, where
-tensors have shapes and no values, by the functions that train and sample; a dispatch mode counts. So
-sizes that no machine here could hold cost a second or two.
+The functions that train and sample do one training step of each phase and one batch of samples on the
+meta device, where tensors have shapes and no values, while a dispatch mode counts. So counting takes
+seconds, even for sizes that this machine could not hold.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import Attribute, ImageShape, check_sizes
 from cdrl_infer.proposals import make_proposal
 from cdrl_infer.sampler import CooperativeSampler
-from cdrl_infer.schedule import Level
-from cdrl_train.config import PhaseConfig, TrainConfig
-from cdrl_train.networks import build_network
-from cdrl_train.objectives import losses as objectives
+from cdrl_train.config import TrainConfig
+from cdrl_train.data.stream import Batch
+from cdrl_train.engine.state import build_networks, build_objectives
+from cdrl_train.objectives import Models
 
 SAMPLE_BATCH = 64  # what `CDRLPipeline` draws at once
 PER_VALUE = 4 * 4  # bytes: a weight, its average and Adam's two moments
-Losses = Callable[[], tuple[Tensor, Tensor]]  # of the EBM and the initializer
 
 
 @dataclass(frozen=True)
 class Work:
-    """Counted over some operations.
+    """The cost of some operations.
 
     Args:
-        flops: of convolutions and products of matrices, a multiplication and an addition being two.
+        flops: operations in convolutions and matrix products; a multiplication and an addition are two.
         moved: bytes that all operations read and write when none is fused with another.
         peak: the most bytes that new tensors held at any moment, without the operations' own scratch
-            and, in training, beyond `Cost.state`.
+            space and, in training, in addition to `Cost.state`.
     """
 
     flops: int
@@ -51,30 +48,30 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run; everything in float32, of which bfloat16 halves the activations.
+    """What a run costs in float32; bfloat16 halves the activations.
 
     Args:
-        ebm, initializer: how many values each network has.
-        state: bytes that live as long as the run: weights, averages, Adam's moments, Langevin's twin
-            of the EBM, and its weights by spectral norm.
-        warm_start, cooperative: one step of the phase with its whole batch on one device, without what
-            the optimisers do; None for a phase of no steps.
+        ebm, initializer, objectives: number of values that each has.
+        state: bytes that live as long as the run: weights, averages, Adam's moments, the frozen copy of
+            the EBM, and its weights under spectral norm.
+        phases: one step of each phase, with its whole batch on one device and without the optimizer;
+            None for a phase of no steps.
         sample: `SAMPLE_BATCH` images, drawn at once.
-        exchanged: bytes of gradients that the processes of a run have to sum at each step.
+        exchanged: bytes of gradients that the processes of a run sum at each step.
     """
 
     ebm: int
     initializer: int
+    objectives: int
     state: int
-    warm_start: Work | None
-    cooperative: Work | None
+    phases: tuple[Work | None, ...]
     sample: Work
     exchanged: int
 
     def flops(self, config: TrainConfig) -> int:
-        """Of the whole run."""
-        phases = ((self.warm_start, config.warm_start), (self.cooperative, config.cooperative))
-        return sum(work.flops * phase.steps for work, phase in phases if work is not None)
+        """Operations of the whole run."""
+        pairs = zip(self.phases, config.phases, strict=True)
+        return sum(work.flops * phase.steps for work, phase in pairs if work is not None)
 
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -144,27 +141,28 @@ def count(config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]) 
         ConfigError: networks that cannot be built, or not for these images.
     """
     bench = _Bench(config, image, num_classes)
-    ebm, initializer = (
-        sum(p.numel() for p in network.parameters()) if network else 0
-        for network in (bench.ebm, bench.initializer)
-    )
-    # Spectral norms are reckoned: torch needs seconds to put them on a network without values.
-    twins, vectors = 1, 0
+    ebm, initializer = _values(bench.models.ebm), _values(bench.models.initializer)
+    own = sum(map(_values, bench.objectives))
+    # Spectral norms are computed by hand: torch takes seconds to put them on a network without values.
+    copies, vectors = 1, 0
     if config.spectral_norm:
-        matrices = [layer.weight.flatten(1) for layer in bench.ebm.spectral_norm_layers()]
-        twins, vectors = 2, sum(sum(matrix.shape) for matrix in matrices)
-    warm, cooperative = config.warm_start, config.cooperative
+        matrices = [layer.weight.flatten(1) for layer in bench.models.ebm.spectral_norm_layers()]
+        copies, vectors = 2, sum(sum(matrix.shape) for matrix in matrices)
     return Cost(
         ebm=ebm,
         initializer=initializer,
-        state=PER_VALUE * (ebm + initializer) + 4 * (twins * ebm + vectors),
-        warm_start=bench.warm_start_step() if warm.steps else None,
-        cooperative=_by_steps(cooperative.langevin_steps, bench.cooperative_step)
-        if cooperative.steps
-        else None,
+        objectives=own,
+        state=PER_VALUE * (ebm + initializer + own) + 4 * (copies * ebm + vectors),
+        phases=tuple(
+            bench.step(k) if phase.steps else None for k, phase in enumerate(config.phases)
+        ),
         sample=_sample(bench),
-        exchanged=4 * (ebm + initializer),
+        exchanged=4 * (ebm + initializer + own),
     )
+
+
+def _values(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def stand_in_attributes(num_classes: tuple[int, ...]) -> tuple[Attribute, ...]:
@@ -176,23 +174,22 @@ def stand_in_attributes(num_classes: tuple[int, ...]) -> tuple[Attribute, ...]:
 
 
 class _Bench:
-    """A run's networks on the meta device, and what is done with them."""
+    """The networks and objectives of a run on the meta device, and what they do."""
 
     def __init__(
         self, config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]
     ) -> None:
         self.config, self.image, self.num_classes = config, image, num_classes
-        self.ebm: Any = self._network("ebm", config.ebm)
-        self.chain: Any = self._network("ebm", config.ebm).requires_grad_(False)
-        self.initializer: Any = None
-        if config.initializer is not None:
-            self.initializer = self._network("initializer", config.initializer)
-
-    def _network(self, role: str, options: dict[str, Any]) -> Any:
         with torch.device("meta"):
-            network: Any = build_network(role, options, self.image.channels, self.num_classes)
-        check_sizes(role, network, self.image, stand_in_attributes(self.num_classes))
-        return network.to(memory_format=torch.channels_last)
+            ebm, initializer = build_networks(config, image, num_classes)
+            frozen, _ = build_networks(config, image, num_classes)
+            self.objectives = build_objectives(config, image, num_classes)
+        attributes = stand_in_attributes(num_classes)
+        for role, network in (("ebm", ebm), ("ebm", frozen), ("initializer", initializer)):
+            if network is not None:
+                check_sizes(role, network, image, attributes)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.models = Models(ebm, frozen.requires_grad_(False), initializer, config.schedule)
 
     def labels(self, batch_size: int) -> Tensor | None:
         """(B, A), None for an unconditional model."""
@@ -200,55 +197,20 @@ class _Bench:
             return None
         return torch.zeros(batch_size, len(self.num_classes), dtype=torch.int64, device="meta")
 
-    def warm_start_step(self) -> Work:
-        """One step of the warm start, as in `Trainer.train_step`."""
-        phase = self.config.warm_start
-
-        def losses() -> tuple[Tensor, Tensor]:
-            pair, level, labels = self._batch(phase)
-            matching = objectives.score_matching_loss(NeuralEnergy(self.ebm, labels), pair, level)
-            proposal = make_proposal(self.initializer, labels)
-            return matching.value, objectives.regression_loss(proposal, pair, level).value
-
-        return self._measured(losses)
-
-    def cooperative_step(self, langevin_steps: int) -> Work:
-        """One step of the cooperative phase, as in `Trainer.train_step`, for that K."""
-        phase = self.config.cooperative
-
-        def losses() -> tuple[Tensor, Tensor]:
-            pair, level, labels = self._batch(phase)
-            random, energy = Shapes(len(pair.x)), NeuralEnergy(self.ebm, labels)
-            proposal = make_proposal(self.initializer, labels)
-            mean = proposal.mean(pair.x_t, level)
-            chain = NeuralEnergy(self.chain, labels)
-            refined = objectives.refine(
-                chain,
-                proposal,
-                mean,
-                Langevin(),
-                level.step_variance,
-                langevin_steps,
-                pair.x_t,
-                level,
-                random,
-            )
-            matching = None
-            if phase.score_matching:
-                matching = objectives.score_matching_loss(energy, pair, level)
-            positive = energy(pair.y, level) if matching is None else matching.energy
-            negative = energy(refined.end, level)
-            weight = objectives.contrastive_weight(level, 1.0, phase.weight)
-            ebm_loss = objectives.contrastive_loss(positive, negative, weight).value
-            initializer_loss = objectives.imitation_loss(mean, refined).value
-            if matching is not None:
-                ebm_loss = ebm_loss + matching.value
-            if phase.regression:
-                regression = objectives.regression_loss(proposal, pair, level)
-                initializer_loss = initializer_loss + regression.value
-            return ebm_loss, initializer_loss
-
-        return self._measured(losses)
+    def step(self, phase: int) -> Work:
+        """One step of a phase, as in `Trainer.train_step`, without the optimizer."""
+        parts = self.config.accumulate
+        batch_size = self.config.phases[phase].batch_size // parts
+        level = self.config.schedule.level(torch.ones(batch_size, dtype=torch.int64), "meta")
+        x = torch.empty(batch_size, *self.image.shape, device="meta")
+        batch, tally = Batch(x, self.labels(batch_size)), Tally()
+        with tally:
+            losses = self.objectives[phase].losses(self.models, batch, level, Shapes(batch_size))
+            losses.total.backward()  # type: ignore[no-untyped-call]
+        for module in (self.models.ebm, self.models.initializer, *self.objectives):
+            if module is not None:
+                module.zero_grad(set_to_none=True)
+        return Work(parts * tally.flops, parts * tally.moved, tally.peak)
 
     def sampling(self, levels: int, langevin_steps: int) -> Work:
         """`SAMPLE_BATCH` images through that many levels and the last denoising."""
@@ -257,43 +219,12 @@ class _Bench:
         tally = Tally()
         with tally:
             CooperativeSampler(schedule, langevin_steps).sample(
-                NeuralEnergy(self.chain, labels),
-                make_proposal(self.initializer, labels),
+                self.models.frozen_energy(labels),
+                make_proposal(self.models.initializer, labels),
                 Shapes(SAMPLE_BATCH),
                 self.image.shape,
             )
         return tally.work
-
-    def _batch(self, phase: PhaseConfig) -> tuple[objectives.NoisedPair, Level, Tensor | None]:
-        batch = phase.batch_size // self.config.accumulate
-        level = self.config.schedule.level(torch.ones(batch, dtype=torch.int64), "meta")
-        x = torch.empty(batch, *self.image.shape, device="meta")
-        pair = objectives.noised_pair(x, level, phase.coupling, Shapes(batch))
-        return pair, level, self.labels(batch)
-
-    def _measured(self, losses: Losses) -> Work:
-        """Losses and gradients of a batch; what the optimisers do is small beside them."""
-        parts = self.config.accumulate
-        tally = Tally()
-        with tally:
-            for loss in losses():
-                if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
-        for network in filter(None, (self.ebm, self.initializer)):
-            network.zero_grad(set_to_none=True)
-        return Work(parts * tally.flops, parts * tally.moved, tally.peak)
-
-
-def _by_steps(steps: int, work: Callable[[int], Work]) -> Work:
-    """The work for K = ``steps`` from that for K = 1 and 2: every step costs the same."""
-    if steps <= 2:
-        return work(steps)
-    one, two = work(1), work(2)
-    return Work(
-        one.flops + (steps - 1) * (two.flops - one.flops),
-        one.moved + (steps - 1) * (two.moved - one.moved),
-        two.peak,
-    )
 
 
 def _sample(bench: _Bench) -> Work:

@@ -1,4 +1,4 @@
-"""What a run will cost, before it is begun: counted, and timed over a few steps on this machine."""
+"""What a run will cost, told before it starts: counted, and timed over a few steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cdrl_infer.model import ImageShape
-from cdrl_train.config import PhaseConfig, TrainConfig
+from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Work, count, stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
@@ -23,12 +23,12 @@ PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3,
 
 @dataclass(frozen=True)
 class Timing:
-    """Of the steps of one phase.
+    """How long the steps of a phase take.
 
     Args:
-        batch_size: images of the steps that were timed; fewer than the run's where those take long.
-        seconds: of a step with the run's whole batch, in proportion.
-        allocated: most bytes that a GPU held meanwhile; None elsewhere.
+        batch_size: images in the steps that were timed; fewer than the run's where those take long.
+        seconds: time of a step with the run's whole batch, in proportion.
+        allocated: the most bytes that a GPU held meanwhile; None elsewhere.
     """
 
     batch_size: int
@@ -43,13 +43,13 @@ def dry_run(
     device: torch.device,
     seconds: float = 10.0,
 ) -> Iterator[str]:
-    """The lines of a report, as they are found.
+    """The lines of a report, one after the other.
 
     Args:
         config: the run.
-        image, num_classes: of its data; noise takes their place.
-        device: to time on.
-        seconds: about as long as the steps of a phase may take to time.
+        image, num_classes: shape and labels of its data; noise takes the data's place.
+        device: device to time on.
+        seconds: about how long the timing of a phase may take.
 
     Raises:
         ConfigError: networks that cannot be built, or not for these images.
@@ -57,18 +57,23 @@ def dry_run(
     yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
     cost = count(config, image, num_classes)
     yield f"ebm          {config.ebm['class']}, {cost.ebm:,} values"
-    kind = config.initializer["class"] if config.initializer else "none"
-    yield f"initializer  {kind}, {cost.initializer:,} values"
+    if config.initializer is None:
+        yield "initializer  none"
+    else:
+        yield f"initializer  {config.initializer['class']}, {cost.initializer:,} values"
+    if cost.objectives:
+        yield f"objectives   {cost.objectives:,} values of their own"
     yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"
     yield f"training     {_amount(cost.state, 'B')} from step to step, beside it:"
     finish = 0.0
-    for name, work in (("warm_start", cost.warm_start), ("cooperative", cost.cooperative)):
-        phase: PhaseConfig = getattr(config, name)
+    for k, (label, phase, work) in enumerate(
+        zip(config.labels, config.phases, cost.phases, strict=True)
+    ):
         if work is None:
-            yield f"{name:<12} no steps"
+            yield f"{label:<12} no steps"
             continue
-        yield f"{name:<12} {phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}"
-        timing = time_phase(config, name, image, num_classes, device, seconds)
+        yield f"{label:<12} {phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}"
+        timing = time_phase(config, k, image, num_classes, device, seconds)
         finish += phase.steps * timing.seconds
         allocated = f", {_amount(timing.allocated, 'B')} allocated" if timing.allocated else ""
         yield (
@@ -81,51 +86,47 @@ def dry_run(
 
 def time_phase(
     config: TrainConfig,
-    name: str,
+    index: int,
     image: ImageShape,
     num_classes: tuple[int, ...],
     device: torch.device,
     seconds: float,
 ) -> Timing:
-    """Time a few steps of a phase on noise, with as many images of its batch as `seconds` allow.
+    """Time a few steps of a phase on noise, with as many images of its batch as the time allows.
 
     Args:
         config: the run.
-        name: of the phase.
-        image, num_classes: of its data.
-        device: to time on.
-        seconds: about as long as that may take.
+        index: number of the phase, from 0.
+        image, num_classes: shape and labels of its data.
+        device: device to time on.
+        seconds: about how long that may take.
     """
-    phase: PhaseConfig = getattr(config, name)
-    batch_size, per_step = 1, _time_steps(config, name, 1, image, num_classes, device, 1).seconds
+    phase = config.phases[index]
+    batch_size, per_step = 1, _time_steps(config, index, 1, image, num_classes, device, 1).seconds
     while batch_size < phase.batch_size:
         affordable = int(batch_size * seconds / ((STEPS + 1) * per_step))
         if affordable < 2 * batch_size:
             break
         # In small strides: a large batch takes less time an image than a small one, or no memory is left.
         batch_size = min(phase.batch_size, affordable, 8 * batch_size)
-        per_step = _time_steps(config, name, batch_size, image, num_classes, device, 1).seconds
-    found = _time_steps(config, name, batch_size, image, num_classes, device, STEPS)
+        per_step = _time_steps(config, index, batch_size, image, num_classes, device, 1).seconds
+    found = _time_steps(config, index, batch_size, image, num_classes, device, STEPS)
     return replace(found, seconds=found.seconds * phase.batch_size / batch_size)
 
 
 def _time_steps(
     config: TrainConfig,
-    name: str,
+    index: int,
     batch_size: int,
     image: ImageShape,
     num_classes: tuple[int, ...],
     device: torch.device,
     steps: int,
 ) -> Timing:
-    """So many steps of so many images, after one to warm up."""
-    warm_up = 0 if name == "cooperative" else steps + 1
-    timed = replace(
-        config,
-        warm_start=replace(config.warm_start, steps=warm_up, batch_size=batch_size),
-        cooperative=replace(config.cooperative, steps=steps + 1, batch_size=batch_size),
-        accumulate=1,
-    )
+    """Time some steps of some images, after one that is not timed."""
+    phases = [replace(phase, steps=0) for phase in config.phases]
+    phases[index] = replace(phases[index], steps=steps + 1, batch_size=batch_size)
+    timed = replace(config, phases=tuple(phases), accumulate=1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size, *image.shape), generator=generator, dtype=torch.uint8)
     labels = torch.zeros(batch_size, len(num_classes), dtype=torch.int64) if num_classes else None

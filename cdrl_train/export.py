@@ -20,10 +20,9 @@ from cdrl_infer.untrusted import MAX_PICTURE, read_bytes, read_json
 from cdrl_train.card import render
 from cdrl_train.config import TrainConfig
 from cdrl_train.engine import checkpoints
-from cdrl_train.engine.spectral import add_spectral_norm, folded_state
-from cdrl_train.engine.state import snapshot
+from cdrl_train.engine.state import build_networks
 from cdrl_train.engine.trainer import Trainer
-from cdrl_train.networks import build_network
+from cdrl_train.spectral import add_spectral_norm, folded_state
 
 STORED_TYPES = {"float32": torch.float32, "float16": torch.float16}
 CONFIG, DATA = "config.json", "data.json"  # in a run's folder
@@ -31,10 +30,10 @@ CONFIG, DATA = "config.json", "data.json"  # in a run's folder
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a model has to know of its training data; ``data.json`` in the run's folder.
+    """What a model has to know of its training data; ``data.json`` in the folder of a run.
 
     Args:
-        name: as the user named them, for the card.
+        name: name of the data, for the card.
         image: the shape of one image.
         labels: one entry per attribute.
     """
@@ -47,7 +46,9 @@ class DataRecord:
 def to_model(trainer: Trainer) -> CDRLModel:
     """The EMA networks of a run as a `CDRLModel`; the trainer is left as it is."""
     image = ImageShape(*trainer.stream.images.shape[1:])
-    return model_of_state(trainer.config, image, trainer.stream.data.attributes, snapshot(trainer))
+    return model_of_state(
+        trainer.config, image, trainer.stream.data.attributes, trainer.state_dict()
+    )
 
 
 def model_of_state(
@@ -56,27 +57,24 @@ def model_of_state(
     labels: tuple[Attribute, ...],
     state: Mapping[str, Any],
 ) -> CDRLModel:
-    """The averaged networks of a training state (`cdrl_train.engine.state.snapshot`), on the CPU.
+    """The averaged networks of a training state (`Trainer.state_dict`), on the CPU.
 
     Raises:
-        CheckpointError: the state is not of this run's networks.
+        CheckpointError: the state has other networks than the run.
     """
     num_classes = tuple(len(attribute.values) for attribute in labels)
-    networks: dict[str, Any] = {}
     # Initial weights that nobody sees must not cost draws.
     with torch.random.fork_rng(devices=[]):
-        for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
-            networks[role] = None
-            if options is None:
-                continue
-            plain, trained = (
-                build_network(role, options, image.channels, num_classes) for _ in range(2)
-            )
-            if role == "ebm" and config.spectral_norm:
-                add_spectral_norm(trained)
-            networks[role] = _averaged(plain, trained, state[f"{role}_ema"])
+        plain, trained = (build_networks(config, image, num_classes) for _ in range(2))
+        if config.spectral_norm:
+            add_spectral_norm(trained[0])
+    ebm = _averaged(plain[0], trained[0], state["averages"]["ebm"])
+    initializer: nn.Module | None = None
+    if plain[1] is not None and trained[1] is not None:
+        initializer = _averaged(plain[1], trained[1], state["averages"]["initializer"])
     return CDRLModel(
-        **networks,
+        ebm,
+        initializer,
         schedule=config.schedule,
         image=image,
         labels=labels,
@@ -91,7 +89,7 @@ def model_of_state(
 
 
 def picture_of(run: Path, step: int) -> Path:
-    """Where a run keeps what its samples looked like at that step."""
+    """Where a run keeps the picture of its samples at a step."""
     return run / "samples" / f"step-{step:08d}.png"
 
 
@@ -104,13 +102,13 @@ def add_card(
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> None:
-    """Give a model its card, and as its picture the preview of its step if the run has one.
+    """Give a model its card, and the picture of its step if the run has one.
 
     Args:
-        model: by `to_model`.
-        config: the run's.
-        run: its folder.
-        data: what it was trained on, as the user named it.
+        model: a model from `to_model`.
+        config: options of the run.
+        run: folder of the run.
+        data: name of the training data.
         licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     preview = picture_of(run, model.training["steps"])
@@ -120,7 +118,7 @@ def add_card(
 
 
 def record_data(model: CDRLModel, run: Path, *, data: str) -> None:
-    """Write ``data.json`` into a run's folder, so that `export_run` does not need the data."""
+    """Write ``data.json`` into the folder of a run, so that `export_run` does not need the data."""
     record = DataRecord(data, model.image, model.labels)
     with replaced_file(run / DATA) as new:
         new.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
@@ -133,11 +131,11 @@ def export_run(
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> tuple[CDRLModel, TrainConfig]:
-    """The model of a run's checkpoint with its card, and the run's options.
+    """The model of a checkpoint with its card, and the options of its run.
 
     Args:
-        run: the folder of the run.
-        step: of the checkpoint; by default the newest.
+        run: folder of the run.
+        step: step of the checkpoint; by default the newest.
         licence, datasets: for the card, see `cdrl_infer.storage.card.render`.
 
     Raises:
@@ -180,7 +178,7 @@ def _read_run(run: Path) -> tuple[TrainConfig, DataRecord]:
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:
-    """The file of that step, or the newest."""
+    """The file of a step; of the newest if the step is None."""
     steps = {
         int(number): path
         for path in checkpoints.all_of(run / "checkpoints")
@@ -194,7 +192,7 @@ def _checkpoint(run: Path, step: int | None) -> Path:
 
 
 def _averaged(plain: nn.Module, trained: nn.Module, average: Mapping[str, Any]) -> nn.Module:
-    """``plain`` with the weights of an `AveragedModel` of ``trained``, norms folded in."""
+    """``plain`` with the averaged weights of ``trained``, spectral norms folded in."""
     weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
     try:
         trained.load_state_dict(weights, strict=True)

@@ -1,4 +1,4 @@
-"""What a run looks like: a picture of its samples, the same seeds every time."""
+"""A picture of a run's samples, drawn from the same seeds every time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ ROWS = 6
 def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> Path:
     """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``.
 
-    A grid of images; of a model of the checkerboard all levels beside the truth, and how far from it.
+    The picture is a grid of images. For the checkerboard it shows all levels next to the truth, and the
+    distance between them is printed.
 
     Args:
         trainer: the run.
-        stop: asked before and after each level; once it says yes, there is no picture.
+        stop: asked before and after each level; when it answers yes, no picture is made.
 
     Raises:
         NumericalError: sampling left the finite numbers.
@@ -53,7 +54,7 @@ def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> 
 
 
 def _grid(pipe: CDRLPipeline, on_level_end: Callable[..., None]) -> Image.Image:
-    """A column per class of the first attribute; the others take turns, row by row."""
+    """One column per class of the first attribute; the other attributes vary by row."""
     counts = [len(attribute.values) for attribute in pipe.model.labels]
     first, *others = counts or (ROWS,)
     labels = [

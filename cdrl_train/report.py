@@ -1,16 +1,18 @@
-"""A run's curves as one HTML page: plain SVG, no script, nothing from elsewhere."""
+"""The curves of a run as one HTML page: plain SVG, without scripts or files from elsewhere."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdrl_infer.files import replaced_file
 from cdrl_train.engine.log import Log
+from cdrl_train.objectives import OBJECTIVES
 
 REPORT = "report.html"
 POINTS = 400  # of a curve; of more, neighbours are averaged
@@ -18,19 +20,11 @@ WIDTH, HEIGHT = 460, 220
 LEFT, TOP, BOTTOM = 62, 8, 24  # around a chart, for its numbers
 HUES = (210, 25, 130, 350, 275, 45, 180, 310)
 LOG_FROM = 30.0  # a positive figure that spans more than this factor is drawn on a log scale
-NOT_DRAWN = {"step", "images", "hours", "rate_scale", "back_to", "halvings"}
+NOT_DRAWN = {"step", "images", "hours", "lr_scale", "back_to", "halvings"}
 TITLES = {
     "loss": "Losses",
-    "energy_gap": "E(y⁺) - E(y⁻) by transition, nats",
-    "energy_gap_size": "mean of |E(y⁺) - E(y⁻)| by transition, nats",
-    "energy_positive": "Energy of data, E(y⁺), by transition, nats",
-    "energy_negative": "Energy of Langevin's samples, E(y⁻), by transition, nats",
-    "displacement": "How far Langevin moves an image, ‖y⁻ - y⁰‖, by transition",
-    "score_matching": "Score matching by transition, per image (its pixels: nothing learnt)",
-    "regression": "Regression of the initializer by transition, per image",
-    "imitation": "Imitation, ‖y⁻ - y⁰‖² after the step, by transition, per image",
     "grad_norm": "Gradient norms before clipping",
-    "rate": "Learning rates",
+    "lr": "Learning rates",
     "images_per_second": "Images per second",
     "seconds_per_step": "Seconds per step",
 }
@@ -47,7 +41,7 @@ img { max-width: 100%; image-rendering: pixelated; }
 
 
 class Curve(NamedTuple):
-    """One figure over the run."""
+    """One result over the run."""
 
     name: str
     steps: list[float]
@@ -55,7 +49,7 @@ class Curve(NamedTuple):
 
 
 def write_report(run: Path) -> Path | None:
-    """Write ``report.html`` into a run's folder from its ``metrics.jsonl``; None without any line.
+    """Write ``report.html`` from ``metrics.jsonl`` in the folder of a run; None if the log is empty.
 
     Raises:
         OSError: the page cannot be written.
@@ -71,7 +65,7 @@ def write_report(run: Path) -> Path | None:
 
 
 def read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of figures and those of events; a half-written last line is passed over."""
+    """The lines of results and those of events, without a last line that a kill cut short."""
     lines = [json.loads(row) for row in Log(run).rows()]
     return [x for x in lines if "event" not in x], [x for x in lines if "event" in x]
 
@@ -83,10 +77,14 @@ def _page(
     pictures: Sequence[Path],
 ) -> str:
     last = rows[-1]
-    warm = [row["step"] for row in rows if row["phase"] == "warm_start"]
-    border = float(warm[-1]) if warm and last["phase"] == "cooperative" else None
+    borders = [
+        float(before["step"])
+        for before, after in itertools.pairwise(rows)
+        if before["phase"] != after["phase"]
+    ]
+    titles = _titles()
     charts = "\n".join(
-        _figure(TITLES.get(group, group), curves, border) for group, curves in _groups(rows)
+        _chart(titles.get(group, group), curves, borders) for group, curves in _groups(rows, titles)
     )
     facts = (
         f"step {last['step']:,} · {last['images']:,} images · {last['hours']:.2f} hours · "
@@ -105,8 +103,17 @@ def _page(
     )
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[Curve]]]:
-    """Figures that share a chart, in the order of `TITLES`."""
+def _titles() -> dict[str, str]:
+    """The titles of charts by the group of results: those of all objectives between our own."""
+    loss = {"loss": TITLES["loss"]}
+    own = {key: title for kind in OBJECTIVES.values() for key, title in kind.titles.items()}
+    return {**loss, **own, **TITLES}
+
+
+def _groups(
+    rows: Sequence[dict[str, Any]], titles: Mapping[str, str]
+) -> Iterable[tuple[str, list[Curve]]]:
+    """The curves that share a chart, in the order of the titles."""
     groups: dict[str, dict[str, Curve]] = {}
     for row in rows:
         for key, value in row.items():
@@ -116,7 +123,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[Curve]]]
             curve = groups.setdefault(group, {}).setdefault(name, Curve(name, [], []))
             curve.steps.append(float(row["step"]))
             curve.values.append(float(value))
-    order = [*TITLES, *sorted(groups.keys() - TITLES.keys())]
+    order = [*titles, *sorted(groups.keys() - titles.keys())]
     for group in order:
         if group in groups:
             yield group, [_thinned(curve) for _, curve in sorted(groups[group].items())]
@@ -132,7 +139,7 @@ def _thinned(curve: Curve) -> Curve:
     return Curve(curve.name, means(curve.steps), means(curve.values))
 
 
-def _figure(title: str, curves: Sequence[Curve], border: float | None) -> str:
+def _chart(title: str, curves: Sequence[Curve], borders: Sequence[float]) -> str:
     values = [value for curve in curves for value in curve.values]
     steps = [step for curve in curves for step in curve.steps]
     low, high = min(values), max(values)
@@ -159,7 +166,7 @@ def _figure(title: str, curves: Sequence[Curve], border: float | None) -> str:
         parts.append(
             f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{step:,.0f}</text>'
         )
-    if border is not None:
+    for border in borders:
         parts.append(
             f'<line class="grid" stroke-dasharray="4" x1="{x(border):.1f}" x2="{x(border):.1f}" '
             f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'

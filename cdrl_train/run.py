@@ -1,4 +1,4 @@
-"""A run in a folder: begun or gone on with, trained, shown while it trains, and its model written."""
+"""A run in a folder: start or resume it, train, show its progress, write its model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from cdrl_train.engine.checkpoints import writing_to
 from cdrl_train.engine.distributed import by_main, main_first, make_accelerator
 from cdrl_train.engine.interrupt import Stopped, StopRequest
 from cdrl_train.engine.lock import locked
-from cdrl_train.engine.state import resume
+from cdrl_train.engine.loop import Callbacks, Loop
+from cdrl_train.engine.saving import resume
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import CONFIG, STORED_TYPES, add_card, picture_of, record_data, to_model
 from cdrl_train.preview import save_samples
+from cdrl_train.report import write_report
 from cdrl_train.tracking import Progress, Trackers, tell
 from cdrl_train.upload import Uploads
 
@@ -45,21 +47,21 @@ def train(
     private: bool | None,
     stop: StopRequest,
 ) -> signal.Signals | None:
-    """Train in a folder; on the main of several processes also show the run and write its model.
+    """Train in a folder. The main process also shows the run and writes its model.
 
     Args:
         config: the run.
-        source: of the data, see `cdrl_train.data.load_images`.
+        source: name of the data, see `cdrl_train.data.load_images`.
         out: the folder.
-        device: None: a GPU where there is one.
-        trackers: of `cdrl_train.engine.distributed.TRACKERS`.
-        resuming: None: begin a run, where there is none; "yes": go on with the one that is there;
-            "auto": the one or the other, the latter by the same options alone.
+        device: device to train on; None: a GPU if there is one.
+        trackers: names in `cdrl_train.engine.distributed.TRACKERS`.
+        resuming: None: start a run in a folder without one; "yes": continue the run that is there;
+            "auto": continue it if its options are the same, or start it if there is none.
         repo_id, private: where to upload the model, see `Uploads`.
         stop: asked between steps, and between levels of a picture.
 
     Returns:
-        The signal by which this process was asked to stop, if the run ended for it.
+        The signal that stopped this process, if the run ended because of it.
 
     Raises:
         CDRLError: see the exit codes of `cdrl-train`.
@@ -74,18 +76,18 @@ def train(
         )
         stack.callback(accelerator.end_training)
         trainer = _trainer(config, source, out, accelerator)
-        untrained = to_model(trainer)  # what could not be exported is not worth training
-        # Before there is a folder: one that the Hub refuses leaves none.
+        untrained = to_model(trainer)  # a model that cannot be exported is refused before training
+        # Before the folder is made, so that a refusal by the Hub leaves none.
         uploads = by_main(accelerator, lambda: _uploads(config, repo_id, private))
         by_main(accelerator, lambda: stack.enter_context(_claimed(out, config, resuming)))
         resumed = resuming is not None and resume(trainer)
         curves = by_main(accelerator, lambda: _begin(trainer, untrained, source))
         if curves is None:  # another process shows and writes
-            trainer.fit(stop=stop)
+            Loop(trainer, Callbacks(stop=stop)).run()
             return None
         progress = stack.enter_context(closing(Progress(trainer)))
         if resumed:
-            tell(f"resumed at step {trainer.step} of {trainer.total_steps}")
+            tell(f"resumed at step {trainer.step} of {config.total_steps}")
 
         def preview(trainer: Trainer) -> None:
             try:
@@ -94,29 +96,38 @@ def train(
                 return
             except NumericalError as error:
                 tell(f"no samples of step {trainer.step}: {error}")
-            if uploads and trainer.step < trainer.total_steps:
+            if uploads and trainer.step < config.total_steps:
                 uploads.start(_exported(trainer, source), trainer.step)
 
         def log(line: dict[str, Any]) -> None:
             progress.log(line)
             curves.log(line)
 
-        trainer.fit(on_log=log, on_sample=preview, stop=stop, on_step=progress.advance)
-        done, picture = trainer.step == trainer.total_steps, picture_of(out, trainer.step)
+        calls = Callbacks(log, preview, progress.advance, _report, stop)
+        Loop(trainer, calls).run()
+        done, picture = trainer.step == config.total_steps, picture_of(out, trainer.step)
         if done and resumed and not picture.is_file():  # killed after the last step
             with writing_to(out):
                 preview(trainer)
         # Asked to stop, this process or another; or while the last picture was drawn.
         if not done or (stop() and not picture.is_file()):
             by = f" by {stop.signal.name}" if stop.signal else ""
-            tell(f"stopped{by} at step {trainer.step}; --resume goes on from it")
+            tell(f"stopped{by} at step {trainer.step}; --resume continues from it")
             return stop.signal
         _write_model(trainer, source, uploads)
     return None
 
 
+def _report(trainer: Trainer) -> None:
+    """Write the report; an error must not hide why the run ended."""
+    try:
+        write_report(trainer.folder)
+    except OSError as error:
+        tell(f"no report of the run: {error.strerror}")
+
+
 def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> None:
-    """A run that is there is not begun again, nor gone on with by other options unless asked to."""
+    """Refuse to start a run where one is, or to continue it with other options unasked."""
     if resuming == "yes" or not (out / CONFIG).exists():
         return
     if resuming is None:
@@ -124,7 +135,7 @@ def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> No
     held = TrainConfig.read(out / CONFIG)
     differing = config.assignments(held)
     if differing:
-        value: Any = held.to_dict()
+        value: Any = held.to_dict() | held.by_label()
         for key in differing[0].partition("=")[0].split("."):
             value = value.get(key)
         raise InputError(
@@ -134,7 +145,7 @@ def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> No
 
 
 def _trainer(config: TrainConfig, source: str, out: Path, accelerator: Accelerator) -> Trainer:
-    """With the data read: by the main process first, which downloads, or copies what is to be mapped."""
+    """A trainer with its data. The main process reads them first: it may download or copy them."""
     with main_first(accelerator):
         data = load_images(
             source,
@@ -147,23 +158,23 @@ def _trainer(config: TrainConfig, source: str, out: Path, accelerator: Accelerat
 
 @contextmanager
 def _claimed(out: Path, config: TrainConfig, resuming: Resume | None) -> Iterator[None]:
-    """Inside the block the folder is there, and this run's alone."""
+    """Inside the block the folder exists, and no other run may write to it."""
     with ExitStack() as stack:
         with _folder_at_fault(out):
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out, tell))
-            _check_folder(out, config, resuming)  # a run may have begun and ended since
+            _check_folder(out, config, resuming)  # another run may have come and gone since
         yield
 
 
 def _uploads(config: TrainConfig, repo_id: str | None, private: bool | None) -> Uploads | None:
-    """To a repository that is made here, if there is to be one."""
+    """Uploads to a repository, which is made here; None if no repository was named."""
     dtype = STORED_TYPES[config.stored_as]
     return Uploads(repo_id, private=private, dtype=dtype, tell=tell) if repo_id else None
 
 
 def _begin(trainer: Trainer, model: CDRLModel, source: str) -> Trackers:
-    """Write what makes the folder a run's, its options and what its data are, and begin its curves."""
+    """Write the options and a record of the data into the folder, and open the trackers."""
     config, out = trainer.config, trainer.folder
     with _folder_at_fault(out):
         config.write(out / CONFIG)
@@ -179,7 +190,7 @@ def _exported(trainer: Trainer, source: str) -> CDRLModel:
 
 
 def _write_model(trainer: Trainer, source: str, uploads: Uploads | None) -> None:
-    """Into the folder, and to the Hub if asked to."""
+    """Write the model into the folder, and upload it if asked to."""
     folder = trainer.folder / "model"
     with writing_to(trainer.folder):
         save_model(_exported(trainer, source), folder, dtype=STORED_TYPES[trainer.config.stored_as])
@@ -193,7 +204,7 @@ def _write_model(trainer: Trainer, source: str, uploads: Uploads | None) -> None
 
 @contextmanager
 def _folder_at_fault(out: Path) -> Iterator[None]:
-    """Inside the block it is the folder's fault when a file cannot be written."""
+    """Inside the block, an error of the system says that the folder cannot be written to."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar in the terminal, and accelerate's trackers."""
+"""What a run shows while it trains: a bar in the terminal, and accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ NOT_CURVES = {"step", "phase", "event", "hours"}
 
 
 def tell(text: str) -> None:
-    """A line on stderr, above the bar if there is one."""
+    """Print a line on stderr, above the bar if there is one."""
     tqdm.write(text, file=sys.stderr)
 
 
 class Trackers:
-    """TensorBoard, W&B or trackio, whichever the accelerator was made with; the main process writes.
+    """TensorBoard, W&B or trackio, as chosen for the accelerator; only the main process writes.
 
     Args:
-        accelerator: by `cdrl_train.engine.distributed.make_accelerator`.
-        config: the run's, shown beside its curves.
-        run: its folder, after which it is named.
-        step: it begins or goes on at; what TensorBoard holds of later ones is dropped.
+        accelerator: from `cdrl_train.engine.distributed.make_accelerator`.
+        config: options of the run, shown next to its curves.
+        run: folder of the run, which gives it its name.
+        step: step at which the run starts or resumes; TensorBoard's later points are dropped.
     """
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int) -> None:
@@ -47,19 +47,19 @@ class Trackers:
             },
         )
         for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":  # its own form of a configuration is another run
+            if tracker.name == "tensorboard":  # its own form would open another run
                 text = config.to_json()
                 tracker.log({"config": f"```json\n{text}\n```"}, step)
             else:
                 tracker.store_init_configuration(config.to_dict())
 
     def log(self, line: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
+        """Send a line of ``metrics.jsonl``."""
         values = {name: value for name, value in line.items() if name not in NOT_CURVES}
         self.accelerator.log(values, step=line["step"])
 
     def picture(self, path: Path, step: int) -> None:
-        """A grid of samples; a tracker that takes no pictures is passed over, the file is there."""
+        """Send a grid of samples to the trackers that take pictures."""
         with Image.open(path) as file:
             image = file.convert("RGB")
         for tracker in self.accelerator.trackers:
@@ -71,30 +71,30 @@ class Trackers:
 
 
 class Progress:
-    """A bar of images with their speed and the time left; in a file or a pipe, lines alone.
+    """A bar that counts images, with their speed and the time left; no bar in a file or a pipe.
 
     Args:
-        run: at the step where it begins or goes on.
+        run: the run, at the step where it starts or resumes.
     """
 
     def __init__(self, run: Trainer) -> None:
         self.bar = tqdm(
-            total=run.total_images,
-            initial=run.images_seen,
+            total=run.config.total_images,
+            initial=run.state.images_seen,
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
             disable=None if run.is_main else True,
             file=sys.stderr,
         )
-        self.total = run.total_images
+        self.total = run.config.total_images
 
     def advance(self, run: Trainer) -> None:
-        """Go to where the run is: forward, or back where it diverged."""
-        self.bar.update(run.images_seen - self.bar.n)
+        """Move the bar to where the run is; back if the run diverged."""
+        self.bar.update(run.state.images_seen - self.bar.n)
 
     def log(self, line: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl``, in short."""
+        """Print a short form of a line of ``metrics.jsonl``."""
         shown = ("loss/", "grad_norm/")
         values = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.startswith(shown))
         speed = line["images_per_second"]

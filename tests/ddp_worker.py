@@ -13,18 +13,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from test_trainer import DROPOUT, RESIDUAL, images, tiny
+from runs import SMALL, fit, tiny, trainer, unet
 
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
-from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine import checkpoints
 from cdrl_train.engine.ending import end_process
-from cdrl_train.engine.state import resume, save, snapshot
+from cdrl_train.engine.saving import resume, save
 from cdrl_train.engine.trainer import Trainer
 
-# Of few enough weights that none has a gradient of the size of rounding: Adam moves a weight by its rate
-# whatever its gradient's size, and so would make such rounding large.
-SMALL = {**RESIDUAL, "embedding_dim": 16, "frequencies": 4}
 PROCESS = int(os.environ.get("RANK", "0"))
 
 
@@ -38,30 +34,30 @@ class Recorder(Trainer):
         return self.losses[-1]
 
 
-def make(folder: Path, **changes: Any) -> Recorder:
-    config = tiny(**changes)
-    run = Recorder(config, BatchStream(images(), config.data, config.seed, "cpu"), folder)
+def make(folder: Path, *assignments: str, **changes: Any) -> Any:
+    run = trainer(tiny(*assignments, **changes), folder, Recorder)
     run.losses = []
     return run
 
 
-def trained(run: Recorder) -> dict[str, Any]:
+def trained(run: Any) -> dict[str, Any]:
     """Train to the end without writing anything; the losses and the last state."""
-    while run.step < run.total_steps:
+    while run.step < run.config.total_steps:
         run.train_step()
-    return {"losses": run.losses, **snapshot(run)}
+    return {"losses": run.losses, **run.state_dict()}
 
 
 def plain(folder: Path) -> dict[str, Any]:
     """With files: each process would write into a folder of its own."""
     run = make(folder / f"own-{PROCESS}", log_every=3, sample_every=4)
     called: list[str] = []
-    run.fit(
+    fit(
+        run,
         on_log=lambda line: called.append("log"),
         on_sample=lambda run: called.append("sample"),
         on_step=lambda run: called.append("step"),
     )
-    return {"called": called, "losses": run.losses, **snapshot(run)}
+    return {"called": called, "losses": run.losses, **run.state_dict()}
 
 
 def spectral_norm(folder: Path) -> dict[str, Any]:
@@ -70,26 +66,26 @@ def spectral_norm(folder: Path) -> dict[str, Any]:
 
 
 def dropped_out(folder: Path) -> dict[str, Any]:
-    run = make(folder / "whole", initializer=DROPOUT)
-    run.fit()
-    return snapshot(run)
+    run = make(folder / "whole", initializer=unet())
+    fit(run)
+    return run.state_dict()
 
 
 def resumed(folder: Path) -> dict[str, Any]:
     """The same run, which the last process alone is asked to stop after 3 steps."""
-    first = make(folder / "cut", initializer=DROPOUT)
-    first.fit(stop=lambda: PROCESS == 1 and first.step == 3)
+    first = make(folder / "cut", initializer=unet())
+    fit(first, stop=lambda: PROCESS == 1 and first.step == 3)
     torch.rand(1 + PROCESS)
-    second = make(folder / "cut", initializer=DROPOUT)
+    second = make(folder / "cut", initializer=unet())
     assert resume(second)
-    second.fit()
-    return {"stopped": first.step, "resumed": second.step, **snapshot(second)}
+    fit(second)
+    return {"stopped": first.step, "resumed": second.step, **second.state_dict()}
 
 
 def diverged(folder: Path) -> dict[str, Any]:
-    run = make(folder / "diverged", max_displacement=1e-9, retries=1)
+    run = make(folder / "diverged", "cooperative.max_displacement=1e-9", retries=1)
     try:
-        run.fit()
+        fit(run)
     except NumericalError as error:
         return {"error": str(error), "step": run.step, "halvings": run.guard.halvings}
     return {}
@@ -104,7 +100,7 @@ def full(folder: Path) -> dict[str, Any]:
 
     with patch("cdrl_train.engine.checkpoints.save", refuse):
         try:
-            run.fit()
+            fit(run)
         except CheckpointError as error:
             return {"error": str(error)}
     return {}
@@ -113,7 +109,7 @@ def full(folder: Path) -> dict[str, Any]:
 def apart(folder: Path) -> dict[str, Any]:
     """Each process sees a folder of its own, of which the main one's has a checkpoint."""
     if PROCESS == 0:
-        state = {**snapshot(make(folder / "apart-0")), "step": 4}
+        state = {**make(folder / "apart-0").state_dict(), "step": 4}
         checkpoints.save(folder / "apart-0" / "checkpoints", 4, state, keep=2)
     else:
         make(folder / "apart-1")

@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(
             checkpoints.save(tmp_path, 2, STATE, keep=1)
     assert "cannot save step 2 to" in str(caught.value) and "\n" not in str(caught.value)
     assert "No space left on device" in str(caught.value)
-    assert "--resume goes on from step-00000001.pt" in str(caught.value)
+    assert "--resume continues from step-00000001.pt" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -141,7 +141,7 @@ def test_a_disk_too_full_for_the_manifest(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_first_save_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "open", SmallDisk(10), raising=False)
-    with pytest.raises(CheckpointError, match="--resume goes on from the start"):
+    with pytest.raises(CheckpointError, match="--resume continues from the start"):
         checkpoints.save(tmp_path / "checkpoints", 0, STATE, keep=1)
 
 
@@ -150,7 +150,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
     content = path.read_bytes()
     for change in (content[:500], b"", content + b"more"):
         path.write_bytes(change)
-        with pytest.raises(CheckpointError, match=r"step-00000003\.pt cannot be read: .* checksum"):
+        with pytest.raises(CheckpointError, match=r"step-00000003\.pt is damaged: .* checksum"):
             checkpoints.load(path)
     (tmp_path / "manifest.json").unlink()
     path.write_bytes(content[:500])
@@ -163,7 +163,7 @@ def test_one_flipped_bit_is_noticed_where_torch_does_not(tmp_path: Path) -> None
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not what was written"):
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
         checkpoints.load(path)
     (tmp_path / "manifest.json").unlink()
     assert not torch.equal(checkpoints.load(path)["x"], STATE["x"])
@@ -181,7 +181,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(tmp_path: P
     assert found.path == checkpoints.path_of(tmp_path, 1)
     text = "\n".join(told)
     for step in (2, 3):
-        assert f"step-{step:08d}.pt cannot be read" in text
+        assert f"step-{step:08d}.pt is damaged" in text
         assert f"set aside as step-{step:08d}.pt.aside; step-00000001.pt is used" in text
     # A damaged one is not among those to keep, so that a good one is never deleted for it.
     checkpoints.save(tmp_path, 2, {"step": 2}, keep=1)
@@ -196,7 +196,7 @@ def test_when_all_are_damaged_it_is_an_error_every_time(tmp_path: Path) -> None:
         checkpoints.save(tmp_path, step, {"step": step}, keep=3).write_bytes(b"PK")
     for _ in range(2):
         told: list[str] = []
-        with pytest.raises(CheckpointError, match=r"no checkpoint that is whole \(2 damaged\)"):
+        with pytest.raises(CheckpointError, match=r"no undamaged checkpoint \(2 damaged\)"):
             checkpoints.load_newest(tmp_path, told.append)
         assert len(told) == 2
 
@@ -217,7 +217,7 @@ def test_what_the_system_does_not_give_is_an_error_and_not_damage(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "open", forbidden, raising=False)
         with pytest.raises(
-            CheckpointError, match=r"2\.pt cannot be read \(Permission denied\); see"
+            CheckpointError, match=r"2\.pt cannot be read \(Permission denied\); mend"
         ):
             checkpoints.load_newest(tmp_path, lambda text: None)
     assert names_in(tmp_path) == before
@@ -266,7 +266,7 @@ def test_without_a_manifest_states_are_read_and_that_they_are_unchecked_is_told(
     told: list[str] = []
     found = checkpoints.load_newest(tmp_path, told.append)
     assert found is not None and found.state == {"step": 1}
-    assert len(told) == 1 and "have no checksum" in told[0]
+    assert len(told) == 1 and "without a checksum" in told[0]
     checkpoints.save(tmp_path, 2, {"step": 2}, keep=1)
     assert checkpoints.load_newest(tmp_path, pytest.fail) is not None
 

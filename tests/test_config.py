@@ -1,11 +1,14 @@
-"""Options: typed, checked, written and read again."""
+"""Options: typed, checked, changed, written and read again."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from runs import RESIDUAL, tiny
 
 from cdrl_infer.errors import ConfigError
-from cdrl_train.config import DataConfig, TrainConfig
+from cdrl_train.config import DataConfig, Phase, TrainConfig
 from cdrl_train.presets import preset
 
 
@@ -13,6 +16,7 @@ def test_groups_are_dataclasses_after_a_round_trip() -> None:
     config = preset("celeba64")
     again = TrainConfig.from_dict(config.to_dict())
     assert again == config and isinstance(again.data, DataConfig)
+    assert isinstance(again.phases[0], Phase)
     assert again.data.attributes == ("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses")
 
 
@@ -29,16 +33,81 @@ def test_networks_take_single_arguments() -> None:
     assert config.assignments(preset("cifar10")) == ["ebm.width=96", 'ebm.activation="silu"']
 
 
+def test_a_phase_is_named_by_its_objective_or_its_place() -> None:
+    base = tiny()
+    for name in ("cooperative", "phases.1"):
+        config = base.override([f"{name}.langevin_steps=7", f"{name}.ebm_lr=0.5", "grad_clip=2"])
+        assert config.phases[1].objective["langevin_steps"] == 7
+        assert (config.phases[1].ebm_lr, config.grad_clip) == (0.5, 2.0)
+        assert config.phases[0] == base.phases[0]
+
+
+def test_phases_of_one_objective_are_numbered() -> None:
+    first, second = tiny().phases
+    config = tiny(phases=(first, second, dataclasses.replace(second, steps=2)))
+    assert config.labels == ("score_matching", "cooperative", "cooperative-2")
+    changed = config.override(["cooperative-2.batch_size=3"])
+    assert [phase.batch_size for phase in changed.phases] == [8, 8, 3]
+    assert changed.assignments(config) == ["cooperative-2.batch_size=3"]
+
+
+def test_steps_belong_to_phases_in_order() -> None:
+    config = tiny("score_matching.steps=2", "cooperative.steps=3")
+    found = [config.phase_at(step) for step in range(7)]
+    assert found == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert config.override(["score_matching.steps=0"]).phase_at(0) == (1, 0)
+    assert config.override(["cooperative.steps=0"]).phase_at(2) == (0, 2)
+    assert (config.total_steps, config.total_images) == (5, 40)
+
+
+def test_assignments_are_what_override_needs() -> None:
+    base = tiny()
+    changed = tiny(
+        "score_matching.coupling=shared",
+        grad_clip=2.0,
+        data=DataConfig(flip=False),
+        ebm=RESIDUAL,
+    )
+    assert base.assignments(base) == []
+    assert base.override(changed.assignments(base)) == changed
+    longer = tiny(phases=(base.phases[1],))  # other phases: all of them are told
+    assert [text.partition("=")[0] for text in longer.assignments(base)] == ["phases"]
+    assert base.override(longer.assignments(base)) == longer
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("data.attributes=Male", "'attributes' must be a list, each item a text or null"),
         ("data.in_memory_mib=-1", "in_memory_mib must be at least 0"),
-        ("cooperative.initializer_start=2", r"initializer_start must be in \[0, 1\], got 2"),
         ("data.sauce=x", "unknown key 'sauce'.*did you mean 'source'"),
+        ("data.label_dropout=7", r"label_dropout must be in \[0, 1\], got 7"),
         ("width.ebm=3", "no group 'width'"),
+        ("nothing.steps=3", "no group 'nothing'"),
+        ("phases.2.steps=3", r"no group 'phases\.2'"),
+        ("phases=[]", "phases must have at least one entry, got none"),
+        ("score_matching.step=3", "unknown option .*did you mean 'steps'"),
+        ("score_matching.steps=three", "steps"),
+        ("score_matching.coupling=both", "coupling"),
+        ("score_matching.batch_size=0", "batch_size must be at least 1, got 0"),
+        ("score_matching.lr_warmup_steps=-3", "lr_warmup_steps"),
+        ("score_matching.regression=-1", "regression must be at least 0, got -1"),
+        ("cooperative.name=cooperativ", "unknown objective .*did you mean 'cooperative'"),
+        ("cooperative.langevin_steps=-1", "langevin_steps must be at least 0"),
+        ("cooperative.step_scale=0", "step_scale must be positive, got 0"),
+        ("cooperative.ebm_lr=-1", "ebm_lr"),
+        ("cooperative.initializer_lr_start=2", r"initializer_lr_start must be in \[0, 1\], got 2"),
+        ("initializer=null", "'cooperative' needs an initializer, and initializer is null"),
+        ("grad_clip", "expected KEY=VALUE"),
+        ("grad_clip=0", "grad_clip"),
+        ("seed=1.5", "seed"),
+        ("seed=-1", "seed must be in"),
+        ("log_every=0", "log_every must be at least 1"),
+        ("keep_checkpoints=0", "keep_checkpoints"),
+        ("ema_decay=1", "ema_decay"),
+        ("sampler.langevin_steps=[1,2]", "one integer or 3, one per level, got 2"),
     ],
 )
 def test_bad_options_are_named(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        preset("cifar10").override([assignment])
+        tiny().override([assignment])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import SMALL, energy, tiny, trainer, unet
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,114 +19,76 @@ from cdrl_infer.model import ImageShape, SamplerDefaults
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
-from cdrl_infer.schedule import NoiseSchedule
-from cdrl_train.config import CooperativeConfig, DataConfig, PhaseConfig, TrainConfig
+from cdrl_train.config import DataConfig, TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Tally, count, stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.stream import BatchStream
 from cdrl_train.dry_run import dry_run
-from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
 
 IMAGE = ImageShape(3, 8, 8)
-ENERGY_UNET = {
-    "class": "InnerProductEnergy",
-    "backbone": {"class": "PatchUNet", "widths": [8, 12], "num_blocks": 1, "embedding_dim": 16},
-}
-PATCH = {
-    "class": "ResidualInitializer",
-    "backbone": {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16},
-}
-RESIDUAL = {
-    "class": "ResidualEBM",
-    "width": 8,
-    "num_blocks": 1,
-    "width_multipliers": [1, 2],
-    "frequencies": 4,
-    "embedding_dim": 16,
-}
-UNET = {
-    "class": "ResidualInitializer",
-    "backbone": {
-        "class": "UNet",
-        "widths": [8, 8],
-        "num_blocks": 1,
-        "attention_levels": [1],
-        "frequencies": 4,
-        "embedding_dim": 16,
-        "groups": 4,
-    },
-}
+UNET = unet(widths=[8, 8], attention_levels=[1])
+PAPER: dict[str, Any] = {"ebm": SMALL, "initializer": UNET, "spectral_norm": True}
+BOTH = ("cooperative.score_matching=1", "cooperative.regression=1", "accumulate=2")
 
 
-def tiny(**changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        name="tiny",
-        ebm=ENERGY_UNET,
-        initializer=PATCH,
-        schedule=NoiseSchedule(num_levels=3),
-        sampler=SamplerDefaults(langevin_steps=2),
-        data=DataConfig(dequantise=False),
-        warm_start=PhaseConfig(1, 4, "markov", 1e-3, 1e-3),
-        cooperative=CooperativeConfig(1, 4, "shared", 1e-3, 1e-3, langevin_steps=4),
-    )
-    return dataclasses.replace(config, **changes)
+def small(*assignments: str, **changes: Any) -> TrainConfig:
+    """One step of four images in each phase."""
+    base = tiny(**{"ebm": energy(widths=[8, 12]), "data": DataConfig(dequantise=False), **changes})
+    phases = tuple(dataclasses.replace(phase, steps=1, batch_size=4) for phase in base.phases)
+    return dataclasses.replace(base, phases=phases).override([*assignments])
 
 
-PAPER = {"ebm": RESIDUAL, "initializer": UNET, "spectral_norm": True}
-BOTH = CooperativeConfig(
-    1, 4, "markov", 1e-3, 1e-3, langevin_steps=1, score_matching=1.0, regression=1.0
-)
 CASES = {
-    "small": (tiny(), (3,)),
-    "paper": (tiny(**PAPER), ()),
-    "drl": (tiny(ebm=RESIDUAL, initializer=None), ()),
-    "all losses, in parts": (tiny(cooperative=BOTH, accumulate=2), (2, 3)),
+    "small": (small(), (3,)),
+    "paper": (small(**PAPER), ()),
+    "drl": (small('phases.1.objective={"name": "drl"}', "initializer=null"), ()),
+    "all losses, in parts": (small(*BOTH), (2, 3)),
 }
 
 
-def trainer(config: TrainConfig, num_classes: tuple[int, ...], folder: Path) -> Trainer:
+def trainer_of(config: TrainConfig, num_classes: tuple[int, ...], folder: Path) -> Any:
     images = torch.randint(256, (4, *IMAGE.shape), dtype=torch.uint8)
     labels = torch.zeros(4, len(num_classes)).long() if num_classes else None
-    data = ImageSet(images, labels, stand_in_attributes(num_classes))
-    return Trainer(config, BatchStream(data, config.data, 0, "cpu"), folder)
+    return trainer(config, folder, data=ImageSet(images, labels, stand_in_attributes(num_classes)))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_costs_what_the_trainer_spends(case: str, tmp_path: Path) -> None:
     config, num_classes = CASES[case]
     cost = count(config, IMAGE, num_classes)
-    run = trainer(config, num_classes, tmp_path)
-    assert sum(p.numel() for p in run.ebm.parameters()) == cost.ebm
-    assert sum(p.numel() for p in run.initializer.parameters()) == cost.initializer
-    for work in (cost.warm_start, cost.cooperative):
+    run = trainer_of(config, num_classes, tmp_path)
+    sizes = {
+        role: sum(p.numel() for p in network.parameters())
+        for role, network in run.state.trained.items()
+    }
+    assert (sizes["ebm"], sizes.get("initializer", 0)) == (cost.ebm, cost.initializer)
+    for work in cost.phases:
         tally = Tally()
         with tally:
             run.train_step()
         assert work is not None and tally.flops == work.flops
-        # The trainer's has figures for the log and the optimisers in it.
+        # The trainer's has results for the log and the optimizer in it.
         assert work.moved < tally.moved
 
 
 def test_memory_is_what_the_trainer_holds(tmp_path: Path) -> None:
-    big = PhaseConfig(1, 64, "markov", 1e-3, 1e-3)  # so that images count, not weights
-    config = tiny(warm_start=big, **PAPER)
+    # A batch so large that images count, not weights.
+    config = small("score_matching.batch_size=64", **PAPER)
     cost = count(config, IMAGE, ())
     tally = Tally()
     with tally:
-        run = trainer(config, (), tmp_path)
+        run = trainer_of(config, (), tmp_path)
         run.stream.images = run.stream.images.repeat(16, 1, 1, 1)
         before, tally.peak = tally.live, 0
         run.train_step()
-    assert cost.warm_start is not None
-    assert tally.peak - before == pytest.approx(cost.warm_start.peak, rel=0.02)
-    kept = [*run.ebm.state_dict().values(), *run.initializer.state_dict().values()]
-    kept += [*run.chain.state_dict().values()]
-    for average in (run.ebm_ema, run.initializer_ema):
-        kept += list(average.module.parameters())
-    for optimizer in run.optimizers:
-        states = optimizer.state.values()
-        kept += [value for state in states for name, value in state.items() if name != "step"]
+    assert cost.phases[0] is not None
+    assert tally.peak - before == pytest.approx(cost.phases[0].peak, rel=0.02)
+    state = run.state
+    networks = [*state.trained.values(), state.frozen_ebm]
+    kept = [value for network in networks for value in network.state_dict().values()]
+    kept += [p for average in state.averages.values() for p in average.module.parameters()]
+    moments = state.optimizer.state.values()
+    kept += [value for found in moments for name, value in found.items() if name != "step"]
     normed = 4 * cost.ebm  # W / σ(W), while a step lasts
     assert sum(tensor.nbytes for tensor in kept) + normed == cost.state
 
@@ -204,30 +167,25 @@ def test_held_memory_is_that_of_the_profiler() -> None:
 
 
 def test_the_cost_of_a_run_is_that_of_its_steps() -> None:
-    config = tiny()
-    cost = count(config, IMAGE, (3,))
-    longer = dataclasses.replace(
-        config,
-        warm_start=dataclasses.replace(config.warm_start, steps=10),
-        cooperative=dataclasses.replace(config.cooperative, steps=0),
-    )
+    cost = count(small(), IMAGE, (3,))
+    longer = small("score_matching.steps=10", "cooperative.steps=0")
     none = count(longer, IMAGE, (3,))
-    assert none.cooperative is None and cost.warm_start is not None
-    assert none.flops(longer) == 10 * cost.warm_start.flops
+    assert none.phases[1] is None and cost.phases[0] is not None
+    assert none.flops(longer) == 10 * cost.phases[0].flops
     assert cost.exchanged == 4 * (cost.ebm + cost.initializer)
 
 
 def test_networks_that_do_not_take_the_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiples of 4, got 6 and 6"):
-        count(tiny(), ImageShape(3, 6, 6), ())
+        count(small(), ImageShape(3, 6, 6), ())
 
 
 def test_a_dry_run_counts_and_measures() -> None:
-    lines = list(dry_run(tiny(), IMAGE, (3,), torch.device("cpu"), seconds=0.0))
-    cost = count(tiny(), IMAGE, (3,))
+    lines = list(dry_run(small(), IMAGE, (3,), torch.device("cpu"), seconds=0.0))
+    cost = count(small(), IMAGE, (3,))
     text = "\n".join(lines)
-    assert f"InnerProductEnergy, {cost.ebm:,} values" in text
-    assert f"ResidualInitializer, {cost.initializer:,} values" in text
+    assert f"{small().ebm['class']}, {cost.ebm:,} values" in text
+    assert f"{cost.initializer:,} values" in text
     assert text.count(" s a step on cpu, by 3 steps with a batch of 1") == 2
-    assert "warm_start   1 steps of 4 images" in text
+    assert "score_matching 1 steps of 4 images" in text
     assert lines[-1].startswith("whole run ") and "on this cpu" in lines[-1]

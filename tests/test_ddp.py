@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ddp_worker
-import numpy as np
 import pytest
 import torch
-from test_train_cli import TINY
-from test_trainer import lines_of, tensors
+from runs import SMALL, TINY, differing, lines_of, tensors, write_data
 
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_train.engine.state import snapshot
 
 HERE = Path(__file__).parent
-NETWORKS = ("ebm", "initializer", "ebm_ema", "initializer_ema")
+WEIGHTS = ("networks", "averages")
 
 
 def free_port() -> int:
@@ -72,17 +69,15 @@ def ended(folder: Path, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def assert_equal_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
     """To the bit."""
-    for name in NETWORKS:
-        one, other = tensors(a[name]), tensors(b[name])
-        assert one.keys() == other.keys()
-        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    for name in WEIGHTS:
+        assert differing(a[name], b[name]) == []
 
 
 def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """To float tolerance: losses and weights of runs that added up in another order."""
     for a, b in zip(found["losses"], expected["losses"], strict=True):
         assert a == pytest.approx(b, rel=2e-5)
-    for name in NETWORKS:
+    for name in WEIGHTS:
         values = tensors(expected[name])
         for key, value in tensors(found[name]).items():
             torch.testing.assert_close(value, values[key], rtol=1e-4, atol=2e-6, msg=f"{name}{key}")
@@ -97,7 +92,7 @@ def test_two_processes_equal_one_to_float_tolerance(two: Path, tmp_path: Path, c
 
 
 def test_accumulating_changes_nothing_but_rounding(tmp_path: Path) -> None:
-    for changes in ({}, {"spectral_norm": True, "ebm": ddp_worker.SMALL}):
+    for changes in ({}, {"spectral_norm": True, "ebm": SMALL}):
         whole, parts = (
             ddp_worker.trained(ddp_worker.make(tmp_path, accumulate=n, **changes)) for n in (1, 4)
         )
@@ -105,14 +100,14 @@ def test_accumulating_changes_nothing_but_rounding(tmp_path: Path) -> None:
 
 
 def test_the_averages_move_on_every_process(two: Path, tmp_path: Path) -> None:
-    begun = snapshot(ddp_worker.make(tmp_path))
+    fresh = ddp_worker.make(tmp_path).state_dict()
     for state in ended(two, "plain"):
-        for name in ("ebm_ema", "initializer_ema"):
-            before, after = tensors(begun[name]), tensors(state[name])
-            moved = [key for key in after if not torch.equal(before[key], after[key])]
+        for name in ("ebm", "initializer"):
+            after = state["averages"][name]
+            moved = differing(fresh["averages"][name], after)
             assert len(moved) > len(after) / 2
-            live = tensors(state[name.removesuffix("_ema")])
-            assert any(not torch.equal(after[f".module{key}"], live[key]) for key in live)
+            live = state["networks"][name]
+            assert any(not torch.equal(after[f"module.{key}"], live[key]) for key in live)
 
 
 def test_the_main_process_alone_writes_and_calls_back(two: Path) -> None:
@@ -120,7 +115,7 @@ def test_the_main_process_alone_writes_and_calls_back(two: Path) -> None:
     assert second["called"] == [] and not (two / "own-1").exists()
     assert first["called"].count("step") == 8 and first["called"].count("sample") == 2
     found = {path.name for path in (two / "own-0").iterdir()}
-    assert found == {"metrics.jsonl", "report.html", "checkpoints"}
+    assert found == {"metrics.jsonl", "checkpoints"}
     rows = (two / "own-0" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["step"] for row in rows] == [3, 4, 6, 8]
     assert len(rows) == first["called"].count("log")
@@ -149,7 +144,7 @@ def test_both_processes_go_back_and_give_up_together(two: Path) -> None:
 def test_where_the_main_process_cannot_save_all_end(two: Path) -> None:
     first, second = ended(two, "full")
     assert first["error"] == "cannot save step 0"
-    assert second["error"] == "process 1 ends too, since the main one failed: see its message"
+    assert second["error"] == "process 1 ends because the main process failed; see its message"
 
 
 def test_checkpoints_that_not_all_processes_see_are_refused(two: Path) -> None:
@@ -159,12 +154,12 @@ def test_checkpoints_that_not_all_processes_see_are_refused(two: Path) -> None:
 
 def test_checkpoints_that_are_damaged_are_so_for_all(two: Path) -> None:
     for state in ended(two, "damaged"):
-        assert "no checkpoint that is whole (1 damaged)" in state["error"]
+        assert "no undamaged checkpoint (1 damaged)" in state["error"]
 
 
 def test_a_batch_that_cannot_be_split_is_refused(two: Path) -> None:
     for state in ended(two, "unequal"):
-        assert "warm_start.batch_size must be a multiple of 6 (2 processes" in state["error"]
+        assert "score_matching.batch_size must be a multiple of 6 (2 processes" in state["error"]
 
 
 @pytest.mark.slow
@@ -177,12 +172,10 @@ def test_a_batch_that_cannot_be_split_is_refused(two: Path) -> None:
     ids=["torchrun", "accelerate"],
 )
 def test_the_command_on_two_processes(launcher: list[str], tmp_path: Path) -> None:
-    data = tmp_path / "data.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
-    np.savez(data, train_images=pixels, train_labels=np.arange(16, dtype=np.uint8) % 3)
+    data = write_data(tmp_path)
     port = ["--master_port" if "torch" in launcher[0] else "--main_process_port", str(free_port())]
     for out, start in (("two", [*launcher, *port, "-m"]), ("one", [])):
-        options = ["--device", "cpu", "--data", str(data), "--out", str(tmp_path / out), *TINY]
+        options = ["--device", "cpu", "--data", data, "--out", str(tmp_path / out), *TINY]
         result = subprocess.run(
             [
                 sys.executable,

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_model
+from runs import fit, tiny, trainer
 
-from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.proposals import IdentityProposal, make_proposal
+from cdrl_infer.proposals import make_proposal
 from cdrl_infer.random import BatchRandom, PerImageRandom
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.folder import load_model, save_model
-from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
-from cdrl_train.cost import stand_in_attributes
-from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.state import resume
-from cdrl_train.engine.trainer import Trainer
+from cdrl_train.config import Phase
+from cdrl_train.data.stream import Batch
+from cdrl_train.engine.saving import resume
 from cdrl_train.export import to_model
-from cdrl_train.objectives import losses as objectives
-
-BACKBONE = {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
-ENERGY = {"class": "InnerProductEnergy", "backbone": BACKBONE}
+from cdrl_train.objectives import Models
+from cdrl_train.objectives.drl import RecoveryLikelihood
+from cdrl_train.objectives.losses import Refined
 
 
 @pytest.fixture
@@ -85,30 +82,19 @@ def test_variants_of_it_live_side_by_side(drl: CDRLModel, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("warm_steps", [0, 2])
 def test_it_trains_resumes_and_is_exported(tmp_path: Path, warm_steps: int) -> None:
-    config = TrainConfig(
-        name="drl",
-        ebm=ENERGY,
-        initializer=None,
-        schedule=NoiseSchedule(num_levels=2),
-        warm_start=PhaseConfig(warm_steps, 4, "markov", 1e-3, 1e-3),
-        cooperative=CooperativeConfig(2, 4, "markov", 1e-3, 1e-3, langevin_steps=3),
-        log_every=1,
-    )
-    images = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)
-    data = ImageSet(images, torch.zeros(8, 1).long(), stand_in_attributes((3,)))
-
-    def trainer() -> Trainer:
-        return Trainer(config, BatchStream(data, config.data, 0, "cpu"), tmp_path)
-
+    warm, _ = tiny().phases
+    main = Phase({"name": "drl", "langevin_steps": 3}, 2, 8, 1e-3, 0.0)
+    phases = (dataclasses.replace(warm, steps=warm_steps), main)
+    config = tiny(initializer=None, phases=phases)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = trainer()
-        weights = copy.deepcopy(run.ebm.state_dict())
-        run.fit(until=warm_steps + 1)
-        again = trainer()
+        run = trainer(config, tmp_path)
+        weights = copy.deepcopy(run.state.ebm.state_dict())
+        fit(run, warm_steps + 1)
+        again = trainer(config, tmp_path)
         assert resume(again)
-        again.fit()
-    assert any(not torch.equal(w, again.ebm.state_dict()[k]) for k, w in weights.items())
+        fit(again)
+    assert any(not torch.equal(w, again.state.ebm.state_dict()[k]) for k, w in weights.items())
     pipe = CDRLPipeline(to_model(again))
     pipe.save_pretrained(tmp_path / "model")
     loaded = CDRLPipeline.from_pretrained(tmp_path / "model")
@@ -116,16 +102,19 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, warm_steps: int) -> N
     assert len(loaded(num_images=2, seeds=[0, 1], langevin_steps=1).images) == 2
 
 
-def test_training_starts_its_chains_at_x_t() -> None:
-    model = make_model(("a", "b"))
-    x_t, level = torch.randn(5, 1, 8, 8), model.schedule.level(torch.tensor([1, 2, 3, 1, 2]))
-    proposal = IdentityProposal()
-    mean = proposal.mean(x_t, level)
-    labels = torch.zeros(5, 1).long()
+def test_training_starts_its_chains_at_x_t(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = make_model(("a", "b")), []
+
+    def refine(*arguments: Any, _refine: Any = RecoveryLikelihood.refine) -> Refined:
+        seen.append((arguments, _refine(*arguments)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(RecoveryLikelihood, "refine", refine)
+    models = Models(model.ebm, model.ebm, None, model.schedule)
+    level = model.schedule.level(torch.tensor([1, 2, 3, 1, 2]))
+    batch = Batch(torch.randn(5, 1, 8, 8), torch.zeros(5, 1).long())
     random = BatchRandom(5, torch.Generator().manual_seed(0))
-    energy = NeuralEnergy(model.ebm, labels)
-    refined = objectives.refine(
-        energy, proposal, mean, Langevin(), level.step_variance, 2, x_t, level, random
-    )
-    assert torch.equal(refined.start, x_t) and not torch.equal(refined.end, x_t)
-    assert not objectives.imitation_loss(mean, refined).value.requires_grad
+    losses = RecoveryLikelihood(langevin_steps=2).losses(models, batch, level, random)
+    (((_, _, _, pair, *_), refined),) = seen
+    assert torch.equal(refined.start, pair.x_t) and not torch.equal(refined.end, pair.x_t)
+    assert losses.totals.keys() == {"ebm"}  # nobody imitates the chain

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import make_model
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_train_cli import TINY
+from runs import RESIDUAL, TINY, energy, initializer, write_data
 
 from cdrl_infer.cli.hub import main as hub
 from cdrl_infer.model import CDRLModel
@@ -28,9 +27,6 @@ from cdrl_train.presets import preset
 
 ROOT = Path(__file__).parents[1]
 ATTRIBUTES = (("Shirt", "Bag"), ("red", "green", "a|b"))
-OPTIONS = {"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 16}
-ENERGY = {"class": "InnerProductEnergy", "backbone": OPTIONS}
-RESIDUAL = {"class": "ResidualEBM", "width": 8, "num_blocks": 1, "width_multipliers": [1, 2]}
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +48,15 @@ def export(*arguments: object) -> Result:
 
 
 def state(model: CDRLModel, step: int) -> dict[str, Any]:
-    """What `Trainer.state` has of a model's averages."""
+    """What a training state has of a model's averages."""
     averages = {
-        f"{role}_ema": {
+        role: {
             "n_averaged": torch.tensor(step),
             **{f"module.{k}": v for k, v in getattr(model, role).state_dict().items()},
         }
         for role in ("ebm", "initializer")
     }
-    return {"step": step, "images_seen": 32 * step, "seconds": 60.0 * step, **averages}
+    return {"step": step, "images_seen": 32 * step, "seconds": 60.0 * step, "averages": averages}
 
 
 @pytest.fixture
@@ -75,8 +71,7 @@ def run(models: dict[int, CDRLModel], tmp_path: Path) -> Path:
     for step, model in models.items():
         checkpoints.save(folder / "checkpoints", step, state(model, step), keep=2)
     config = preset("fashion-mnist").to_dict()
-    config["ebm"] = ENERGY
-    config["initializer"] = {"class": "ResidualInitializer", "backbone": OPTIONS}
+    config |= {"ebm": energy(), "initializer": initializer()}
     (folder / "config.json").write_text(json.dumps(config))
     record_data(models[200], folder, data="clothes.npz")
     return folder
@@ -186,7 +181,7 @@ def damaged(run: Path) -> None:
         (other_widths, [], "step-00009000.pt: it does not fit this run's options"),
         (no_checkpoints, [], "expected a checkpoint, found none yet"),
         (foreign, [], r"step-00009000.pt is not a training state of this package"),
-        (damaged, [], "step-00009000.pt cannot be read"),
+        (damaged, [], "step-00009000.pt is damaged"),
         (None, ["--step", "9001"], "no checkpoint of step 9001; there are 200, 9000"),
         (None, ["--dtype", "float32", "--variant", "fp16"], "are stored in torch.float16, got"),
         (None, ["--variant", "fp8"], "'fp8' is not one of 'fp16', 'bf16'"),
@@ -216,14 +211,11 @@ def test_other_folders_are_kept(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "not a CDRL model folder" in done.output
 
 
-@pytest.mark.parametrize("ebm", [ENERGY, RESIDUAL])
+@pytest.mark.parametrize("ebm", [energy(), RESIDUAL])
 def test_it_is_what_the_end_of_training_writes(tmp_path: Path, ebm: dict[str, Any]) -> None:
     """To the bit, and the data need no longer be there."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (16, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(16) % 3)
     run = tmp_path / "run"
-    arguments = ["--data", str(tmp_path / "data.npz"), "--out", str(run), *TINY]
+    arguments = ["--data", write_data(tmp_path), "--out", str(run), *TINY]
     arguments += ["--set", f"ebm={json.dumps(ebm)}"]
     arguments += ["--set", f"spectral_norm={json.dumps(ebm is RESIDUAL)}"]
     done = CliRunner().invoke(train, arguments)

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy, FunctionPotential
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_train.data.stream import Batch
+from cdrl_train.objectives import Models
 from cdrl_train.objectives import losses as objectives
+from cdrl_train.objectives.drl import RecoveryLikelihood
 
 N = 40_000
 SCHEDULE = NoiseSchedule()
@@ -138,12 +140,12 @@ def test_regression_weighs_the_error_by_the_noise_variance(t: int) -> None:
 def test_contrastive_weights() -> None:
     levels = SCHEDULE.level(torch.arange(1, 7))
     sigma_1 = float(levels.noise_variance[0].sqrt())
-    paper = objectives.contrastive_weight(levels, sigma_1, "paper")
+    paper = objectives.contrastive_weight(levels, SCHEDULE, "paper")
     # In units of f = -s² E the paper's weight is σ_1/σ_t.
     assert torch.allclose(
         paper / levels.step_variance, sigma_1 / levels.noise_variance.sqrt(), rtol=1e-6
     )
-    noise = objectives.contrastive_weight(levels, sigma_1, "noise")
+    noise = objectives.contrastive_weight(levels, SCHEDULE, "noise")
     assert torch.equal(noise, levels.scale * levels.sigma_bar)
 
 
@@ -177,30 +179,30 @@ def test_the_contrastive_gradient_points_to_the_data() -> None:
         assert math.copysign(1, float(energy.k.grad)) == sign
 
 
-def test_refine_runs_the_kernel_of_sampling_on_the_recovery_energy() -> None:
+class Flat(torch.nn.Module):
+    """``f(y) = 0``: no prior."""
+
+    output_unit = "nats"
+
+    def condition(self, level: Level, labels: Tensor | None = None) -> None:
+        return None
+
+    def forward(self, y: Tensor, condition: None) -> Tensor:
+        return 0.0 * y.sum(1)
+
+
+def test_chains_of_training_sample_the_recovery_energy() -> None:
     """A strong pull to x_t and no prior: chains end at x_t, wherever they start."""
-
-    class Flat(Energy):
-        def at(self, level: Level) -> FunctionPotential:
-            return FunctionPotential(lambda y: 0.0 * y.sum(1))
-
     schedule = NoiseSchedule(step_rule="curvature", step_size=0.5)
     level = schedule.level(torch.full((N,), 2))
     x_t = torch.full((N, 1), 1.5)
-    refined = objectives.refine(
-        Flat(),
-        InitializerProposal(Shift(0.0)),
-        x_t - 3.0,
-        Langevin(),
-        level.step_variance,
-        400,
-        x_t,
-        level,
-        random_source(),
-    )
+    models, pair = Models(None, Flat(), None, schedule), objectives.NoisedPair(*[x_t] * 4)
+    objective = RecoveryLikelihood(langevin_steps=400)
+    batch = Batch(x_t, None)
+    refined = objective.refine(models, batch, pair, x_t - 3.0, level, random_source())
     variance = float(level.noise_variance[0])
     step = float(level.step_variance[0])
     expected = variance / (1 - step / (4 * variance))  # ULA on N(x_t, σ²)
-    assert abs(float(refined.start.mean()) + 1.5) < 0.05
+    assert torch.equal(refined.start, x_t - 3.0)
     assert abs(float(refined.end.mean()) - 1.5) < 5 * math.sqrt(expected / N)
     assert abs(float(refined.end.var()) / expected - 1) < 5 * math.sqrt(2 / N)

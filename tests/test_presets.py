@@ -11,10 +11,11 @@ import torch
 from cdrl_infer.errors import ConfigError
 from cdrl_train.config import TrainConfig
 from cdrl_train.networks import build_network, check_networks
-from cdrl_train.presets import PRESETS, VARIATIONS, preset
+from cdrl_train.presets import NAMES, preset
+from cdrl_train.presets.variations import VARIATIONS
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_presets_survive_a_round_trip_and_build(name: str) -> None:
     config = preset(name)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -37,19 +38,21 @@ def test_sizes_are_the_papers() -> None:
     assert values("cifar10-large", "ebm") == pytest.approx(4 * 34.8e6, rel=0.01)
 
 
-def test_rates_are_the_papers() -> None:
+def test_options_are_the_papers() -> None:
     config = preset("cifar10")
-    phase = config.cooperative
-    assert (phase.steps, phase.batch_size, phase.langevin_steps) == (500_000, 8 * 32, 15)
-    assert (phase.ebm_rate, phase.initializer_rate, phase.warm_up) == (1e-4, 1e-5, 10_000)
-    assert (phase.initializer_start, phase.final_rate) == (0.05, 1.0)
-    assert (phase.coupling, phase.weight, config.warm_start.steps) == ("shared", "paper", 0)
-    assert (config.ema_decay, config.clip, config.spectral_norm) == (0.9999, 1.0, True)
+    (phase,) = config.phases
+    assert (phase.steps, phase.batch_size) == (500_000, 8 * 32)
+    assert (phase.ebm_lr, phase.initializer_lr, phase.lr_warmup_steps) == (1e-4, 1e-5, 10_000)
+    assert (phase.initializer_lr_start, phase.final_lr) == (0.05, 1.0)
+    known = {"name": "cooperative", "coupling": "shared", "langevin_steps": 15, "weight": "paper"}
+    assert phase.objective.items() >= known.items()
+    assert (phase.objective["score_matching"], phase.objective["regression"]) == (0, 0)
+    assert (config.ema_decay, config.grad_clip, config.spectral_norm) == (0.9999, 1.0, True)
     assert config.data.flip and config.data.attributes == ()
     schedule = config.schedule
     assert (schedule.num_levels, schedule.logsnr_max, schedule.logsnr_min) == (6, 9.8, -5.1)
     assert (schedule.step_rule, schedule.step_size) == ("paper", 4e-4)
-    assert preset("imagenet32-cond").cooperative.steps == 1_000_000
+    assert preset("imagenet32-cond").total_steps == 1_000_000
     assert preset("imagenet32-cond").initializer["backbone"]["num_blocks"] == 2
     assert preset("cifar10-cond").data.label_dropout == 0.1
     assert preset("cifar10-cond").data.attributes is None
@@ -57,12 +60,13 @@ def test_rates_are_the_papers() -> None:
 
 def test_drl_is_the_ancestor() -> None:
     config = preset("drl")
-    assert config.initializer is None
-    assert config.schedule.step_size == 2e-4
-    assert (config.cooperative.langevin_steps, config.sampler.langevin_steps) == (30, 30)
-    assert (config.cooperative.coupling, config.warm_start.steps) == ("markov", 0)
+    (phase,) = config.phases
+    assert config.initializer is None and config.schedule.step_size == 2e-4
+    assert (phase.objective["langevin_steps"], config.sampler.langevin_steps) == (30, 30)
+    assert (phase.name, phase.objective["coupling"]) == ("drl", "markov")
     assert config.ebm == preset("cifar10").ebm
-    assert preset("fashion-mnist+drl").cooperative.score_matching == 0
+    (small,) = preset("fashion-mnist+drl").phases
+    assert small.objective["score_matching"] == 0
     same = dataclasses.replace(preset("cifar10+drl"), name="drl")
     assert same == config
 
@@ -72,7 +76,7 @@ def test_drl_is_the_ancestor() -> None:
     [
         ("cifar10+no-shared-noise", ["cooperative.coupling"]),
         ("cifar10+no-spectral-norm", ["spectral_norm"]),
-        ("mnist+no-warm-start", ["warm_start.steps", "cooperative.steps"]),
+        ("mnist+no-warm-start", ["phases"]),
         ("mnist+no-score-matching", ["cooperative.score_matching"]),
         (
             "cifar10+no-spectral-norm+no-shared-noise",
@@ -87,19 +91,18 @@ def test_a_variation_leaves_one_thing_out(name: str, changed: list[str]) -> None
 
 
 def test_a_run_without_a_warm_start_has_as_many_steps() -> None:
-    def steps(name: str) -> int:
-        config = preset(name)
-        return config.warm_start.steps + config.cooperative.steps
-
-    assert preset("fashion-mnist").warm_start.steps > 0
-    assert steps("fashion-mnist+no-warm-start") == steps("fashion-mnist") == steps("mnist+drl")
+    whole = preset("fashion-mnist")
+    assert whole.labels == ("warm_start", "cooperative") and whole.phases[0].steps > 0
+    for name, label in (("no-warm-start", "cooperative"), ("drl", "drl")):
+        config = preset(f"fashion-mnist+{name}")
+        assert (config.labels, config.total_steps) == ((label,), whole.total_steps)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar11", "unknown preset 'cifar11'; known: .*did you mean 'cifar10'"),
-        ("cifar10+no-shared", "unknown variation 'no-shared' of cifar10; .*'no-shared-noise'"),
+        ("cifar11", "unknown preset 'cifar11', expected one of .*did you mean 'cifar10'"),
+        ("cifar10+no-shared", "unknown variation 'no-shared' of cifar10, .*'no-shared-noise'"),
         ("fashion-mnist+no-shared-noise", "fashion-mnist has no shared noise to leave out"),
         ("fashion-mnist+no-spectral-norm", "no spectral norm"),
         ("cifar10+no-warm-start", "no warm start"),

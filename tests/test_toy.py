@@ -11,6 +11,7 @@ import torch
 import toy2d
 from click.testing import CliRunner
 from PIL import Image
+from runs import fit, trainer
 from torch import Tensor
 
 from cdrl_infer.energies.base import Energy, FunctionPotential
@@ -27,7 +28,6 @@ from cdrl_train.data.checkerboard import POINT, checkerboard, draw
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.interrupt import Stopped
-from cdrl_train.engine.trainer import Trainer
 from cdrl_train.presets import preset
 from cdrl_train.preview import save_samples
 
@@ -189,14 +189,7 @@ class TestNetworks:
 
 
 TINY = [
-    *(
-        "--set",
-        "ebm.width=32",
-        "--set",
-        "ebm.num_blocks=2",
-        "--set",
-        "initializer.backbone.width=16",
-    ),
+    *("--set", "ebm.width=32", "--set", "ebm.num_blocks=2", "--set", "initializer.width=16"),
     *("--set", "cooperative.langevin_steps=1", "--set", "sampler.langevin_steps=2"),
     *("--set", "warm_start.steps=2", "--set", "cooperative.steps=1"),
 ]
@@ -226,27 +219,31 @@ def test_a_short_run_brings_the_energy_nearer(tmp_path: Path) -> None:
     config = preset("toy-2d").override(
         [
             *("schedule.num_levels=2", "warm_start.steps=100", "cooperative.steps=0"),
-            *("warm_start.batch_size=128", "warm_start.ebm_rate=5e-3", "warm_start.warm_up=20"),
-            *("initializer.backbone.width=8", "ema_decay=0.9"),
+            *(
+                "warm_start.batch_size=128",
+                "warm_start.ebm_lr=5e-3",
+                "warm_start.lr_warmup_steps=20",
+            ),
+            *("initializer.width=8", "ema_decay=0.9"),
         ]
     )
-    stream = BatchStream(checkerboard(), config.data, config.seed, "cpu")
-    trainer = Trainer(config, stream, tmp_path)
+    run = trainer(config, tmp_path, data=checkerboard())
 
     def distance() -> float:
-        model = CDRLModel(trainer.ebm_ema.module, None, config.schedule, POINT)
+        ebm = run.state.averages["ebm"].module
+        model = CDRLModel(ebm, None, config.schedule, POINT)
         return toy.measure(model, num_samples=2, langevin_steps=0)[-1].energy_tv
 
     before = distance()
-    trainer.fit()
+    fit(run)
     assert before > 0.35 and distance() < 0.6 * before
 
 
 def test_measuring_the_same_model_twice_gives_the_same(tmp_path: Path) -> None:
     model = CDRLModel(MLPEnergy(width=8), None, SCHEDULE, POINT)
     first, second = (toy.measure(model, num_samples=500, langevin_steps=3) for _ in range(2))
-    assert [fit.i for fit in first] == [*range(SCHEDULE.num_levels)][::-1]
-    assert [fit.samples_tv for fit in first] == [fit.samples_tv for fit in second]
+    assert [level.i for level in first] == [*range(SCHEDULE.num_levels)][::-1]
+    assert [level.samples_tv for level in first] == [level.samples_tv for level in second]
     other = toy.measure(model, num_samples=500, langevin_steps=3, seed=1)
     assert other[-1].samples_tv != first[-1].samples_tv
     # An untrained energy is a Gaussian: right where noise is all there is, wrong on the board.
@@ -277,9 +274,8 @@ def test_the_picture_has_x1_to_the_right_and_x2_upwards() -> None:
 
 
 def test_a_figure_is_abandoned_at_the_next_level(tmp_path: Path) -> None:
-    config = preset("toy-2d")
-    stream = BatchStream(checkerboard(), config.data, config.seed, "cpu")
+    run = trainer(preset("toy-2d"), tmp_path, data=checkerboard())
     answers = iter([False, False, True])
     with pytest.raises(Stopped):
-        save_samples(Trainer(config, stream, tmp_path), answers.__next__)
+        save_samples(run, answers.__next__)
     assert next(answers, None) is None and not list(tmp_path.rglob("*.png"))

@@ -1,4 +1,4 @@
-"""What is seen of a run: figures by level, trackers, the bar and the report."""
+"""What is seen of a run: results by transition, trackers, the bar and the report."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
-from test_trainer import lines_of, tiny, trainer
+from runs import fit, lines_of, tiny, trainer
 
 from cdrl_infer.errors import InputError
 from cdrl_train import report
 from cdrl_train.engine.distributed import make_accelerator, shares
-from cdrl_train.engine.metrics import Figures
+from cdrl_train.engine.metrics import Results
 from cdrl_train.report import POINTS, read_log, write_report
 from cdrl_train.tracking import Progress, Trackers
 
@@ -35,20 +35,19 @@ LINE = {
 }
 
 
-def test_figures_are_sums_by_level() -> None:
-    figures = Figures(3, torch.device("cpu"))
-    figures.add("loss", torch.tensor(2.0, requires_grad=True))
-    figures.add("loss", torch.tensor(4.0))
+def test_results_are_sums_by_transition() -> None:
+    results = Results(3, torch.device("cpu"))
+    results.add("loss", torch.tensor(2.0, requires_grad=True))
+    results.add("loss", torch.tensor(4.0))
     for _ in range(2):
-        figures.add_by_level("moved", torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3, 1, 3]))
-    found = figures.shared(make_accelerator(device=torch.device("cpu")))
+        results.add_by_level("moved", torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3, 1, 3]))
+    found = results.shared(make_accelerator(device=torch.device("cpu")))
     assert found == {"loss": (6.0, 2), "moved/1": (4.0, 2), "moved/3": (10.0, 4)}
     assert found["moved/3"].mean == 2.5
 
 
-def test_a_line_of_the_log_has_figures_of_every_kind(tmp_path: Path) -> None:
-    run = trainer(tiny(log_every=4), tmp_path)
-    run.fit()
+def test_a_line_of_the_log_has_results_of_every_kind(tmp_path: Path) -> None:
+    fit(trainer(tiny(log_every=4), tmp_path))
     warm, last = lines_of(tmp_path)
     for line, kinds in (
         (warm, ("score_matching", "regression")),
@@ -63,7 +62,7 @@ def test_a_line_of_the_log_has_figures_of_every_kind(tmp_path: Path) -> None:
         for kind in kinds:
             assert {f"{kind}/{t}" for t in (1, 2, 3)} <= line.keys(), kind
         for network in ("ebm", "initializer"):
-            assert {f"loss/{network}", f"grad_norm/{network}", f"rate/{network}"} <= line.keys()
+            assert {f"loss/{network}", f"grad_norm/{network}", f"lr/{network}"} <= line.keys()
     for t in (1, 2, 3):
         gap = last[f"energy_positive/{t}"] - last[f"energy_negative/{t}"]
         assert last[f"energy_gap/{t}"] == pytest.approx(gap, rel=1e-3, abs=1e-3)
@@ -71,7 +70,7 @@ def test_a_line_of_the_log_has_figures_of_every_kind(tmp_path: Path) -> None:
         assert last[f"displacement/{t}"] > 0
     # Warm-up over two of the four steps, then along a cosine to a tenth.
     expected = [1e-3 * rise * (0.1 + 0.45 * (1 + math.cos(math.pi * k / 4))) for k, rise in RISES]
-    assert warm["rate/ebm"] == pytest.approx(sum(expected) / 4, rel=1e-4)
+    assert warm["lr/ebm"] == pytest.approx(sum(expected) / 4, rel=1e-4)
     seconds = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for line in seconds:
         assert line["images_per_second"] == pytest.approx(8 / line["seconds_per_step"], rel=1e-3)
@@ -104,7 +103,7 @@ class Listener(GeneralTracker):
         self.heard.append((step, values["samples"][0].size))
 
 
-def test_trackers_get_the_options_the_figures_and_the_samples(tmp_path: Path) -> None:
+def test_trackers_get_the_options_the_results_and_the_samples(tmp_path: Path) -> None:
     accelerator = make_accelerator(device=torch.device("cpu"))
     listener = Listener()
     accelerator.log_with = [listener]
@@ -112,10 +111,10 @@ def test_trackers_get_the_options_the_figures_and_the_samples(tmp_path: Path) ->
     curves.log(LINE)
     Image.new("L", (6, 4)).save(tmp_path / "grid.png")
     curves.picture(tmp_path / "grid.png", 3)
-    options, figures, picture = listener.heard
+    options, results, picture = listener.heard
     assert options == tiny().to_dict()
     shown = {"images", "images_per_second", "loss/ebm", "displacement/2"}
-    assert figures == (3, {name: LINE[name] for name in shown})
+    assert results == (3, {name: LINE[name] for name in shown})
     assert picture == (3, (6, 4))
 
 
@@ -186,13 +185,13 @@ def test_the_bar_tells_speed_and_time_left_and_goes_back(
             return True
 
     run = trainer(tiny(), tmp_path)
-    run.images_seen = 8
+    run.state.images_seen = 8
     for stream, drawn in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         progress = Progress(run)
-        run.images_seen = 32
+        run.state.images_seen = 32
         progress.advance(run)
-        run.images_seen = 16
+        run.state.images_seen = 16
         progress.advance(run)
         progress.log(LINE)
         progress.bar.refresh()
@@ -201,7 +200,7 @@ def test_the_bar_tells_speed_and_time_left_and_goes_back(
         assert "cooperative 3  loss/ebm 0.25  50 images/s  00:00 left" in text
         assert ("images/s]" in text or "images]" in text) is drawn
         assert ("16.0/64.0" in text) is drawn
-        run.images_seen = 8
+        run.state.images_seen = 8
 
 
 class Wellformed(HTMLParser):
@@ -234,7 +233,7 @@ def test_the_report_has_every_curve_and_the_newest_samples(tmp_path: Path) -> No
     (tmp_path / "samples").mkdir()
     for step in (2, 8):
         (tmp_path / "samples" / f"step-{step:08d}.png").touch()
-    run.fit()
+    fit(run, on_end=lambda run: write_report(run.folder))
     page = (tmp_path / report.REPORT).read_text(encoding="utf-8")
     parsed = Wellformed(page)
     assert parsed.open == []
@@ -245,11 +244,11 @@ def test_the_report_has_every_curve_and_the_newest_samples(tmp_path: Path) -> No
     assert "step 8 · 64 images" in page and "http" not in page
 
 
-def test_a_report_of_a_long_run_with_events_and_figures_that_are_no_numbers(
+def test_a_report_of_a_long_run_with_events_and_results_that_are_no_numbers(
     tmp_path: Path,
 ) -> None:
     rows = [
-        {**LINE, "step": k, "phase": "warm_start", "loss/ebm": 10.0 ** (k / 500)}
+        {**LINE, "step": k, "phase": "score_matching", "loss/ebm": 10.0 ** (k / 500)}
         for k in range(1, 2001)
     ]
     rows[5]["loss/ebm"] = math.inf

@@ -1,7 +1,7 @@
 """Training states on disk: written beside, synced, renamed; the newest few are kept.
 
 ``manifest.json`` beside them holds the size and SHA-256 of each file. It is written before a file gets
-its name, so that whenever a run is killed, every state that stands there is whole and can be checked.
+its final name. So whenever a run is killed, every state in the folder is whole and can be checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cdrl_infer.untrusted import read_json
 
 PATTERN = "step-*.pt"
 MANIFEST = "manifest.json"
-ASIDE = ".aside"  # added to the name of a file that is passed over
+ASIDE = ".aside"  # added to the name of a damaged file
 BLOCK = 2**20  # bytes
 
 
@@ -30,7 +30,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write ``folder/step-XXXXXXXX.pt`` atomically and delete all but the newest ``keep``.
 
     Raises:
-        CheckpointError: the disk is full or refuses the file; what was there before is as it was.
+        CheckpointError: the disk is full or refuses the file. What was there before is unharmed.
     """
     target = path_of(folder, step)
     try:
@@ -49,10 +49,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 @contextmanager
 def writing_to(run: Path) -> Iterator[None]:
-    """Inside the block an error of the system is one of writing to the run's folder.
+    """Inside the block, an error of the system means that the run's folder cannot be written to.
 
     Raises:
-        CheckpointError: in its place; it tells where the run can go on from.
+        CheckpointError: in place of the system's error; it says where the run can continue.
     """
     try:
         yield
@@ -63,11 +63,11 @@ def writing_to(run: Path) -> Iterator[None]:
 
 
 def _cannot(what: str, folder: Path, error: OSError) -> CheckpointError:
-    """The error of a run that a disk refuses a file, by what was to be done."""
+    """The error for a disk that refuses a file; ``what`` is what the run tried to do."""
     kept = newest(folder)
     return CheckpointError(
         f"cannot {what}: {error.strerror or error}; make room or lower keep_checkpoints, then "
-        f"--resume goes on from {kept.name if kept else 'the start'}"
+        f"--resume continues from {kept.name if kept else 'the start'}"
     )
 
 
@@ -88,7 +88,7 @@ def newest(folder: Path) -> Path | None:
 
 
 class Damaged(CheckpointError):
-    """A checkpoint whose content is not that of a training state; to be read again is no help."""
+    """A checkpoint with damaged or foreign content. Reading it again will not help."""
 
 
 class Loaded(NamedTuple):
@@ -102,17 +102,17 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
     """Read the newest checkpoint that is whole; None if there is none at all.
 
     Args:
-        folder: of the checkpoints; nobody else may write to it, see `cdrl_train.engine.lock`.
-        tell: hears of each damaged one, which is then set aside.
+        folder: folder of the checkpoints; nobody else may write to it, see `cdrl_train.engine.lock`.
+        tell: called with a message for each damaged file, which is then set aside.
 
     Raises:
-        CheckpointError: there are some, and all are damaged; or one cannot be read, damaged or not, and
-            then none is set aside.
+        CheckpointError: all checkpoints are damaged; or the system cannot read one, and then none is
+            set aside.
     """
     files = all_of(folder)
     damaged: list[Path] = []
     if files and not _listed(folder):
-        tell(f"{folder} has no {MANIFEST} that can be read: its checkpoints have no checksum")
+        tell(f"{folder} has no readable {MANIFEST}, so its checkpoints are read without a checksum")
     for path in reversed(files):
         try:
             state = load(path)
@@ -126,14 +126,14 @@ def load_newest(folder: Path, tell: Callable[[str], object]) -> Loaded | None:
         return Loaded(path, state)
     if files:
         raise CheckpointError(
-            f"{folder} holds no checkpoint that is whole ({len(files)} damaged); put a copy there or "
-            "start anew with another --out"
+            f"{folder} holds no undamaged checkpoint ({len(files)} damaged); put a copy there or start "
+            "again with another --out"
         )
     return None
 
 
 def set_aside(path: Path) -> None:
-    """Rename a checkpoint so that it is neither read nor counted among those to keep."""
+    """Rename a checkpoint so that it is no longer read or counted."""
     os.replace(path, path.with_name(path.name + ASIDE))
 
 
@@ -144,25 +144,23 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: the file is damaged or holds something else.
-        CheckpointError: the system does not give it, or has too little memory.
+        CheckpointError: the system cannot read it, or has too little memory.
     """
     entry = _listed(path.parent).get(path.name)
     try:
         found = _entry_of(path)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error}); see to that, or move it away to go on "
-            "from the one before"
+            f"{path} cannot be read ({error.strerror or error}); mend that, or move the file away to "
+            "continue from the one before"
         ) from error
     if entry not in (None, found):
-        raise Damaged(
-            f"{path} cannot be read: its content is not what was written, by the checksum in {MANIFEST}"
-        )
+        raise Damaged(f"{path} is damaged: its content does not match the checksum in {MANIFEST}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign pickle can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        # With the right checksum it is not the file's fault, whatever torch calls a lack of memory.
+        # With the right checksum the file is not at fault. A lack of memory has many names in torch.
         whole = entry is not None or isinstance(error, MemoryError)
         kind = CheckpointError if whole else Damaged
         raise kind(f"{path} cannot be read ({reason})") from error
@@ -172,7 +170,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 class _Writer:
-    """A file that knows the size and checksum of what was written to it."""
+    """A file that counts and hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -181,7 +179,7 @@ class _Writer:
         self.failure: OSError | None = None
 
     def save(self, state: dict[str, Any]) -> None:
-        """``torch.save`` with the system's own error: torch names another once a write has failed."""
+        """``torch.save``, but a failed write raises the system's own error and not torch's."""
         try:
             torch.save(state, self)  # type: ignore[arg-type]  # it calls write and flush
         except RuntimeError:
@@ -207,7 +205,7 @@ class _Writer:
 
 
 def _entry_of(path: Path) -> dict[str, Any]:
-    """What the manifest would say of the file as it is."""
+    """The manifest entry for the file as it is now."""
     sha, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -217,9 +215,9 @@ def _entry_of(path: Path) -> dict[str, Any]:
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    """The manifest by file name; empty where there is none that can be read.
+    """The manifest by file name; empty if it cannot be read.
 
-    It is replaced whole, so one that cannot be read was damaged since, and is no reason to lose states.
+    A manifest is replaced whole, so an unreadable one was damaged later. That must not lose states.
     """
     try:
         return read_json(folder, MANIFEST)
@@ -228,7 +226,7 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 
 def _list(folder: Path, name: str, writer: _Writer) -> None:
-    """Enter a file into the manifest; of the others, those that are there stay."""
+    """Add a file to the manifest, and drop entries whose files are gone."""
     entries = {k: v for k, v in _listed(folder).items() if (folder / k).is_file()}
     entries[name] = writer.entry()
     with replaced_file(folder / MANIFEST) as new:

@@ -1,12 +1,12 @@
-"""One run on several processes: who does which images, and what is averaged between them.
+"""One run on several processes: how images are shared out and gradients averaged.
 
-Devices, the process group, precision and trackers are accelerate's. Its wrapper around
-`DistributedDataParallel` is not used, because DDP's hooks support one call of a network's ``forward``
-followed by one backward pass, and the losses need more: energies call ``condition`` beside ``forward``,
-several times before one backward pass; score matching differentiates a gradient (``autograd.grad`` inside
-the loss, which DDP forbids); Langevin calls the network K times for its input's gradient alone. So
-gradients are averaged here, once a step, when they are complete. The exchange is not hidden behind the
-backward pass as DDP's would be; beside K + 3 passes through the network it is small.
+accelerate provides devices, the process group, precision and trackers. Its wrapper around
+`DistributedDataParallel` is not used: DDP supports one call of a network's ``forward`` followed by one
+backward pass, and the losses need more. Energies call ``condition`` and ``forward`` several times before
+one backward pass. Score matching uses ``autograd.grad`` inside the loss, which DDP forbids. Langevin
+calls the network K times for the gradient in its input. So gradients are averaged here, once a step,
+when they are complete. DDP would overlap this exchange with the backward pass; next to K + 3 passes
+through the network the exchange is short.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 MIXED = {"float32": "no", "bfloat16": "bf16"}
-PATIENCE = timedelta(hours=2)  # while the main process draws samples or saves, the others wait
+PATIENCE = timedelta(hours=2)  # how long processes wait while the main one samples or saves
 
 
 def make_accelerator(
@@ -38,15 +38,15 @@ def make_accelerator(
     trackers: Sequence[str] = (),
     logs: Path | None = None,
 ) -> Accelerator:
-    """Join the processes that `torchrun` or `accelerate launch` has started, or be the only one.
+    """Join the processes that `torchrun` or `accelerate launch` started, or be the only one.
 
-    The precision is the run's, whatever ``accelerate launch --mixed_precision`` says.
+    The run's precision overrides ``accelerate launch --mixed_precision``.
 
     Args:
-        precision: of `TrainConfig`.
-        device: to train on; None: a process's own GPU where there are any.
-        trackers: of `TRACKERS`.
-        logs: the folder for those that write files.
+        precision: see `TrainConfig`.
+        device: device to train on; None: the process's own GPU, if there is one.
+        trackers: names in `TRACKERS`.
+        logs: folder for trackers that write files.
 
     Raises:
         InputError: a package is not installed, an unknown tracker, or a device that is not there.
@@ -66,7 +66,7 @@ def make_accelerator(
             )
         if name not in map(str, get_available_trackers()):
             raise InputError(f"{name} is not installed: pip install {name}, or track with another")
-    # accelerate keeps the first precision for the life of a process, which may train a second run.
+    # accelerate keeps its first precision, but a process may train a second run with another one.
     if AcceleratorState._shared_state.get("_mixed_precision", MIXED[precision]) != MIXED[precision]:
         AcceleratorState._reset_state()
     if device is not None and device.type == "cuda" and device.index is not None:
@@ -80,23 +80,24 @@ def make_accelerator(
     )
     if device is not None and accelerator.device.type != device.type:
         raise InputError(
-            f"asked to train on {device}, but this process was given {accelerator.device}; leave the "
-            "device out, or start another process"
+            f"expected to train on {device}, but this process has {accelerator.device}; leave the device "
+            "out, or start another process"
         )
     return accelerator
 
 
 def shares(batch_size: int, *, process: int, processes: int, parts: int, name: str) -> list[slice]:
-    """The rows of a step's batch that a process works on, in ``parts`` one after the other.
+    """The rows of a batch that a process works on, in ``parts`` one after the other.
 
     Args:
         batch_size: images of all processes together.
-        process, processes: which one, of how many.
-        parts: gradients are accumulated over them.
-        name: of the batch size, for the message.
+        process: index of the process.
+        processes: number of processes.
+        parts: number of parts over which gradients are accumulated.
+        name: name of the batch size, for the message.
 
     Raises:
-        ConfigError: not all shares would be equal, so that their mean is not that of the batch.
+        ConfigError: the shares are not equal, so their mean would not be the mean of the batch.
     """
     size, rest = divmod(batch_size, processes * parts)
     if rest or not size:
@@ -110,9 +111,9 @@ def shares(batch_size: int, *, process: int, processes: int, parts: int, name: s
 
 @torch.no_grad()
 def average_gradients(accelerator: Accelerator, networks: Iterable[nn.Module]) -> None:
-    """Replace every gradient by its mean over the processes: one exchange for all.
+    """Replace every gradient by its mean over the processes, in one exchange.
 
-    All processes get the same bits, so that their weights stay equal.
+    All processes get the same bits, so their weights stay equal.
     """
     if accelerator.num_processes == 1:
         return
@@ -125,7 +126,7 @@ def average_gradients(accelerator: Accelerator, networks: Iterable[nn.Module]) -
 
 
 def anywhere(accelerator: Accelerator, *answers: bool) -> list[bool]:
-    """Whether any process says yes, question by question: what all must do together or not at all."""
+    """For each question, whether any process answers yes. All processes get the same answers."""
     if accelerator.num_processes == 1:
         return list(answers)
     votes = torch.tensor(answers, dtype=torch.float32, device=accelerator.device)
@@ -135,9 +136,10 @@ def anywhere(accelerator: Accelerator, *answers: bool) -> list[bool]:
 
 @contextmanager
 def main_first(accelerator: Accelerator) -> Iterator[None]:
-    """The main process goes through the block before the others do, also where it fails in it.
+    """The main process runs the block before the others do.
 
-    The others then find what it has found, files or an error; accelerate's own would leave them waiting.
+    If it fails, the others still go on, and meet the same error. accelerate's own function would leave
+    them waiting.
     """
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
@@ -149,10 +151,11 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def by_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
-    """What the main process alone does, while the others wait and get None; if it fails, all do.
+    """Let the main process work while the others wait; returns its result, and None on the others.
 
     Raises:
-        CheckpointError: on the others, the main process failed. On that: whatever it was.
+        CheckpointError: on the other processes, if the main one failed. The main process raises its
+            own error.
     """
     result, failure = None, None
     if accelerator.is_main_process:
@@ -165,13 +168,13 @@ def by_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
         raise failure
     if failed:
         raise CheckpointError(
-            f"process {accelerator.process_index} ends too, since the main one failed: see its message"
+            f"process {accelerator.process_index} ends because the main process failed; see its message"
         )
     return result
 
 
 def gathered(accelerator: Accelerator, mine: Tensor) -> list[Tensor]:
-    """A small tensor of every process, in their order; not necessarily of one size."""
+    """A small tensor from every process, in their order; sizes may differ."""
     from accelerate.utils import gather_object
 
     return list(gather_object([mine])) if accelerator.num_processes > 1 else [mine]

@@ -1,8 +1,8 @@
-"""How a process ends that is one of several.
+"""How one of several processes ends.
 
-Where an interpreter shuts down while PyTorch's gloo threads still live, they can abort it ("terminate
-called without an active exception": PyTorch's pull request 179291), and a launcher takes a run for failed
-whose work is done. Such a process therefore ends without that shutdown.
+If an interpreter shuts down while PyTorch's gloo threads are alive, they can abort it ("terminate called
+without an active exception": PyTorch's pull request 179291). A launcher then reports a failure although
+the work is done. So such a process ends without that shutdown.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from cdrl_infer.cli.command import OneLineErrors
 
 
 def one_of_several() -> bool:
-    """Whether `torchrun` or `accelerate launch` has started this process beside others."""
+    """Whether `torchrun` or `accelerate launch` started this process together with others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def end_process(code: int) -> NoReturn:
-    """End at once with that exit code; whatever has to be closed must have been."""
+    """End at once with that exit code. Files and connections must be closed before."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -30,7 +30,7 @@ class OneOfSeveral(OneLineErrors):
     """`OneLineErrors` for a command that `torchrun` or `accelerate launch` may start."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, and exit."""
+        """Run the command, and exit."""
         try:
             return super().main(*args, **kwargs)
         except SystemExit as ended:

@@ -1,55 +1,37 @@
-"""The divergence guard: which figures of a step are watched, and what a run does when one blows up."""
+"""The divergence guard: it stops a step whose results are out of bounds before weights change."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from cdrl_infer.errors import NumericalError
-from cdrl_train.config import TrainConfig
+from cdrl_train.objectives import Limit
 
-
-class Watched(NamedTuple):
-    """What one kind of figure is, and what to change when it blows up."""
-
-    text: str
-    limit: str  # the option of `TrainConfig`; "" = finite is enough
-    advice: str
-
-
-KINDS = {
-    "loss": Watched("the loss of the {}", "", "lower its rate or raise warm_up"),
-    "grad_norm": Watched(
-        "the gradient norm of the {}", "max_grad_norm", "lower its rate or raise warm_up"
-    ),
-    "energy_gap": Watched(
-        "|E(y⁺) - E(y⁻)| per pixel of transition {}",
-        "max_energy_gap",
-        "lower cooperative.ebm_rate, or raise cooperative.langevin_steps or score_matching",
-    ),
-    "displacement": Watched(
-        "how far Langevin moves a pixel in transition {}",
-        "max_displacement",
-        "lower cooperative.step_scale or ebm_rate",
-    ),
-}
+ADVICE = "lower its learning rate or raise lr_warmup_steps"
 
 
 class Symptom(NamedTuple):
-    """A figure that is not below its limit, or not a number."""
+    """A result that is out of bounds, or not a number.
 
-    kind: str  # of `KINDS`
-    of: str  # a network, or a transition
+    Args:
+        of: what was measured: a transition, or the name of a loss or network.
+        value: what it is, in the unit of the limit.
+        limit: the bound.
+    """
+
+    of: str
     value: float
-    limit: float
+    limit: Limit
 
     def __str__(self) -> str:
-        watched = KINDS[self.kind]
-        limit = f", the limit ({watched.limit}) {self.limit:g}" if watched.limit else ""
-        return f"{watched.text.format(self.of)} is {self.value:.3g}{limit}"
+        option = self.limit.option
+        bound = f", the limit ({option}) is {self.limit.value:g}" if option else ""
+        return f"{self.limit.text.format(self.of)} is {self.value:.3g}{bound}"
 
 
 class Diverged(NumericalError):
-    """A step whose figures blew up; no weight has changed in it."""
+    """Results of a step are out of bounds; no weight has changed in it."""
 
     def __init__(self, step: int, symptoms: list[Symptom]) -> None:
         self.step = step
@@ -60,54 +42,72 @@ class Diverged(NumericalError):
     @property
     def advice(self) -> str:
         """What to change."""
-        return KINDS[self.symptoms[0].kind].advice
+        return self.symptoms[0].limit.advice
 
     def record(self) -> dict[str, Any]:
-        """The details, as the log holds them: JSON has no NaN, so values are texts."""
+        """The details for the log. Values are texts, since JSON has no NaN."""
         return {
             "step": self.step,
             "event": "diverged",
             "symptoms": {
-                f"{s.kind}/{s.of}": {"value": f"{s.value:.6g}", "limit": f"{s.limit:g}"}
+                f"{s.limit.result}/{s.of}": {
+                    "value": f"{s.value:.6g}",
+                    "limit": f"{s.limit.value:g}",
+                }
                 for s in self.symptoms
             },
         }
 
 
 class Guard:
-    """Collects the figures of a step that are out of bounds, and counts the times a run went back.
+    """Collects the results of a step that are out of bounds, and counts how often a run went back.
 
-    The first figure of a step is the one nearest the cause: energies come before losses, and these
-    before gradients.
+    Show it the results in the order in which they depend on each other: an objective's own come before
+    losses, losses before gradients. The message names the first.
+
+    Args:
+        retries: how often a run may go back.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.limits = {
-            kind: float(getattr(config, watched.limit)) if watched.limit else float("inf")
-            for kind, watched in KINDS.items()
-        }
-        self.retries = config.retries
+    def __init__(self, retries: int) -> None:
+        self.retries = retries
         self.halvings = 0  # part of the training state
         self._symptoms: list[Symptom] = []
 
     @property
-    def rate_scale(self) -> float:
-        """``2^-halvings``: what both networks' rates are multiplied by."""
+    def lr_scale(self) -> float:
+        """``2^-halvings``, which multiplies all learning rates."""
         return 0.5**self.halvings
 
-    def watch(self, kind: str, of: str, value: float) -> None:
-        """Note a figure of this step, which is not negative and the same on every process."""
-        if not value < self.limits[kind]:
-            self._symptoms.append(Symptom(kind, of, value, self.limits[kind]))
-
-    def settle(self, step: int) -> None:
-        """End a step's figures: to be called before weights change.
+    def watch(self, limit: Limit, of: str, value: float) -> None:
+        """Compare a result, which is not negative, with its limit.
 
         Args:
-            step: how many were done before.
+            limit: its bound.
+            of: see `Symptom`.
+            value: in the unit of the limit; the same on every process.
+        """
+        if not value < limit.value:
+            self._symptoms.append(Symptom(of, value, limit))
+
+    def watch_loss(self, name: str, value: float) -> None:
+        """A loss has to be finite."""
+        limit = Limit("loss", math.inf, 1, "", "the loss of the {}", ADVICE)
+        self.watch(limit, name, abs(value))
+
+    def watch_gradient(self, name: str, norm: float, largest: float) -> None:
+        """The norm of a gradient has a bound."""
+        text = "the gradient norm of the {}"
+        self.watch(Limit("grad_norm", largest, 1, "max_grad_norm", text, ADVICE), name, norm)
+
+    def settle(self, step: int) -> None:
+        """End a step's results; call it before weights change.
+
+        Args:
+            step: number of steps done before.
 
         Raises:
-            Diverged: a figure was out of bounds.
+            Diverged: a result was out of bounds.
         """
         symptoms, self._symptoms = self._symptoms, []
         if symptoms:

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal becomes a question, asked between two steps or two levels of a picture."""
+"""Requests to stop: a signal sets a flag, which is read between steps and between levels of a picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ONE_REQUEST = 1.0  # seconds
 
 
 class Stopped(Exception):
-    """A piece of work was left unfinished, since the run was asked to stop."""
+    """Work was left unfinished because the run was asked to stop."""
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop."""
+    """Whether this process was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -29,12 +29,12 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Inside the block SIGTERM and Ctrl-C ask to stop; a second one of either does what it always did.
+    """Inside the block, SIGTERM and Ctrl-C request a stop; a second one has its usual effect.
 
-    Signals of the same second are one request: where a scheduler or a terminal signals a launcher and
-    its processes alike, the launcher passes its own on, and each process hears two.
+    Signals within a second are one request: if a scheduler or a terminal signals a launcher and its
+    processes, the launcher passes its own signal on, and each process gets two.
 
-    Only the main thread hears signals; elsewhere the block changes nothing.
+    Only the main thread gets signals; in other threads the block changes nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

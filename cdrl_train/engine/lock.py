@@ -1,4 +1,8 @@
-"""One run per folder: a lock that a killed run cannot leave behind."""
+"""One run per folder: a lock that ends with its process, however the process ends.
+
+The `filelock` package would empty the file before it asks for the lock. Then the message could not name
+the process that holds it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import IO
 from cdrl_infer.errors import InputError
 
 NAME = "run.lock"
-FAR = 2**30  # Windows locks bytes, so one that nobody reads
+FAR = 2**30  # Windows locks a byte; this one is never read
 
 if sys.platform == "win32":
     import msvcrt
@@ -33,14 +37,13 @@ else:
 
 @contextmanager
 def locked(folder: Path, tell: Callable[[str], object]) -> Iterator[None]:
-    """Hold the folder's ``run.lock`` inside the block.
+    """Hold ``run.lock`` in the folder inside the block.
 
-    The system itself lets go of it when the process ends, however it ends: the file that stays says who
-    was last and locks nothing.
+    The system releases the lock when the process ends. The file stays and names the last holder.
 
     Args:
-        folder: of the run; it exists.
-        tell: hears that a file system has no locks, on which nothing keeps two runs apart.
+        folder: folder of the run; it exists.
+        tell: called with a message if the file system has no locks. Nothing then keeps two runs apart.
 
     Raises:
         InputError: another process writes to the folder.
@@ -56,7 +59,7 @@ def locked(folder: Path, tell: Callable[[str], object]) -> Iterator[None]:
             ) from None
         except OSError as error:
             tell(
-                f"{folder} cannot be locked ({error.strerror}): see that no other run writes there"
+                f"{folder} cannot be locked ({error.strerror}); make sure that no other run writes there"
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: what a run observed, a JSON object a line, added to while it goes on."""
+"""``metrics.jsonl``: the results of a run, one JSON object a line, appended while it trains."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Log:
             file.write(json.dumps(line) + "\n")
 
     def rows(self) -> list[str]:
-        """The lines as they are, without a last one that a kill cut short."""
+        """The lines, without a last one that a kill cut short."""
         if not self.path.is_file():
             return []
         rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [row for row in rows if row.endswith("\n")]
 
     def cut(self, count: int) -> None:
-        """Keep the first lines alone: those of the steps after them will come again.
+        """Keep only the first lines; the steps of the others will be done again.
 
         Raises:
-            OSError: the disk is full or refuses it; the log is as it was.
+            OSError: the disk is full or refuses it. The log is then unchanged.
         """
         if self.path.is_file():
             with replaced_file(self.path) as new:

@@ -1,4 +1,4 @@
-"""The figures of a run: of one step on all processes, and their running means."""
+"""The results of a run: of one step on all processes, and their running means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Sum(NamedTuple):
-    """Observations of one figure, added up."""
+    """Observations of one result, added up."""
 
     total: float
     size: int  # how many
@@ -23,8 +23,8 @@ class Sum(NamedTuple):
         return self.total / self.size
 
 
-class Figures:
-    """What one step observes, by name, added up where it is computed.
+class Results:
+    """What one step observes, by name. Sums are taken on the device.
 
     Args:
         num_levels: T.

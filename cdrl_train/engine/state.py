@@ -1,157 +1,223 @@
-"""The training state: all that the next step depends on, from a trainer to its folder and back."""
+"""The training state: networks, averages, optimizer, random numbers and counters."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from cdrl_infer.errors import CheckpointError, listing
-from cdrl_train.engine import checkpoints
-from cdrl_train.engine.distributed import by_main, gathered, main_first
-
-if TYPE_CHECKING:
-    from cdrl_train.engine.trainer import Trainer
-
-FORMAT = 2
-NETWORKS = ("ebm", "initializer", "ebm_ema", "initializer_ema")
-
-
-def snapshot(trainer: Trainer) -> dict[str, Any]:
-    """Everything the next step depends on; of several processes, on this one. Tensors are not copied."""
-    return {
-        "format": FORMAT,
-        "data": trainer.data_fingerprint,
-        "step": trainer.step,
-        "images_seen": trainer.images_seen,
-        "seconds": trainer.seconds,
-        "stream": trainer.stream.state(),
-        "generator": trainer.generator.get_state(),
-        "global_generators": [_global_generator(trainer.device).get_state()],
-        "metrics": {"sums": trainer.metrics.sums, "counts": trainer.metrics.counts},
-        "halvings": trainer.guard.halvings,
-        "log_lines": len(trainer.log.rows()),
-        **{name: getattr(trainer, name).state_dict() for name in NETWORKS},
-        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-    }
+from cdrl_infer.errors import CheckpointError
+from cdrl_infer.model import ImageShape
+from cdrl_infer.networks.base import Network
+from cdrl_train.config import TrainConfig
+from cdrl_train.networks import build_network
+from cdrl_train.objectives import Models, Objective
+from cdrl_train.spectral import add_spectral_norm, folded_state
 
 
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """The inverse of `snapshot`.
+class TrainState:
+    """All that the next step depends on, except the data.
 
-    Raises:
-        CheckpointError: another format, other data, more steps than the run has, or tensors that do not
-            fit its networks.
+    Args:
+        config: the run.
+        image: the shape of one image.
+        num_classes: number of values of each attribute; () for an unconditional model.
+        device: where the networks are.
+
+    Attributes:
+        ebm, initializer: the networks that are trained; the initializer may be None.
+        objectives: one per phase.
+        trained: the modules that have parameters, by name: "ebm", "initializer", and the objectives
+            by the label of their phase.
+        averages: their exponential moving averages.
+        frozen_ebm: a copy of the EBM for Langevin chains, without gradients and spectral norm.
+        optimizer: of the current phase, one group of parameters per module.
+        step, images_seen, seconds: counters over all phases.
     """
-    _check(trainer, state)
-    try:
-        for name in NETWORKS:
-            getattr(trainer, name).load_state_dict(state[name])
-        for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the training state does not fit this run's options: {reason}"
-        ) from error
-    trainer.step, trainer.images_seen = state["step"], state["images_seen"]
-    trainer.seconds = state["seconds"]
-    trainer.stream.load_state(state["stream"])
-    trainer.generator.set_state(state["generator"])
-    own, generators = trainer.accelerator.process_index, state["global_generators"]
-    if own < len(generators):
-        _global_generator(trainer.device).set_state(generators[own])
-    else:  # a process more than the run had
-        seed_global_generator(trainer)
-    trainer.metrics.sums = dict(state["metrics"]["sums"])
-    trainer.metrics.counts = dict(state["metrics"]["counts"])
-    trainer.guard.halvings = state["halvings"]
-    trainer.saved_step = trainer.step
 
-
-def _check(trainer: Trainer, state: dict[str, Any]) -> None:
-    """What can be known before anything of the trainer is changed."""
-    if state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"training state has format {state.get('format')}, this version reads {FORMAT}"
+    def __init__(
+        self,
+        config: TrainConfig,
+        image: ImageShape,
+        num_classes: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.device = device
+        torch.manual_seed(config.seed)
+        ebm, initializer = build_networks(config, image, num_classes)
+        self.frozen_ebm: Any = self._place(copy.deepcopy(ebm)).requires_grad_(False).eval()
+        if config.spectral_norm:
+            add_spectral_norm(ebm)
+        self.ebm: Any = self._place(ebm)
+        self.initializer: Any = None if initializer is None else self._place(initializer)
+        self.objectives = build_objectives(config, image, num_classes)
+        candidates = {
+            "ebm": self.ebm,
+            "initializer": self.initializer,
+            **dict(zip(config.labels, map(self._place, self.objectives), strict=True)),
+        }
+        self.trained: dict[str, nn.Module] = {
+            name: module
+            for name, module in candidates.items()
+            if module is not None and _learns(module)
+        }
+        average = _ema(config.ema_decay)
+        self.averages = {
+            name: AveragedModel(module, multi_avg_fn=average).eval()
+            for name, module in self.trained.items()
+        }
+        self.models = Models(
+            self.ebm,
+            self._compiled(self.frozen_ebm),
+            None if self.initializer is None else self._compiled(self.initializer),
+            config.schedule,
         )
-    if state["data"] != trainer.data_fingerprint:
-        raise CheckpointError(
-            f"this run was trained on data with fingerprint {state['data']}, the data given has "
-            f"{trainer.data_fingerprint}; resume with the same images"
-        )
-    if state["step"] > trainer.total_steps:
-        raise CheckpointError(
-            f"the training state is that of step {state['step']}, the options end the run at step "
-            f"{trainer.total_steps}; raise cooperative.steps or warm_start.steps"
-        )
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.step = self.images_seen = 0
+        self.seconds = 0.0
+        self.optimizer = self._new_optimizer()
+
+    def _place(self, network: Any) -> Any:
+        return network.to(device=self.device, memory_format=torch.channels_last)
+
+    def _compiled(self, network: nn.Module) -> Any:
+        return torch.compile(network) if self.config.compile else network
+
+    @property
+    def phase(self) -> int:
+        """The phase of the next step, counted from 0."""
+        return self.config.phase_at(self.step)[0]
+
+    @property
+    def label(self) -> str:
+        """The label of that phase."""
+        return self.config.labels[self.phase]
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of that phase."""
+        return self.objectives[self.phase]
+
+    @property
+    def active(self) -> dict[str, nn.Module]:
+        """The modules that the current phase trains."""
+        names = ("ebm", "initializer", self.label)
+        return {name: self.trained[name] for name in names if name in self.trained}
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [*module.parameters()], "name": name} for name, module in self.active.items()
+        ]
+        return torch.optim.Adam(groups)
+
+    def begin_step(self, lr_scale: float) -> None:
+        """Set the learning rates; at the first step of a phase, start its objective and optimizer.
+
+        Args:
+            lr_scale: multiplies all learning rates.
+        """
+        k, step = self.config.phase_at(self.step)
+        if step == 0:
+            self.objective.begin(self.objectives[:k])
+            self.optimizer = self._new_optimizer()
+        rates = self.config.phases[k].learning_rates(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates.get(group["name"], rates["objective"]) * lr_scale
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def refresh_frozen(self) -> None:
+        """Give the frozen EBM the weights that the EBM has now."""
+        self.frozen_ebm.load_state_dict(folded_state(self.ebm))
+
+    def learning_rates(self) -> dict[str, float]:
+        """The current learning rate of each active module."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def apply_gradients(self) -> None:
+        """One optimizer step, and the averages after it."""
+        active = self.active
+        self.optimizer.step()
+        for name, module in active.items():
+            self.averages[name].update_parameters(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; tensors are not copied."""
+        return {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "generator": self.generator.get_state(),
+            "networks": {name: module.state_dict() for name, module in self.trained.items()},
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            CheckpointError: tensors that do not fit the networks.
+        """
+        self.step, self.images_seen = state["step"], state["images_seen"]
+        self.seconds = state["seconds"]
+        try:
+            for stored, modules in (
+                (state["networks"], self.trained),
+                (state["averages"], self.averages),
+            ):
+                if stored.keys() != modules.keys():
+                    raise KeyError(f"it has {', '.join(stored)}")
+                for name, module in modules.items():
+                    module.load_state_dict(stored[name])
+            if self.config.phase_at(self.step)[1]:  # else the next step makes a new one
+                self.optimizer = self._new_optimizer()
+                self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"the training state does not fit this run's options: {reason}"
+            ) from error
+        self.generator.set_state(state["generator"])
 
 
-def save(trainer: Trainer) -> Path:
-    """Write the whole state; resuming from it continues to the bit on the same device.
-
-    Raises:
-        CheckpointError: the disk is full or refuses the file.
-    """
-    folder = trainer.folder / "checkpoints"
-    generators = gathered(trainer.accelerator, _global_generator(trainer.device).get_state())
-
-    def write() -> None:
-        state = {**snapshot(trainer), "global_generators": generators}
-        checkpoints.save(folder, trainer.step, state, trainer.config.keep_checkpoints)
-
-    by_main(trainer.accelerator, write)
-    trainer.saved_step = trainer.step
-    return checkpoints.path_of(folder, trainer.step)
+def build_networks(
+    config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]
+) -> tuple[Network, Network | None]:
+    """Fresh networks of a run without spectral norm: the EBM, and the initializer if it has one."""
+    return (
+        build_network("ebm", config.ebm, image.channels, num_classes),
+        None
+        if config.initializer is None
+        else build_network("initializer", config.initializer, image.channels, num_classes),
+    )
 
 
-def newest(trainer: Trainer) -> checkpoints.Loaded | None:
-    """The newest state that is whole; the main process first, since it renames damaged ones.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none can be used; or the processes see different ones.
-    """
-    folder = trainer.folder / "checkpoints"
-    with main_first(trainer.accelerator):
-        found = checkpoints.load_newest(folder, trainer.tell)
-    mine = torch.tensor(-1 if found is None else found.state["step"])
-    steps = [int(step) for step in gathered(trainer.accelerator, mine)]
-    if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"the processes see different checkpoints in {folder}, of steps {listing(steps)} (-1: "
-            "none); choose an --out on a disk that all of them share"
-        )
-    return found
+def build_objectives(
+    config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]
+) -> list[Objective]:
+    """Fresh objectives of a run, one per phase."""
+    objectives = [phase.make_objective() for phase in config.phases]
+    for objective in objectives:
+        objective.build(image, num_classes)
+    return objectives
 
 
-def resume(trainer: Trainer) -> bool:
-    """Continue from the newest checkpoint of the folder that is whole, if there is one.
-
-    The log's lines after it are dropped: their steps were lost and will be done again.
-
-    Raises:
-        CheckpointError: there are checkpoints, and all are damaged, or they are of another run; or the
-            disk is full.
-    """
-    found = newest(trainer)
-    if found is not None:
-        restore(trainer, found.state)
-    logged = found.state["log_lines"] if found else 0
-    with checkpoints.writing_to(trainer.folder):
-        by_main(trainer.accelerator, lambda: trainer.log.cut(logged))
-    return found is not None
+def _learns(module: nn.Module) -> bool:
+    """Whether the module has parameters."""
+    return any(True for _ in module.parameters())
 
 
-def seed_global_generator(trainer: Trainer) -> None:
-    """For dropout, the one thing that each process draws for itself."""
-    own = 1_000_003 * trainer.accelerator.process_index
-    _global_generator(trainer.device).manual_seed(trainer.config.seed + own + trainer.step)
+def _ema(decay: float) -> Callable[..., None]:
+    """``W_ema ← d W_ema + (1-d) W``, ``d = min(decay, (1+n)/(10+n))``: young averages forget fast."""
 
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-def _global_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from."""
-    if device.type != "cuda":
-        return torch.default_generator
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
+    return update

@@ -1,1 +1,15 @@
-"""What a phase of training minimises."""
+"""What a phase of training minimises; a new objective is one file, see docs/extending.md."""
+
+from cdrl_infer.registry import Registry
+from cdrl_train.objectives.base import Limit, Losses, Models, Objective
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective",
+    {
+        "score_matching": "cdrl_train.objectives.score_matching:ScoreMatching",
+        "drl": "cdrl_train.objectives.drl:RecoveryLikelihood",
+        "cooperative": "cdrl_train.objectives.cooperative:Cooperative",
+    },
+)
+
+__all__ = ["OBJECTIVES", "Limit", "Losses", "Models", "Objective"]

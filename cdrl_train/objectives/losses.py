@@ -1,22 +1,20 @@
-"""The losses of CDRL, as functions of networks and noised pairs; no optimisers, no state.
+"""The formulas of the losses, as functions of energies, proposals and noised pairs.
 
-All on the energies and kernels of `cdrl_infer`, with levels mixed in a batch. Losses are means over the
-batch; per-image values come beside them, so that they can be reported by level.
+The levels of a batch are mixed. A loss is a mean over the batch. Its values per image come beside it,
+so that they can be logged by transition.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdrl_infer.energies.base import Energy
-from cdrl_infer.energies.recovery import RecoveryEnergy
-from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.proposals import IdentityProposal, InitializerProposal, posterior_mean
+from cdrl_infer.proposals import InitializerProposal, posterior_mean
 from cdrl_infer.random import RandomSource
-from cdrl_infer.schedule import Level
+from cdrl_infer.schedule import Level, NoiseSchedule
 
 Coupling = Literal["shared", "markov"]
 ContrastiveWeight = Literal["paper", "noise"]
@@ -47,14 +45,14 @@ def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSourc
 
 
 class Loss(NamedTuple):
-    """What to minimise, and its values per image (B,) before weighting, detached."""
+    """A number () to minimise, and its values per image (B,) before weighting, detached."""
 
     value: Tensor
     per_image: Tensor
 
 
 class ScoreMatching(NamedTuple):
-    """A `Loss`, and the energies (B,) of y that it took, with their graph: another loss may need them."""
+    """A `Loss`, and the energies (B,) of y with their graph, which another loss may reuse."""
 
     value: Tensor
     per_image: Tensor
@@ -64,7 +62,7 @@ class ScoreMatching(NamedTuple):
 def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> ScoreMatching:
     """``mean ‖ m_t σ̄_{t-1} ∇_y E(y) - ε ‖² / dim`` (denoising score matching, Vincent 2011).
 
-    Per image it is the sum over pixels: dim when nothing is learnt.
+    The value per image is the sum over pixels. It is dim for an energy that has learnt nothing.
     """
     y = pair.y.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -75,9 +73,7 @@ def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> Score
     return ScoreMatching(per_image.mean() / pair.noise[0].numel(), per_image.detach(), values)
 
 
-def regression_loss(
-    proposal: InitializerProposal | IdentityProposal, pair: NoisedPair, level: Level
-) -> Loss:
+def regression_loss(proposal: InitializerProposal, pair: NoisedPair, level: Level) -> Loss:
     """``mean ‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t² / dim``: the initializer's warm start."""
     target = posterior_mean(pair.x, pair.x_t, level)
     error = (proposal.mean(pair.x_t, level) - target).square().flatten(1).sum(1)
@@ -86,36 +82,20 @@ def regression_loss(
 
 
 class Refined(NamedTuple):
-    """What the initializer proposed and what Langevin made of it; no graph."""
+    """Where chains started and where they ended, (B, ...) each, without a graph."""
 
     start: Tensor  # y⁰
     end: Tensor  # y⁻
 
 
-def refine(
-    energy: Energy,
-    proposal: InitializerProposal | IdentityProposal,
-    mean: Tensor,
-    kernel: Kernel[Any],
-    step_size: Tensor,
-    steps: int,
-    x_t: Tensor,
-    level: Level,
-    random: RandomSource,
-) -> Refined:
-    """K steps of the kernel on ``p(y | x_t)`` from a proposal around its ``mean`` (B, C, H, W)."""
-    start = proposal.around(mean.detach(), level, random)
-    end = kernel.run(start, RecoveryEnergy(energy, x_t).at(level), step_size, random, steps)
-    return Refined(start, end.y)
-
-
-def contrastive_weight(level: Level, sigma_1: float, kind: ContrastiveWeight) -> Tensor:
-    """Weight (B,) of a level's energy difference in nats.
+def contrastive_weight(level: Level, schedule: NoiseSchedule, kind: ContrastiveWeight) -> Tensor:
+    """Weight (B,) of each image's energy difference in nats.
 
     ``"paper"``: ``s_t² σ_1/σ_t``, since the paper weights ``f = -s_t² E`` by ``σ_1/σ_t``.
-    ``"noise"``: ``m_t σ̄_{t-1}``, which gives the levels of an `InnerProductEnergy` an equal say.
+    ``"noise"``: ``m_t σ̄_{t-1}``, which weights the levels of an `InnerProductEnergy` equally.
     """
     if kind == "paper":
+        sigma_1 = float(schedule.level(1).noise_variance.sqrt())
         return level.step_variance * sigma_1 / level.noise_variance.sqrt()
     return level.scale * level.sigma_bar
 
@@ -123,7 +103,8 @@ def contrastive_weight(level: Level, sigma_1: float, kind: ContrastiveWeight) ->
 def contrastive_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Loss:
     """``mean_w [E(y⁺) - E(y⁻)]`` from energies (B,) in nats: the gradient of recovery likelihood.
 
-    The recovery term has no parameters, so it drops out. Per image: the unweighted difference in nats.
+    The recovery term has no parameters, so it drops out. The value per image is the unweighted
+    difference in nats.
     """
     gap = positive - negative
     return Loss((weight * gap).mean(), gap.detach())
@@ -132,12 +113,11 @@ def contrastive_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Loss
 def imitation_loss(mean: Tensor, refined: Refined) -> Loss:
     """``mean ‖ y⁻ - y⁰ ‖² / dim`` with ``y⁰ = g(x_t) + τ_t ε``: the initializer learns from the chain.
 
-    Per image it is the sum over pixels.
+    The value per image is the sum over pixels.
 
     Args:
-        mean: ``g(x_t)`` with its graph; the noise of y⁰ is a constant, so the value is that of y⁰
-            and the gradient that of its mean.
-        refined: what was proposed and where the chain ended.
+        mean: ``g(x_t)`` with its graph. The noise of y⁰ is a constant, so the gradient reaches the mean.
+        refined: where the chain started and ended.
     """
     start = mean + (refined.start - mean).detach()
     per_image = (refined.end - start).square().flatten(1).sum(1)

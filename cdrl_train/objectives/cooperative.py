@@ -1,0 +1,84 @@
+"""Cooperative training: the initializer proposes, Langevin refines, and both networks learn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.random import RandomSource
+from cdrl_infer.schedule import Level
+from cdrl_train.objectives.base import Losses, Models
+from cdrl_train.objectives.drl import RecoveryLikelihood
+from cdrl_train.objectives.losses import (
+    ContrastiveWeight,
+    Coupling,
+    imitation_loss,
+    noised_pair,
+    regression_loss,
+)
+
+if TYPE_CHECKING:
+    from cdrl_train.data.stream import Batch
+
+
+class Cooperative(RecoveryLikelihood):
+    """CDRL (Zhu et al., ICLR 2024, algorithm 1).
+
+    Chains start at ``y⁰ = g(x_t) + τ_t ε``. The energy learns from where they end as in
+    `RecoveryLikelihood`; the initializer imitates the chain, ``‖ y⁻ - y⁰ ‖²``.
+
+    Args:
+        regression: weight of the initializer's regression beside imitation; 0 in the paper.
+        Others: see `RecoveryLikelihood`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    needs_initializer = True
+    titles: ClassVar[dict[str, str]] = {
+        **RecoveryLikelihood.titles,
+        "imitation": "Imitation, ‖y⁻ - y⁰‖² after the step, by transition, per image",
+    }
+
+    def __init__(
+        self,
+        coupling: Coupling = "shared",
+        langevin_steps: int = 15,
+        step_scale: float = 1.0,
+        weight: ContrastiveWeight = "paper",
+        score_matching: float = 0.0,
+        regression: float = 0.0,
+        max_energy_gap: float = 1e4,
+        max_displacement: float = 10.0,
+    ) -> None:
+        super().__init__(
+            coupling,
+            langevin_steps,
+            step_scale,
+            weight,
+            score_matching,
+            max_energy_gap,
+            max_displacement,
+        )
+        if regression < 0:
+            raise ConfigError(f"regression must be at least 0, got {regression}")
+        self.regression = regression
+
+    def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
+        """Contrastive loss, imitation, and what is kept on beside them."""
+        pair = noised_pair(batch.x, level, self.coupling, random)
+        proposal = models.proposal(batch.labels)
+        mean: Tensor = proposal.mean(pair.x_t, level)
+        start = proposal.around(mean.detach(), level, random)
+        refined = self.refine(models, batch, pair, start, level, random)
+        found = self.contrast(models, batch, pair, refined, level)
+        imitation = imitation_loss(mean, refined)
+        total, by_level = imitation.value, {**found.by_level, "imitation": imitation.per_image}
+        if self.regression:
+            regression = regression_loss(proposal, pair, level)
+            total = total + self.regression * regression.value
+            by_level["regression"] = regression.per_image
+        return Losses({**found.totals, "initializer": total}, by_level)
