@@ -1,4 +1,4 @@
-"""Images a second of the cooperative step, against a straightforward transcription of it, and why.
+"""Images a second of a training step with Langevin chains, against a plain transcription, and why.
 
 ``python benchmarks/training.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,44 +18,31 @@ from unittest import mock
 import click
 import torch
 from options import writes
+from parts import Clock, breakdown
 from report import check_target, table, write_json
 from torch import Tensor, nn
-from transcription import (
-    AVERAGES,
-    DATA,
-    EBM_BACKWARD,
-    EBM_FORWARD,
-    INITIALIZER_BACKWARD,
-    LANGEVIN,
-    NORMS,
-    PARTS,
-    PROPOSAL,
-    UPDATE,
-    Transcription,
-    in_default_layout,
-)
+from transcription import Transcription, in_default_layout
 
 import cdrl_train.engine.trainer as trainer_module
+import cdrl_train.objectives.drl as drl_module
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.device import usable_device
-from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.errors import InputError
 from cdrl_infer.schedule import Level
 from cdrl_infer.version import __version__
 from cdrl_train.config import TrainConfig
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.state import TrainState
 from cdrl_train.engine.trainer import Trainer
-from cdrl_train.objectives import losses as objectives
+from cdrl_train.objectives.losses import score_matching_loss
 from cdrl_train.presets import preset
 
 OURS = "the trainer"
 PLAIN = "transcription"
 WASTEFUL = "transcription, Langevin by backward()"
-REST = "figures, guard, the rest"
 Patch = Callable[[], AbstractContextManager[Any]]
-Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -72,7 +59,7 @@ class Runner:
     patch: Patch = nullcontext
 
     def seconds(self, steps: int, clock: Clock) -> float:
-        """Of one of so many steps."""
+        """Seconds of a step, as the mean of so many."""
         with self.patch():
             started = clock()
             for _ in range(steps):
@@ -83,45 +70,40 @@ class Runner:
 # -- the trainer without one of its measures ---------------------------------------------------
 
 
-class DefaultLayout(Trainer):
-    """All networks in the default layout."""
-
-    def _place(self, network: Any) -> Any:
-        return in_default_layout(network).to(self.device)
+def placed_in_default_layout(state: TrainState, network: Any) -> Any:
+    """In place of `TrainState._place`: the network in the default layout."""
+    return in_default_layout(network).to(state.device)
 
 
 class Live:
-    """The network that is trained as the one Langevin differentiates: with its weights in the graph, and
-    its conditioning anew in every pass."""
+    """The network that is trained, for Langevin: its weights are in the graph, and every pass computes
+    its conditioning again."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
         self.output_unit = network.output_unit
 
     def condition(self, level: Level, labels: Tensor | None = None) -> Any:
-        """What to compute it from, later."""
+        """What to compute it from in each pass."""
         return level, labels
 
     def __call__(self, y: Tensor, condition: Any) -> Tensor:
-        """As the network."""
+        """The network's output."""
         density: Tensor = self.network(y, self.network.condition(*condition))
         return density
 
 
 @contextmanager
 def norms_recomputed(network: nn.Module) -> Iterator[None]:
-    """In place of `cdrl_train.spectral.normalised`: σ is left alone, W / σ(W) is not kept."""
+    """In place of `cdrl_train.spectral.normalised`: σ is left alone, and W / σ(W) is not kept."""
     network.eval()
     yield
 
 
 def energy_evaluated_twice(energy: Any, pair: Any, level: Level) -> Any:
     """In place of a score matching loss whose E(y⁺) serves the contrastive loss too."""
-    matching = SCORE_MATCHING(energy, pair, level)
+    matching = score_matching_loss(energy, pair, level)
     return matching._replace(energy=energy(pair.y, level))
-
-
-SCORE_MATCHING = objectives.score_matching_loss
 
 
 def one_by_one(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -136,14 +118,15 @@ def one_by_one(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def runners(config: TrainConfig, data: ImageSet, device: torch.device) -> dict[str, Runner]:
-    """The trainer, the transcription twice, and the trainer without each measure that it has."""
-    folder = Path(tempfile.gettempdir())  # nothing is written: no run is fitted
+    """The trainer, the transcription twice, and the trainer without each of its measures."""
+    folder = Path(tempfile.gettempdir())  # nothing is written there
+    patch = mock.patch.object
 
     def stream() -> BatchStream:
         return BatchStream(data, config.data, config.seed, device)
 
-    def trainer(kind: type[Trainer] = Trainer, changed: TrainConfig = config) -> Trainer:
-        return kind(changed, stream(), folder)
+    def trainer(changed: TrainConfig = config) -> Trainer:
+        return Trainer(changed, stream(), folder)
 
     found = {
         PLAIN: Runner(Transcription(config, stream())),
@@ -151,23 +134,23 @@ def runners(config: TrainConfig, data: ImageSet, device: torch.device) -> dict[s
     }
     if config.precision != "float32":
         # accelerate has one precision at a time, the last that was asked for; float32 needs none.
-        found["without bfloat16"] = Runner(trainer(changed=replace(config, precision="float32")))
-    found["without channels last"] = Runner(trainer(DefaultLayout))
+        found["without bfloat16"] = Runner(trainer(replace(config, precision="float32")))
+    with patch(TrainState, "_place", placed_in_default_layout):
+        found["without channels last"] = Runner(trainer())
     live = trainer()
-    live._refiner = Live(live.ebm)
-    found["without a frozen twin for Langevin"] = Runner(live)
+    live.state.models = replace(live.state.models, frozen_ebm=Live(live.state.ebm))
+    live.state.refresh_frozen = lambda: None  # type: ignore[method-assign]
+    found["without a frozen copy for Langevin"] = Runner(live)
     if config.spectral_norm:
-        patch = mock.patch.object
         found["without norms kept for a step"] = Runner(
             trainer(), lambda: patch(trainer_module, "normalised", norms_recomputed)
         )
-    if config.cooperative.score_matching:
-        patch = mock.patch.object
+    if config.phases[-1].objective["score_matching"]:
         found["without E(y⁺) shared by the losses"] = Runner(
-            trainer(), lambda: patch(objectives, "score_matching_loss", energy_evaluated_twice)
+            trainer(), lambda: patch(drl_module, "score_matching_loss", energy_evaluated_twice)
         )
     averaging = trainer()
-    for average in (averaging.ebm_ema, averaging.initializer_ema):
+    for average in averaging.state.averages.values():
         average.multi_avg_fn, average.avg_fn = None, one_by_one(config.ema_decay)
     found["without averages all at once"] = Runner(averaging)
     return {OURS: Runner(trainer()), **found}
@@ -182,7 +165,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of a step of each, round by round, after a round to warm up.
 
-    Every round begins with another one, so that none always comes after the same.
+    Every round starts with another one, so that none always follows the same.
     """
     names = [*found]
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -194,108 +177,6 @@ def in_turns(
                 seconds[name].append(spent)
         tell(f"round {k} of {rounds}")
     return seconds
-
-
-# -- where the time goes ------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Seconds by part; a part inside another counts as that."""
-
-    def __init__(self, device: torch.device, clock: Clock) -> None:
-        self.device = device
-        self.clock = clock
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._running = False
-
-    def now(self) -> float:
-        """When a GPU has done what it was asked to."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return self.clock()
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Around what belongs to a part."""
-        if self._running:
-            yield
-            return
-        self._running, started = True, self.now()
-        try:
-            yield
-        finally:
-            self.seconds[part] += self.now() - started
-            self._running = False
-
-    def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self(part):
-                return call(*args, **kwargs)
-
-        return timed
-
-
-def parts_of_trainer(trainer: Trainer, watch: Stopwatch) -> ExitStack:
-    """Time the parts of a trainer's steps, until the stack is closed."""
-    stack = ExitStack()
-
-    def place(owner: Any, name: str, part: str) -> None:
-        original = getattr(owner, name)
-        stack.enter_context(mock.patch.object(owner, name, watch.around(part, original)))
-
-    # The two backward passes are told apart by their order.
-    backward, order = Tensor.backward, [EBM_BACKWARD, INITIALIZER_BACKWARD]
-
-    def backwards(loss: Tensor) -> None:
-        with watch(order[0]):
-            backward(loss)
-        order.reverse()
-
-    normalised = trainer_module.normalised
-
-    @contextmanager
-    def normalised_timed(network: nn.Module) -> Iterator[None]:
-        with ExitStack() as inner:
-            with watch(NORMS):
-                inner.enter_context(normalised(network))
-            yield
-
-    place(trainer, "_part", DATA)
-    place(trainer_module, "power_iteration", NORMS)
-    place(trainer_module, "folded_state", NORMS)
-    place(trainer.chain, "load_state_dict", NORMS)
-    stack.enter_context(mock.patch.object(trainer_module, "normalised", normalised_timed))
-    place(InitializerProposal, "mean", PROPOSAL)
-    place(objectives, "refine", LANGEVIN)
-    place(NeuralEnergy, "__call__", EBM_FORWARD)
-    place(objectives, "score_matching_loss", EBM_FORWARD)
-    stack.enter_context(mock.patch.object(Tensor, "backward", backwards))
-    place(trainer_module, "_clipped", UPDATE)
-    for optimizer in trainer.optimizers:
-        place(optimizer, "step", UPDATE)
-    for average in (trainer.ebm_ema, trainer.initializer_ema):
-        place(average, "update_parameters", AVERAGES)
-    return stack
-
-
-def breakdown(
-    runner: Runner, steps: int, device: torch.device, clock: Clock = time.perf_counter
-) -> dict[str, float]:
-    """Seconds of a step by part, the rest included: they add up to the step."""
-    watch, work = Stopwatch(device, clock), runner.work
-    with ExitStack() as stack:
-        if isinstance(work, Trainer):
-            stack.enter_context(parts_of_trainer(work, watch))
-        else:
-            stack.enter_context(mock.patch.object(work, "watch", watch))
-        started = watch.now()
-        for _ in range(steps):
-            work.train_step()
-        whole = watch.now() - started
-    seconds = {**watch.seconds, REST: whole - sum(watch.seconds.values())}
-    return {part: spent / steps for part, spent in seconds.items()}
 
 
 # -- tables -------------------------------------------------------------------------------------
@@ -337,9 +218,16 @@ def _milliseconds(seconds: float, whole: float) -> tuple[str, str]:
 
 
 def configured(name: str, assignments: Sequence[str]) -> TrainConfig:
-    """A preset with options changed, from its cooperative phase on."""
+    """The last phase of a preset with options changed.
+
+    Raises:
+        InputError: a phase without Langevin chains.
+    """
     config = preset(name).override(list(assignments))
-    return replace(config, warm_start=replace(config.warm_start, steps=0))
+    last = config.phases[-1]
+    if not last.make_objective().runs_chains:
+        raise InputError(f"{name}: expected a last phase with Langevin chains, got {last.name!r}")
+    return replace(config, phases=(last,))
 
 
 @click.command("training.py", cls=OneLineErrors, context_settings={"show_default": True})
@@ -366,7 +254,7 @@ def main(
     clock: str,
     out: Path,
 ) -> None:
-    """Speed of the cooperative step, as ratios in one run."""
+    """Speed of a step of the preset's last phase, as ratios in one run."""
     check_target("--out", out)
     config, place = configured(name, assignments), usable_device(device)
     data = load_images(source, attributes=config.data.attributes)
@@ -390,18 +278,18 @@ def evaluate(
     found = runners(config, data, device)
     seconds = in_turns(found, steps, rounds, CLOCKS[clock], tell)
     ours, plain = (
-        breakdown(found[name], steps * rounds, device, CLOCKS[clock]) for name in (OURS, PLAIN)
+        breakdown(found[name].work, steps * rounds, device, CLOCKS[clock]) for name in (OURS, PLAIN)
     )
-    phase = config.cooperative
+    phase = config.phases[-1]
     made = (
         f"cdrl {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}, "
         f"{clock} time"
     )
     text = "\n".join(
         [
-            f"{config.name}, cooperative steps of {phase.batch_size} images, K = "
-            f"{phase.langevin_steps}, {config.precision}; {made}; {rounds} rounds of {steps} steps "
-            "each in turns.",
+            f"{config.name}, {phase.name} steps of {phase.batch_size} images, "
+            f"{phase.make_objective().summary()}, {config.precision}; {made}; {rounds} rounds of "
+            f"{steps} steps each in turns.",
             "",
             table(
                 ["step", "images/s", "the trainer is faster by", "min - max"],

@@ -1,7 +1,7 @@
-"""The cooperative step written down as the method says it: what the trainer's own step is timed against.
+"""A step with Langevin chains as the method says it: what the trainer's own step is timed against.
 
-The same networks and the same mathematics with nothing done for speed, see `Transcription`. Not a second
-trainer: it keeps no state, watches nothing and runs on one process.
+The same networks and the same mathematics, with nothing done for speed, see `Transcription`. It is not a
+second trainer: it keeps no state, has no guard and runs on one process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from parts import AVERAGES, BACKWARD, DATA, LANGEVIN, LOSSES, NORMS, PROPOSAL, UPDATE
 from torch import Tensor, nn
 
 from cdrl_infer.proposals import posterior_mean
@@ -22,31 +23,9 @@ from cdrl_train.data.stream import BatchStream
 from cdrl_train.networks import build_network
 from cdrl_train.spectral import add_spectral_norm, power_iteration
 
-# The parts of a step.
-DATA = "data and noise"
-NORMS = "power iteration, norms, frozen twin"
-PROPOSAL = "initializer: proposal"
-LANGEVIN = "Langevin"
-EBM_FORWARD = "EBM: losses"
-EBM_BACKWARD = "EBM: gradient of its losses"
-INITIALIZER_BACKWARD = "initializer: gradient of its losses"
-UPDATE = "clipping, optimizers"
-AVERAGES = "averages"
-PARTS = (
-    DATA,
-    NORMS,
-    PROPOSAL,
-    LANGEVIN,
-    EBM_FORWARD,
-    EBM_BACKWARD,
-    INITIALIZER_BACKWARD,
-    UPDATE,
-    AVERAGES,
-)
-
 
 def in_default_layout(network: nn.Module) -> nn.Module:
-    """Undo what a network does for channels last: its first convolution gets (B, C, H, W) as it lies."""
+    """Undo what a network does for channels last: its first convolution gets contiguous images."""
     for name, layer in network.named_modules():
         if name.rpartition(".")[2] == "stem":
             layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
@@ -54,109 +33,107 @@ def in_default_layout(network: nn.Module) -> nn.Module:
 
 
 class Transcription:
-    """The cooperative phase of a run, step by step.
+    """The last phase of a run, "cooperative" or "drl", step by step.
 
-    In float32 and the default layout. Every pass through the EBM computes its conditioning and, with
-    spectral norm, W / σ(W) anew. Langevin differentiates the network that is trained, with its weights in
-    the graph. Averages are brought forward one tensor after the other.
+    It computes in float32 and the default layout. Every pass through the EBM computes its conditioning
+    and, with spectral norm, W / σ(W) again. Langevin differentiates the network that is trained, with its
+    weights in the graph. Averages are updated one tensor after the other.
 
-    Random numbers are drawn in the trainer's order, so that a step can be compared value by value.
+    Random numbers are drawn in the trainer's order, so a step can be compared value by value.
 
     Args:
         config: the run; its precision, `accumulate` and `compile` are ignored.
         stream: its data.
-        whole_backward: Langevin calls ``backward()``, which makes the gradients of all weights too,
-            instead of asking for that of y alone.
+        whole_backward: Langevin calls ``backward()``, which also computes the gradients of all weights,
+            instead of the gradient in y alone.
     """
 
     def __init__(
         self, config: TrainConfig, stream: BatchStream, *, whole_backward: bool = False
     ) -> None:
         self.config = config
+        self.phase = config.phases[-1]
+        self.objective: Any = self.phase.make_objective()
         self.stream = stream
         self.whole_backward = whole_backward
         channels, num_classes = stream.images.shape[1], stream.data.num_classes
         torch.manual_seed(config.seed)
         self.ebm: Any = build_network("ebm", config.ebm, channels, num_classes)
-        self.initializer: Any = nn.Identity()
+        self.initializer: Any = None
         if config.initializer is not None:
-            self.initializer = build_network(
-                "initializer", config.initializer, channels, num_classes
-            )
+            options = config.initializer
+            self.initializer = build_network("initializer", options, channels, num_classes)
         if config.spectral_norm:
             add_spectral_norm(self.ebm)
         self.networks = [
-            in_default_layout(network).to(stream.device) for network in (self.ebm, self.initializer)
+            in_default_layout(network).to(stream.device)
+            for network in (self.ebm, self.initializer)
+            if network is not None
         ]
         self.averages = copy.deepcopy(self.networks)
-        self.optimizers = [
-            torch.optim.Adam(self.ebm.parameters()),
-            torch.optim.AdamW([{"params": [*self.initializer.parameters()]}], weight_decay=0.0),
-        ]
+        self.optimizers = [torch.optim.Adam(network.parameters()) for network in self.networks]
         self.generator = torch.Generator(stream.device).manual_seed(config.seed)
         self.sigma_1 = config.schedule.level(1).noise_variance.sqrt().to(stream.device)
         self.step = 0
         self.watch: Callable[[str], AbstractContextManager[Any]] = lambda part: nullcontext()
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step of each network; returns the two losses."""
-        phase, schedule = self.config.cooperative, self.config.schedule
-        self._set_rates()
+        """One optimizer step of each network; returns the losses."""
+        objective, schedule = self.objective, self.config.schedule
+        self._set_learning_rates()
         with self.watch(DATA):
-            x, labels = self.stream.next(phase.batch_size, self.generator)
+            x, labels = self.stream.next(self.phase.batch_size, self.generator)
             t = torch.randint(
                 1,
                 schedule.num_levels + 1,
-                (phase.batch_size,),
+                (self.phase.batch_size,),
                 generator=self.generator,
                 device=x.device,
             )
             level = schedule.level(t, x.device)
             noise = self._noise(x)
             previous = _each(level.alpha) * x + _each(level.sigma_bar) * noise
-            if phase.coupling == "shared":
+            if objective.coupling == "shared":
                 x_t = _each(level.alpha_in) * x + _each(level.sigma_bar_in) * noise
             else:
                 added = _each(level.noise_variance)
                 x_t = (1 - added).sqrt() * previous + added.sqrt() * self._noise(x)
             y_plus = _each(level.scale) * previous
         with self.watch(NORMS):
-            power_iteration(self.ebm)  # of one step, as the trainer does it; none after
+            power_iteration(self.ebm)  # once a step, as in the trainer
             self.ebm.eval()
-        with self.watch(PROPOSAL):
-            mean = x_t
-            if self.config.initializer is not None:
+        mean = y_0 = x_t
+        if self.initializer is not None:
+            with self.watch(PROPOSAL):
                 mean = self.initializer(x_t, self.initializer.condition(level, labels))
-        y_0 = mean.detach()
+                y_0 = mean.detach() + _each(level.proposal_variance.sqrt()) * self._noise(x)
         with self.watch(LANGEVIN):
-            if self.config.initializer is not None:
-                y_0 = y_0 + _each(level.proposal_variance.sqrt()) * self._noise(x)
             y_minus = self._langevin(y_0, x_t, level, labels)
         for network in self.networks:
             network.zero_grad()
 
-        with self.watch(EBM_FORWARD):
-            ebm_loss = self._ebm_loss(y_plus, y_minus, noise, level, labels)
-        with self.watch(EBM_BACKWARD):
-            ebm_loss.backward()
-        moved = y_minus - (mean + (y_0 - mean).detach())
-        initializer_loss = moved.square().mean()
-        if phase.regression:
-            error = mean - posterior_mean(x, x_t, level)
-            regression = (error.square() / _each(level.noise_variance)).mean()
-            initializer_loss = initializer_loss + phase.regression * regression
-        if initializer_loss.requires_grad:
-            with self.watch(INITIALIZER_BACKWARD):
-                initializer_loss.backward()
+        with self.watch(LOSSES):
+            losses = {"loss/ebm": self._ebm_loss(y_plus, y_minus, noise, level, labels)}
+        if self.initializer is not None:
+            moved = y_minus - (mean + (y_0 - mean).detach())
+            loss = moved.square().mean()
+            if objective.regression:
+                error = mean - posterior_mean(x, x_t, level)
+                regression = (error.square() / _each(level.noise_variance)).mean()
+                loss = loss + objective.regression * regression
+            losses["loss/initializer"] = loss
+        for loss in losses.values():
+            with self.watch(BACKWARD):
+                loss.backward()
 
         with self.watch(UPDATE):
             for network, optimizer in zip(self.networks, self.optimizers, strict=True):
-                nn.utils.clip_grad_norm_([*network.parameters()], self.config.clip)
+                nn.utils.clip_grad_norm_([*network.parameters()], self.config.grad_clip)
                 optimizer.step()
         with self.watch(AVERAGES):
             self._average()
         self.step += 1
-        return {"loss/ebm": ebm_loss.item(), "loss/initializer": initializer_loss.item()}
+        return {name: loss.item() for name, loss in losses.items()}
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device)
@@ -168,9 +145,8 @@ class Transcription:
 
     def _langevin(self, y: Tensor, x_t: Tensor, level: Level, labels: Tensor | None) -> Tensor:
         """``y ← y + ½ s_t² ∇_y log p(y | x_t) + s_t ε``, K times."""
-        phase = self.config.cooperative
-        s2 = _each(level.step_variance) * phase.step_scale
-        for _ in range(phase.langevin_steps):
+        s2 = _each(level.step_variance) * self.objective.step_scale
+        for _ in range(self.objective.langevin_steps):
             y = y.detach().requires_grad_(True)
             distance = (y - x_t).square().flatten(1).sum(1)
             pull = level.recovery * distance / (2 * level.noise_variance)
@@ -187,30 +163,29 @@ class Transcription:
         self, y_plus: Tensor, y_minus: Tensor, noise: Tensor, level: Level, labels: Tensor | None
     ) -> Tensor:
         """``mean_w [log p(y⁻) - log p(y⁺)]``, and score matching if the run keeps it on."""
-        phase = self.config.cooperative
-        if phase.weight == "paper":
+        if self.objective.weight == "paper":
             weight = level.step_variance * self.sigma_1 / level.noise_variance.sqrt()
         else:
             weight = level.scale * level.sigma_bar
         positive = self._log_density(y_plus, level, labels)
         negative = self._log_density(y_minus, level, labels)
         loss = (weight * (negative - positive)).mean()
-        if phase.score_matching:
+        if self.objective.score_matching:
             y = y_plus.detach().requires_grad_(True)
             total = self._log_density(y, level, labels).sum()
             (score,) = torch.autograd.grad(total, y, create_graph=True)
             error = _each(level.scale * level.sigma_bar) * score + noise
-            loss = loss + phase.score_matching * error.square().mean()
+            loss = loss + self.objective.score_matching * error.square().mean()
         return loss
 
-    def _set_rates(self) -> None:
-        phase = self.config.cooperative
-        begun = (self.step + 1) / phase.warm_up if phase.warm_up else 1.0
+    def _set_learning_rates(self) -> None:
+        phase = self.phase
+        risen = (self.step + 1) / phase.lr_warmup_steps if phase.lr_warmup_steps else 1.0
         progress = self.step / max(1, phase.steps)
-        fall = phase.final_rate + (1 - phase.final_rate) * (1 + math.cos(math.pi * progress)) / 2
-        rises = (min(1.0, begun), min(1.0, phase.initializer_start + begun))
-        rates = (phase.ebm_rate, phase.initializer_rate)
-        for optimizer, rate, rise in zip(self.optimizers, rates, rises, strict=True):
+        fall = phase.final_lr + (1 - phase.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+        rises = (min(1.0, risen), min(1.0, phase.initializer_lr_start + risen))
+        rates = (phase.ebm_lr, phase.initializer_lr)
+        for optimizer, rate, rise in zip(self.optimizers, rates, rises, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = rate * rise * fall
 

@@ -9,57 +9,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import training
 from click.testing import CliRunner
-from ddp_worker import SMALL
-from test_trainer import NETWORK, images, tiny
+from parts import BACKWARD, LANGEVIN, NORMS, PARTS, REST, breakdown
+from runs import SMALL, images, options, tiny, trainer, write_data
 from torch import nn
-from transcription import EBM_BACKWARD, LANGEVIN, NORMS, PARTS, Transcription
+from transcription import Transcription
 
-from cdrl_train.config import CooperativeConfig, PhaseConfig, TrainConfig
+from cdrl_train.config import Phase, TrainConfig
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.trainer import Trainer
 
-COLD = PhaseConfig(0, 8, "markov", 1e-3, 1e-3)
-PAPERS = CooperativeConfig(
-    9, 8, "shared", 1e-3, 1e-3, warm_up=4, initializer_start=0.5, langevin_steps=3
-)
-ALL = CooperativeConfig(
-    9,
-    8,
-    "markov",
-    1e-3,
-    1e-3,
-    final_rate=0.1,
-    langevin_steps=2,
-    step_scale=0.7,
-    weight="noise",
-    score_matching=0.5,
-    regression=0.3,
-)
-CASES = {
-    "all losses": tiny(warm_start=COLD, cooperative=ALL),
-    "the paper's": tiny(warm_start=COLD, cooperative=PAPERS, ebm=SMALL, spectral_norm=True),
-    "no initializer": tiny(warm_start=COLD, cooperative=PAPERS, initializer=None),
+COOPERATIVE = {"name": "cooperative", "langevin_steps": 3}
+ALL = {
+    "name": "cooperative",
+    "coupling": "markov",
+    "langevin_steps": 2,
+    "step_scale": 0.7,
+    "weight": "noise",
+    "score_matching": 0.5,
+    "regression": 0.3,
 }
 
 
-def both(config: TrainConfig, folder: Path, **options: Any) -> tuple[Trainer, Transcription]:
+def run_of(objective: dict[str, Any], *assignments: str, **changes: Any) -> TrainConfig:
+    """A run of one phase."""
+    phase = Phase(objective, 9, 8, 1e-3, 1e-3)
+    return tiny(*assignments, **{"phases": (phase,), **changes})
+
+
+RISING = ("phases.0.lr_warmup_steps=4", "phases.0.initializer_lr_start=0.5")
+CASES = {
+    "all losses": run_of(ALL, "phases.0.final_lr=0.1"),
+    "the paper's": run_of(COOPERATIVE, *RISING, ebm=SMALL, spectral_norm=True),
+    "no initializer": run_of({"name": "drl", "langevin_steps": 3}, *RISING, initializer=None),
+}
+
+
+def both(config: TrainConfig, folder: Path, **options: Any) -> tuple[Any, Transcription]:
     """With the same weights, none of them zero: else gradients are, and nothing is compared."""
-    streams = [BatchStream(images(), config.data, config.seed, "cpu") for _ in range(2)]
-    trainer = Trainer(config, streams[0], folder)
-    transcription = Transcription(config, streams[1], **options)
+    run = trainer(config, folder)
+    stream = BatchStream(images(), config.data, config.seed, "cpu")
+    transcription = Transcription(config, stream, **options)
     generator = torch.Generator().manual_seed(1)
-    for network in (trainer.ebm, trainer.initializer):
-        for parameter in network.parameters():
+    for mine, other in zip(run.state.trained.values(), transcription.networks, strict=True):
+        for parameter in mine.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1, generator=generator)
-    transcription.ebm.load_state_dict(trainer.ebm.state_dict())
-    transcription.initializer.load_state_dict(trainer.initializer.state_dict())
-    return trainer, transcription
+        other.load_state_dict(mine.state_dict())
+    return run, transcription
 
 
 @pytest.fixture
@@ -69,6 +68,12 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def stem_of(runner: training.Runner) -> Any:
+    """The first layer of the EBM."""
+    ebm = getattr(runner.work, "state", runner.work).ebm
+    return next(layer for name, layer in ebm.named_modules() if name.endswith("stem"))
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -83,14 +88,14 @@ def test_the_transcription_does_the_trainers_step(
 ) -> None:
     # A new schedule, so that its constants are float64 too.
     config = replace(CASES[case], schedule=replace(CASES[case].schedule))
-    trainer, transcription = both(config, tmp_path, whole_backward=whole_backward)
-    before = {name: value.clone() for name, value in weights(trainer.ebm).items()}
+    run, transcription = both(config, tmp_path, whole_backward=whole_backward)
+    before = {name: value.clone() for name, value in weights(run.state.ebm).items()}
     for _ in range(2):
-        ours, theirs = trainer.train_step(), transcription.train_step()
+        ours, theirs = run.train_step(), transcription.train_step()
         assert theirs == pytest.approx(ours, rel=1e-10)
-    averages = (trainer.ebm_ema.module, trainer.initializer_ema.module)
+    averages = (average.module for average in run.state.averages.values())
     pairs = zip(
-        (trainer.ebm, trainer.initializer, *averages),
+        (*run.state.trained.values(), *averages),
         (*transcription.networks, *transcription.averages),
         strict=True,
     )
@@ -102,7 +107,8 @@ def test_the_transcription_does_the_trainers_step(
             torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-11)
             if value.grad is not None:
                 torch.testing.assert_close(value.grad, expected[name].grad, rtol=1e-9, atol=1e-12)
-    moved = [name for name, value in weights(trainer.ebm).items() if not value.equal(before[name])]
+    after = weights(run.state.ebm)
+    moved = [name for name, value in after.items() if not value.equal(before[name])]
     assert len(moved) == len(before)
 
 
@@ -127,7 +133,7 @@ def test_layouts(tmp_path: Path) -> None:
     found = training.runners(config, images(), torch.device("cpu"))
     for name, runner in found.items():
         seen: list[bool] = []
-        stem = runner.work.ebm.backbone.stem
+        stem = stem_of(runner)
 
         def look(_: Any, inputs: Any, output: torch.Tensor, seen: list[bool] = seen) -> None:
             seen.append(output.is_contiguous())
@@ -139,12 +145,13 @@ def test_layouts(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_left_out_alone(tmp_path: Path) -> None:
-    config = tiny(warm_start=COLD, cooperative=ALL, precision="bfloat16")
+    config = run_of(ALL, precision="bfloat16")
     types: dict[str, set[torch.dtype]] = {}
     for name, runner in training.runners(config, images(), torch.device("cpu")).items():
         seen = types.setdefault(name, set())
-        stem = runner.work.ebm.backbone.stem
-        with stem.register_forward_hook(lambda _, i, output, seen=seen: seen.add(output.dtype)):
+        with stem_of(runner).register_forward_hook(
+            lambda _, i, output, seen=seen: seen.add(output.dtype)
+        ):
             runner.work.train_step()
     plain = ("without bfloat16", training.PLAIN, training.WASTEFUL)
     for name, seen in types.items():
@@ -154,27 +161,31 @@ def test_bfloat16_is_left_out_alone(tmp_path: Path) -> None:
 def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     found = training.runners(CASES["the paper's"], images(), torch.device("cpu"))
     for name in (training.OURS, training.PLAIN):
-        seconds = training.breakdown(found[name], 2, torch.device("cpu"))
-        assert [*seconds] == [*PARTS, training.REST]
+        seconds = breakdown(found[name].work, 2, torch.device("cpu"))
+        assert [*seconds] == [*PARTS, REST]
         assert min(seconds.values()) > 0, name
-        assert seconds[training.REST] < 0.5 * sum(seconds.values())
-        # K = 3 gradients take longer than the weights' one, and that longer than a norm or two.
-        assert seconds[LANGEVIN] > seconds[EBM_BACKWARD] / 3
+        assert seconds[REST] < 0.5 * sum(seconds.values())
+        # K = 3 gradients in y take longer than a third of the weights' gradient.
+        assert seconds[LANGEVIN] > seconds[BACKWARD] / 3
         assert seconds[NORMS] < sum(seconds.values()) / 2
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
-    data = tmp_path / "data.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)
-    np.savez(data, train_images=pixels, train_labels=np.arange(16, dtype=np.uint8) % 3)
-    changes = [f"ebm.backbone.{name}={json.dumps(value)}" for name, value in NETWORK.items()]
-    changes += [text.replace("ebm", "initializer") for text in changes]
-    changes += ["cooperative.batch_size=4", "cooperative.langevin_steps=1"]
-    options = [part for text in changes for part in ("--set", text)]
+    small = options("cooperative.langevin_steps=1")
     out = tmp_path / "out.json"
     result = CliRunner().invoke(
         training.main,
-        ["--data", str(data), *options, "--steps", "1", "--rounds", "2", "--out", str(out)],
+        [
+            "--data",
+            write_data(tmp_path),
+            *small,
+            "--steps",
+            "1",
+            "--rounds",
+            "2",
+            "--out",
+            str(out),
+        ],
     )
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text(encoding="utf-8"))
@@ -188,7 +199,14 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
         assert all(math.isfinite(value) for value in parts.values())
 
 
-def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(training.main, ["--data", "nowhere.npz", "--preset", "fashion"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "fashion"], "unknown preset 'fashion'"),
+        (["--set", 'phases.1.objective={"name": "score_matching"}'], "got 'score_matching'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(training.main, ["--data", "nowhere.npz", *arguments])
     assert result.exit_code == 2
-    assert "unknown preset 'fashion'" in result.output and result.output.count("\n") == 1
+    assert message in result.output and result.output.count("\n") == 1
