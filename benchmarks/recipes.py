@@ -30,7 +30,8 @@ from cdrl_train.cost import count
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.state import resume
+from cdrl_train.engine.loop import Callbacks, Loop
+from cdrl_train.engine.saving import resume
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.evaluation.cache import FeatureCache
 from cdrl_train.evaluation.classifier import Classifier
@@ -60,13 +61,15 @@ class Plan(NamedTuple):
     """A recipe whose steps cost what they should."""
 
     config: TrainConfig
-    warm_flops: int  # of a step of the warm start
-    cooperative_flops: int
+    step_flops: tuple[int, ...]  # of a step of each phase
 
     def flops(self, step: int) -> int:
-        """Of the first ``step`` steps."""
-        warm = min(step, self.config.warm_start.steps)
-        return warm * self.warm_flops + (step - warm) * self.cooperative_flops
+        """Operations of the first ``step`` steps."""
+        total = 0
+        for phase, flops in zip(self.config.phases, self.step_flops, strict=True):
+            done = min(step, phase.steps)
+            total, step = total + done * flops, step - done
+        return total
 
 
 class Point(NamedTuple):
@@ -81,37 +84,36 @@ class Point(NamedTuple):
 
 
 def plan(text: str, data: ImageSet, flops: float, common: Sequence[str]) -> Plan:
-    """Of ``"PRESET[+VARIATION][,KEY=VALUE…]"``: its steps multiplied so that the run costs ``flops``.
+    """The plan of ``"PRESET[+VARIATION][,KEY=VALUE…]"``: phases are scaled so that it costs ``flops``.
 
     Args:
         text: the recipe.
-        data: to train on.
-        flops: of the whole run, both phases in the preset's proportion.
-        common: ``KEY=VALUE`` of all recipes; the recipe's own come after them.
+        data: images to train on.
+        flops: operations of the whole run; the phases keep the preset's proportion.
+        common: ``KEY=VALUE`` for all recipes; the recipe's own come after them.
 
     Raises:
-        InputError: fewer operations than a step of each phase costs.
+        InputError: fewer operations than one step of each phase costs.
     """
     name, *own = text.split(",")
     config = preset(name).override([*common, *own])
     cost = count(config, ImageShape(*data.images.shape[1:]), data.num_classes)
-    each = [0 if work is None else work.flops for work in (cost.warm_start, cost.cooperative)]
-    phases = (config.warm_start, config.cooperative)
-    share = flops / sum(flop * phase.steps for flop, phase in zip(each, phases, strict=True))
-    scaled = []
-    for phase in phases:
+    share = flops / cost.flops(config)
+    phases = []
+    for phase in config.phases:
         steps = round(share * phase.steps)
         if phase.steps and not steps:
             raise InputError(f"{text}: {flops / TERA:g} TFLOP are less than a step of each phase")
-        scaled.append(replace(phase, steps=steps, warm_up=min(phase.warm_up, steps // 10)))
-    warm, cooperative = scaled
-    return Plan(replace(config, warm_start=warm, cooperative=cooperative), *each)
+        warmup = min(phase.lr_warmup_steps, steps // 10)
+        phases.append(replace(phase, steps=steps, lr_warmup_steps=warmup))
+    each = tuple(0 if work is None else work.flops for work in cost.phases)
+    return Plan(replace(config, phases=tuple(phases)), each)
 
 
 def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str) -> list[Path]:
-    """Train, or go on with what the folder holds; the models on the way, the last one at the end."""
+    """Train, or continue the run in the folder; returns the models on the way, the last at the end."""
     config = planned.config
-    total = config.warm_start.steps + config.cooperative.steps
+    total = config.total_steps
     every = -(-total // points)
     config = replace(config, sample_every=every, checkpoint_every=total, keep_checkpoints=1)
     stored = folder / "config.json"
@@ -132,7 +134,7 @@ def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str)
             f"{folder.name}: step {line['step']} of {total}, {line['hours']:.2f} h", err=True
         )
 
-    trainer.fit(on_sample=keep, on_log=tell)
+    Loop(trainer, Callbacks(on_sample=keep, on_log=tell)).run()
     return sorted(folder.glob("model-????????"))
 
 
@@ -235,7 +237,7 @@ def draw_curves(points: dict[str, list[Point]], floor: float, real: float, file:
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/recipes"),
-    help="A folder for each recipe; an interrupted run goes on from there.",
+    help="A folder for each recipe; an interrupted run continues from there.",
 )
 @click.option(
     "--figure",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cdrl_infer.model import ImageShape
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Cost, Work, count
 from cdrl_train.data.sources import expected
-from cdrl_train.presets import PRESETS, preset
+from cdrl_train.presets import NAMES, preset
 
 HOUR = 3600.0
 PEAKS = {
@@ -36,7 +36,7 @@ LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 25 GB/s": 25e9, "Ethernet, 1.25
 PROCESSES = (1, 8, 32, 64, 128, 256)
 BASE = "cifar10"
 HEADER = [
-    "preset, cooperative",
+    "preset, last phase",
     "images",
     "R, GFLOP/s",
     "G, MB",
@@ -79,13 +79,13 @@ def preset_rows(costs: dict[str, Cost]) -> list[list[str]]:
     rows = []
     for name, cost in costs.items():
         config = preset(name)
-        for phase, work in (("warm_start", cost.warm_start), ("cooperative", cost.cooperative)):
+        for label, phase, work in zip(config.labels, config.phases, cost.phases, strict=True):
             if work is None:
                 continue
-            batch = getattr(config, phase).batch_size
+            batch = phase.batch_size
             rows.append(
                 [
-                    f"{name}, {phase.replace('_', ' ')}",
+                    f"{name}, {label.replace('_', ' ')}",
                     f"{cost.ebm / 1e6:.2f} + {cost.initializer / 1e6:.2f}",
                     str(batch),
                     _three(work.flops / batch / 1e9),
@@ -133,20 +133,15 @@ def hour_rows(costs: dict[str, Cost]) -> list[list[str]]:
 def variants() -> dict[str, tuple[TrainConfig, ImageShape]]:
     """The base with one thing changed."""
     config, image = preset(BASE), ImageShape(3, 32, 32)
-    steps = config.cooperative
-
-    def with_(**changes: Any) -> TrainConfig:
-        return replace(config, **changes)
-
     return {
         "as it is": (config, image),
         "images of 16 x 16": (config, ImageShape(3, 16, 16)),
         "images of 64 x 64": (config, ImageShape(3, 64, 64)),
-        "EBM of half the width": (with_(ebm={**config.ebm, "width": 64}), image),
-        "EBM of twice the width": (with_(ebm={**config.ebm, "width": 256}), image),
-        "K = 1": (with_(cooperative=replace(steps, langevin_steps=1)), image),
-        "K = 30": (with_(cooperative=replace(steps, langevin_steps=30)), image),
-        "T = 12 levels": (with_(schedule=replace(config.schedule, num_levels=12)), image),
+        "EBM of half the width": (config.override(["ebm.width=64"]), image),
+        "EBM of twice the width": (config.override(["ebm.width=256"]), image),
+        "K = 1": (config.override(["cooperative.langevin_steps=1"]), image),
+        "K = 30": (config.override(["cooperative.langevin_steps=30"]), image),
+        "T = 12 levels": (config.override(["schedule.num_levels=12"]), image),
     }
 
 
@@ -155,7 +150,7 @@ def growth_rows(costs: dict[str, Cost]) -> list[list[str]]:
     base = costs["as it is"]
     rows = []
     for name, cost in costs.items():
-        step, first = cost.cooperative, base.cooperative
+        step, first = cost.phases[-1], base.phases[-1]
         if step is None or first is None:
             raise ValueError(name)
         rows.append(
@@ -173,14 +168,15 @@ def growth_rows(costs: dict[str, Cost]) -> list[list[str]]:
 
 def process_rows(cost: Cost, batch: int, rate: float) -> list[list[str]]:
     """Seconds a step and efficiency of P processes over each link."""
-    if cost.cooperative is None:
+    work = cost.phases[-1]
+    if work is None:
         raise ValueError(cost)
     rows = []
     for processes in PROCESSES:
         row = [str(processes), str(batch // processes)]
         for bandwidth in LINKS.values():
             computing, exchange = step_seconds(
-                cost.cooperative, cost.exchanged, processes, rate=rate, bandwidth=bandwidth
+                work, cost.exchanged, processes, rate=rate, bandwidth=bandwidth
             )
             total = computing + exchange
             row.append(f"{1e3 * total:,.0f} ms, {100 * computing / total:.0f} %")
@@ -224,8 +220,9 @@ def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, di
         config = preset(name)
         image, num_classes = expected(config.data.source, config.data)
         cost = count(config, image, num_classes)
-        if cost.cooperative is None:
-            raise InputError(f"--measure {name}: it has no cooperative phase")
+        work = cost.phases[-1]
+        if work is None:
+            raise InputError(f"--measure {name}: its last phase has no steps")
         result = measure(
             config,
             image,
@@ -235,7 +232,7 @@ def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, di
             rounds=rounds,
             tell=lambda line: click.echo(line, err=True),
         )
-        rows.append(measured_row(name, result, cost.cooperative))
+        rows.append(measured_row(name, result, work))
         found[name] = asdict(result)
     return table(HEADER, rows), found
 
@@ -254,8 +251,8 @@ def _three(value: float) -> str:
     "measured",
     multiple=True,
     metavar="PRESET",
-    help="Instead time its cooperative steps on one process and on two of one thread each. Takes both "
-    "cores of a machine that should have nothing else to do.",
+    help="Instead time steps of its last phase on one process and on two, with one thread each. This "
+    "needs both cores of an idle machine.",
 )
 @click.option(
     "--steps", type=click.IntRange(1), default=10, show_default=True, help="Timed in a round."
@@ -270,7 +267,7 @@ def main(out: Path | None, measured: tuple[str, ...], steps: int, rounds: int) -
         if out:
             write_json(out, found)
         return
-    costs = {name: of_preset(name) for name in PRESETS}
+    costs = {name: of_preset(name) for name in NAMES}
     changed = {name: count(config, image, ()) for name, (config, image) in variants().items()}
     rate = 0.25 * PEAKS["A100, bfloat16"]
     header = ["preset, phase", "M values", "batch", "GFLOP an image", "TFLOP a step", "GB moved"]
@@ -282,7 +279,7 @@ def main(out: Path | None, measured: tuple[str, ...], steps: int, rounds: int) -
     click.echo(table(["preset", "EFLOP", *columns], hour_rows(costs)) + "\n")
     header = [BASE, "M values of the EBM", "TFLOP a step", "GB held", "TFLOP a sample"]
     click.echo(table(header, growth_rows(changed)) + "\n")
-    batch = preset(BASE).cooperative.batch_size
+    batch = preset(BASE).phases[-1].batch_size
     click.echo(table(["processes", "images each", *LINKS], process_rows(costs[BASE], batch, rate)))
     if out:
         write_json(

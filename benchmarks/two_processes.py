@@ -38,7 +38,7 @@ EXCHANGES = 10  # all-reduces timed, after one to warm up
 class Spent(NamedTuple):
     """Seconds, one observation each; of several processes, the first one's."""
 
-    steps: list[float]  # of a cooperative step
+    steps: list[float]  # of a training step
     exchanges: list[float]  # of an all-reduce of the gradients' size; none on one process
 
 
@@ -79,7 +79,7 @@ def measure(
     rounds: int = 3,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Measured:
-    """Time cooperative steps on noise, one thread a process, the same batch on one process and on P.
+    """Time steps of a run's last phase on noise, one thread a process, the same batch on 1 process and P.
 
     Args:
         config: the run.
@@ -107,7 +107,7 @@ def measure(
         several += spent.steps
         exchanges += spent.exchanges
         tell(f"{config.name}: round {k + 1} of {rounds}")
-    return Measured(processes, config.cooperative.batch_size, exchanged, one, several, exchanges)
+    return Measured(processes, config.phases[-1].batch_size, exchanged, one, several, exchanges)
 
 
 def run(job: dict[str, object], processes: int) -> Spent:
@@ -158,9 +158,9 @@ def work(file: Path) -> None:
     torch.set_num_threads(1)
     job = json.loads(file.read_text(encoding="utf-8"))
     config = TrainConfig.from_dict(job["config"])
-    config = replace(config, warm_start=replace(config.warm_start, steps=0))
+    config = replace(config, phases=config.phases[-1:])
     image, num_classes = ImageShape(**job["image"]), tuple(job["num_classes"])
-    batch_size, generator = config.cooperative.batch_size, torch.Generator().manual_seed(0)
+    batch_size, generator = config.phases[0].batch_size, torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size, *image.shape), generator=generator, dtype=torch.uint8)
     labels = torch.zeros(batch_size, len(num_classes), dtype=torch.int64) if num_classes else None
     data = ImageSet(images, labels, stand_in_attributes(num_classes))

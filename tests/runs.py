@@ -132,7 +132,7 @@ def options(*assignments: str) -> list[str]:
     """Options of `cdrl-train`, or of a benchmark, which make the small presets tiny."""
     networks = {"ebm": energy(), "initializer": initializer()}
     small = [f"{role}={json.dumps(network)}" for role, network in networks.items()]
-    small += ["warm_start.batch_size=4", "cooperative.batch_size=4"]
+    small += ["phases.0.batch_size=4", "cooperative.batch_size=4"]
     small += ["schedule.num_levels=2", "sampler.langevin_steps=1"]
     return [part for text in (*small, *assignments) for part in ("--set", text)]
 

@@ -13,23 +13,14 @@ import torch
 from classifier import Recipe
 from click.testing import CliRunner
 from recipes import TERA, plan, train
+from runs import options
 
 from cdrl_infer.errors import InputError
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 
-NETWORK = (
-    '{"class": "PatchUNet", "widths": [8], "num_blocks": 1, "embedding_dim": 8, "patch_size": 2}'
-)
-TINY = [
-    f'ebm={{"class": "InnerProductEnergy", "backbone": {NETWORK}}}',
-    f'initializer={{"class": "ResidualInitializer", "backbone": {NETWORK}}}',
-    "warm_start.batch_size=4",
-    "cooperative.batch_size=4",
-    "schedule.num_levels=2",
-    "sampler.langevin_steps=1",
-]
+TINY = [text for text in options() if text != "--set"]
 NAMES = ("fashion-mnist", "fashion-mnist+no-warm-start")
 
 
@@ -54,15 +45,17 @@ def test_all_recipes_get_as_many_operations(images: ImageSet) -> None:
         plan(text, images, 0.02 * TERA, TINY[2:]) for text in (*NAMES, f"{NAMES[0]},ema_decay=0.5")
     ]
     for planned in plans:
-        config = planned.config
-        total = config.warm_start.steps + config.cooperative.steps
-        one = max(planned.warm_flops, planned.cooperative_flops)
-        assert abs(planned.flops(total) - 0.02 * TERA) <= one
+        total = planned.flops(planned.config.total_steps)
+        assert abs(total - 0.02 * TERA) <= max(planned.step_flops)
     with_start, without, own = plans
-    assert with_start.config.warm_start.steps > 5 * with_start.config.cooperative.steps > 0
-    assert without.config.warm_start.steps == 0
-    # a step with Langevin costs more, so there are fewer
-    assert without.config.cooperative.steps < with_start.config.warm_start.steps
+    warm, cooperative = with_start.config.phases
+    assert warm.steps > 5 * cooperative.steps > 0
+    assert with_start.flops(warm.steps + 1) == sum(
+        flops * steps for flops, steps in zip(with_start.step_flops, (warm.steps, 1), strict=True)
+    )
+    # A step with Langevin costs more, so there are fewer.
+    (only,) = without.config.phases
+    assert only.steps < warm.steps
     assert own.config.ema_decay == 0.5
     with pytest.raises(InputError, match="less than a step of each phase"):
         plan(NAMES[0], images, 1.0, TINY)

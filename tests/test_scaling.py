@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import two_processes
+from runs import tiny
 from scaling import HEADER, measured_row, of_preset, preset_rows, sample_rows, step_seconds
-from test_trainer import tiny
 from two_processes import EXCHANGES, Measured, Spent, measure, run
 
 from cdrl_infer.errors import CDRLError
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist"])
-def test_the_page_has_the_figures_of_the_counter(name: str) -> None:
+def test_the_page_has_the_numbers_of_the_counter(name: str) -> None:
     page = DOCS.read_text(encoding="utf-8")
     found = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines()]
     costs = {name: of_preset(name)}
