@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cdrl_infer.cli.command import IMPORT
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
 from cdrl_train.engine.ending import OneOfSeveral
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @click.command(
     "cdrl-train", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
+@IMPORT
 @click.option(
     "--preset",
     metavar="NAME[+VARIATION]",

@@ -22,6 +22,9 @@ Precision = Literal["float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
 
 
+TOP_LEVEL = ("ebm", "initializer", "phases", "schedule", "sampler", "data")  # groups of options
+
+
 def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
     if not low <= value <= high:
         limits = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
@@ -93,6 +96,16 @@ class Phase:
         for name in ("initializer_lr_start", "final_lr"):
             _within(name, getattr(self, name), 0, 1)
         options = {"name": self.objective.get("name"), **self.make_objective().config}
+        own = {field.name for field in dataclasses.fields(self)} - {"objective"}
+        if clash := sorted(own & options.keys()):
+            raise ConfigError(
+                f"the option {clash[0]!r} of the objective {self.name!r} is also an option of every "
+                "phase; give it another name"
+            )
+        if "." in self.label or self.label in TOP_LEVEL:
+            raise ConfigError(
+                f"label must have no dot and be no option of a run, got {self.label!r}; choose another"
+            )
         object.__setattr__(self, "objective", options)
 
     @property
