@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cdrl_infer.cli.command import open_target, parse_steps, uses_a_model
+from cdrl_infer.cli.command import IMPORT, open_target, parse_steps, uses_a_model
 from cdrl_infer.errors import CDRLError, CheckpointError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
 from cdrl_train.data.registry import source_help
 from cdrl_train.engine.ending import OneOfSeveral
+from cdrl_train.evaluation.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from cdrl_train.evaluation.evaluate import Evaluation
@@ -31,6 +32,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     "cdrl-eval", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @uses_a_model
+@IMPORT
 @click.option(
     "--data",
     "source",
@@ -85,7 +87,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     default="inception-v3-compat",
     show_default=True,
     metavar="NAME",
-    help="Network that computes features: inception-v3-compat or efficientnet-lite0.",
+    help=f"Network that computes features: {' or '.join(EXTRACTORS)}.",
 )
 @click.option(
     "--extractor-weights",
@@ -106,10 +108,10 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 )
 @click.option(
     "--score",
-    type=click.Choice(list(SCORES)),
     default="combined",
     show_default=True,
-    help="Anomaly score for ood, as in cdrl-score.",
+    metavar="NAME",
+    help=f"Anomaly score for ood: {', '.join(SCORES)}.",
 )
 @click.option(
     "--classifier",
@@ -133,7 +135,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     "--calibrate",
     "to_calibrate",
     is_flag=True,
-    help="Measure nothing; store the scores of the images in FOLDER, for cdrl-score.",
+    help="Compare nothing; write the statistics that cdrl-score needs into FOLDER.",
 )
 @click.version_option(__version__, prog_name="cdrl-eval")
 def main(
@@ -145,8 +147,8 @@ def main(
     (precision and recall) use features, accuracy uses a classifier of yours; ood measures how well a
     score tells real images from others. Each result comes with everything that it depends on.
 
-    --calibrate scores N images of the data, chosen by --seed, and writes the statistics beside the
-    weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
+    --calibrate measures the features of N images of the data, chosen by --seed, and writes them beside
+    the weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
     images score higher. Use images that the model was not trained on, if you can.
 
     `accelerate launch -m cdrl_train.cli_eval …` shares the work out over processes.

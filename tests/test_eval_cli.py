@@ -1,4 +1,4 @@
-"""`cdrl-eval`: calibrating a model folder."""
+"""`cdrl-eval`: calibrating a model folder, extractors of the user's, help."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.storage.folder import load_model
 from cdrl_train.calibrate import calibrate, choose
 from cdrl_train.cli_eval import main
+from cdrl_train.evaluation.registry import EXTRACTORS
 
 
 @pytest.fixture
@@ -144,6 +145,27 @@ def test_a_model_that_diverged(model: Path, data: Path) -> None:
     result = run("--model", model, "--data", data, "--calibrate")
     assert result.exit_code == 3 and "not finite" in result.stderr
     assert STATISTICS not in names(model)
+
+
+def test_an_extractor_of_a_users_module(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EXTRACTORS, "_found", dict(EXTRACTORS._found))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_extractor.py").write_text(
+        "from cdrl_train.evaluation.extractors import EXTRACTORS, Extractor\n"
+        "class Pixels(Extractor):\n"
+        "    name, title, convention, feature_dim = 'pixels', 'pixels', 'none', 3 * 64\n"
+        "    load = classmethod(lambda cls, weights, device: cls(None, 'd', device))\n"
+        "    def rows(self, images):\n"
+        "        return images.flatten(1).float()\n"
+        "EXTRACTORS.register('pixels', Pixels)\n"
+    )
+    result = run(
+        *("--model", model, "--data", data, "-n", 20, "--cache", tmp_path / "cache"),
+        *("--metrics", "fid", "--extractor", "pixels", "--import", "my_extractor"),
+    )
+    assert result.exit_code == 0 and "Fréchet distance" in result.stdout, result.output
 
 
 def test_help_says_what_is_written() -> None:

@@ -217,7 +217,7 @@ def test_distances_of_features(
         ("--metrics ood --outside noise", "--outside must be NAME=DATA"),
         ("--metrics ood --outside a=LARGE --score energy", "expected images (1, 8, 8)"),
         ("--metrics ood --outside a=NOISE", "was not calibrated"),
-        ("--metrics ood --outside a=NOISE --score enrgy", "'enrgy' is not one of"),
+        ("--metrics ood --outside a=NOISE --score enrgy", "unknown score 'enrgy'"),
         ("--metrics accuracy --classifier C --out results.txt", "expected a .json file"),
         ("--metrics accuracy --classifier C --out no/where.json", "cannot write to"),
         ("--metrics accuracy --classifier C --cache DATA", "cannot write to the cache"),

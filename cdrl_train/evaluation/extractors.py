@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_infer.errors import InputError
-from cdrl_infer.registry import Registry
+from cdrl_train.evaluation.registry import EXTRACTORS
 
 
 @dataclass(frozen=True)
 class Extractor(ABC):
     """Images (N, C, H, W) uint8 -> a row for each (N, D + L) float32: D features, then L logits.
+
+    To add one, write a subclass and register it: ``EXTRACTORS.register("mine", Mine)``.
 
     Attributes:
         name: what users ask for.
@@ -65,15 +67,6 @@ class Extractor(ABC):
                 for batch in torch.split(torch.from_numpy(images), self.batch_size)
             ]
         )
-
-
-EXTRACTORS: Registry[type[Extractor]] = Registry(
-    "extractor",
-    {
-        "inception-v3-compat": "cdrl_train.evaluation.inception:Inception",
-        "efficientnet-lite0": "cdrl_train.evaluation.efficientnet:EfficientNetLite0",
-    },
-)
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:

@@ -10,13 +10,14 @@ from pathlib import Path
 from cdrl_infer.arguments import check_seed, integer, number, positive
 from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.model import Attribute, CDRLModel
+from cdrl_infer.scoring.registry import SCORES
 from cdrl_train.calibrate import MOST_USED
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation import distances
-from cdrl_train.evaluation.extractors import EXTRACTORS
 from cdrl_train.evaluation.fidelity import FEWEST, check_torch_fidelity
 from cdrl_train.evaluation.ood_metrics import sklearn_metrics
+from cdrl_train.evaluation.registry import EXTRACTORS
 from cdrl_train.evaluation.sampling import SEED_STRIDE, RealImages, Steps
 
 METRICS = (*distances.METRICS, "ood", "accuracy")
@@ -37,11 +38,11 @@ class Request:
         seed: of the first sample, and of the choice of real images.
         langevin_steps: K.
         guidance_scale: of conditional samples.
-        extractor: in `cdrl_train.evaluation.extractors.EXTRACTORS`.
+        extractor: a name in `cdrl_train.evaluation.registry.EXTRACTORS`.
         weights: a file of the extractor's weights.
         classifier: a file, see `cdrl_train.evaluation.classifier`.
         outside: ``NAME=DATA`` each.
-        score: a name in `cdrl_infer.scoring.scores.SCORES`.
+        score: a name in `cdrl_infer.scoring.SCORES`.
         floor: also compare real images with real ones.
         batch_size: images at a time.
     """
@@ -80,6 +81,7 @@ class Request:
         if {"kid", "is"} & set(metrics):
             check_torch_fidelity()
         if "ood" in metrics:
+            SCORES.find(self.score, "--score")
             sklearn_metrics()
         return metrics, skipped
 

@@ -1,0 +1,18 @@
+"""The feature extractors by name; see `cdrl_train.evaluation.extractors.Extractor` for how to add one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdrl_infer.registry import Registry
+
+if TYPE_CHECKING:
+    from cdrl_train.evaluation.extractors import Extractor
+
+EXTRACTORS: Registry[type[Extractor]] = Registry(
+    "extractor",
+    {
+        "inception-v3-compat": "cdrl_train.evaluation.inception:Inception",
+        "efficientnet-lite0": "cdrl_train.evaluation.efficientnet:EfficientNetLite0",
+    },
+)
