@@ -65,13 +65,18 @@ def from_config(cls: type[T], config: object, where: str) -> T:
         where: the file, and the part of it, that the config is from; for error messages.
 
     Raises:
-        ConfigError: not a mapping, an unknown or missing key, a value of the wrong type, or a value
-            that the constructor refuses.
+        ConfigError: the config is not a mapping, a key is unknown or missing, a value has the wrong type,
+            or the constructor refuses a value.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{where}: expected an object of named values, found {config!r:.60}")
     parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     hints = get_type_hints(cls.__init__)
+    bare = [name for name in parameters if name not in hints]
+    if bare:
+        raise ConfigError(
+            f"{cls.__name__}: expected type annotations for {listing(bare)}; add them"
+        )
     check_keys(
         config,
         required=[name for name, p in parameters.items() if p.default is p.empty],
@@ -115,7 +120,7 @@ def check_keys(
 
 
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
-    """``value`` as ``hint`` wants it: tuples for lists, floats for ints, else unchanged."""
+    """``value`` converted to ``hint``: tuples for lists, floats for ints, else unchanged."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_config(hint, value, f"{where}, {name!r}")
     if isinstance(hint, type) and issubclass(hint, Configurable) and hint.registry is not None:
@@ -143,8 +148,8 @@ def _convert(value: Any, hint: Any) -> Any:
                 continue
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(item, args[0]) for item in value)
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        return origin(_convert(item, args[0]) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -161,11 +166,11 @@ def _spoken(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)
-    if origin is tuple:
+    if origin in (tuple, list):
         return f"a list, each item {_spoken(args[0])}"
     if origin is dict:
         return "an object of named values"
     if origin in (Union, types.UnionType):
         return " or ".join(_spoken(arg) for arg in args)
     names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
-    return names.get(hint, "null")
+    return names.get(hint, "null" if hint is type(None) else f"{hint!r}, which no file can hold,")

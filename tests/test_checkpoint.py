@@ -152,6 +152,22 @@ def test_config_counts_defaults_and_positions_and_skips_parents() -> None:
     assert Parent(2).config == {"a": 2}
 
 
+def test_a_constructor_says_its_types() -> None:
+    class Bare(Configurable):
+        def __init__(self, a, b: list[int]) -> None:  # type: ignore[no-untyped-def]
+            self.b = b
+
+    class Sized(Configurable):
+        def __init__(self, b: list[int], c: complex = 0j) -> None:
+            self.b = b
+
+    with pytest.raises(ConfigError, match="Bare: expected type annotations for a; add them"):
+        from_config(Bare, {"a": 1, "b": [1]}, "here")
+    assert from_config(Sized, {"b": [1, 2]}, "here").b == [1, 2]
+    with pytest.raises(ConfigError, match=r"'c' must be .*complex.*, which no file can hold"):
+        from_config(Sized, {"b": [], "c": 1}, "here")
+
+
 def test_float16_files_are_half_as_large_and_load_as_float32(
     model: CDRLModel, tmp_path: Path
 ) -> None:
