@@ -30,15 +30,9 @@ class Blob(NamedTuple):
         return hashlib.sha256(self.data).hexdigest()
 
     @property
-    def pointer(self) -> bytes:
-        text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\n"
-        return f"{text}size {len(self.data)}\n".encode()
-
-    @property
     def oid(self) -> str:
-        """Its id in git."""
-        stored = self.pointer if self.lfs else self.data
-        return hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
+        """Its id in git, if it is not in LFS."""
+        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -225,8 +219,7 @@ class Hub:
             entry: dict[str, Any] = {"type": "file", "path": path, "oid": blob.oid}
             entry["size"] = len(blob.data)
             if blob.lfs:
-                pointer = {"oid": blob.sha256, "pointerSize": len(blob.pointer)}
-                entry["lfs"] = {**pointer, "size": len(blob.data)}
+                entry["lfs"] = {"oid": blob.sha256, "pointerSize": 134, "size": len(blob.data)}
             if path.startswith(folder):
                 entries.append(entry)
         return json_answer(entries)

@@ -115,9 +115,7 @@ def test_push_of_networks_from_a_module(
     config.write_text(config.read_text().replace('"PatchUNet"', '"Mine"'))
     (tmp_path / "mine.py").write_text(
         "from cdrl_infer.networks.registry import BACKBONES\n"
-        "from cdrl_infer.networks.patch_unet import PatchUNet\n"
-        "class Mine(PatchUNet): pass\n"
-        "BACKBONES.register('Mine', Mine)\n"
+        "BACKBONES.register('Mine', type('Mine', (BACKBONES['PatchUNet'],), {}))\n"
     )
     arguments = "push", str(tmp_path / "model"), "user/mine"
     code, output = user.cli(*arguments)

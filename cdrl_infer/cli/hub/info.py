@@ -21,36 +21,26 @@ KEPT = ("license", "datasets", "pipeline_tag", "tags")  # keys of a card's front
 @click.option("--subfolder", metavar="PATH", help="Folder of the model in the repository.")
 @click.option("--local-files-only", is_flag=True, help="Use the cache, do not ask the Hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def info(
-    model: str, revision: str | None, subfolder: str | None, local_files_only: bool, as_json: bool
-) -> None:
+def info(model: str, as_json: bool, **options: Any) -> None:
     """Describe a model.
 
     Example: cdrl-hub info user/model. Prints labels, sizes, results and the card of a repository, a
     folder or a bundled model. Of the weights, only the headers are downloaded.
     """
-    facts = gather(model, revision, subfolder, local_files_only)
+    facts = gather(model, **options)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         click.echo(_printable("\n".join(_summary(facts)) + "\n\n" + facts["card"].strip()))
 
 
-def gather(
-    model: str, revision: str | None, subfolder: str | None, local_files_only: bool
-) -> dict[str, Any]:
-    """Everything that `info` prints, as a JSON object."""
+def gather(model: str, **options: Any) -> dict[str, Any]:
+    """Everything that `info` prints, as a JSON object; for the options see `hub.find`."""
     from cdrl_infer.storage import hub
     from cdrl_infer.storage.folder import CARD
     from cdrl_infer.untrusted import read_text
 
-    found = hub.find(
-        model,
-        revision=revision,
-        subfolder=subfolder,
-        local_files_only=local_files_only,
-        with_weights=False,
-    )
+    found = hub.find(model, with_weights=False, **options)
     config = _read_config(found.folder)
     weights = [
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -19,19 +20,14 @@ from cdrl_infer.cli.command import IMPORT
 )
 @click.option("--revision", metavar="BRANCH", help="Branch, created if it does not exist. [main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--message", metavar="TEXT", help="Commit message. [Upload a CDRL model]")
+@click.option(
+    "--message", "commit_message", metavar="TEXT", help="Commit message. [Upload a CDRL model]"
+)
 @click.option("--overwrite-card", is_flag=True, help="Replace the README.md of the repository.")
 @IMPORT
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push(
-    folder: str,
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    overwrite_card: bool,
-    as_json: bool,
+    folder: str, repo_id: str, revision: str | None, create_pr: bool, as_json: bool, **options: Any
 ) -> None:
     """Upload a model folder.
 
@@ -45,15 +41,7 @@ def push(
     hub.check_push(repo_id, revision=revision, create_pr=create_pr)
     for variant in hub.variants(folder):
         load_model(folder, variant=variant)
-    pushed = hub.push(
-        folder,
-        repo_id,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=message,
-        overwrite_card=overwrite_card,
-    )
+    pushed = hub.push(folder, repo_id, revision=revision, create_pr=create_pr, **options)
     if as_json:
         click.echo(json.dumps({"repo_id": repo_id, **pushed._asdict()}, indent=2))
         return

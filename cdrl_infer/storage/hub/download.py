@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,23 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    """Where a model lies, and its name.
+    """Where a model lies, and its name. The last three are for models of a repository."""
 
-    Attributes:
-        folder: on this machine. From a repository, it holds the files that were asked for.
-        name: for messages.
-        sizes: bytes of each file, by name. For a repository, also of files not downloaded.
-        repo_id: "user/model"; None for a local model.
-        commit: 40 hexadecimal digits; None for a local model.
-        inside: the sub-folder of the repository, ending in a slash, or "".
-    """
-
-    folder: Path
-    name: str
-    sizes: dict[str, int]
+    folder: Path  # on this machine; it holds the files that were asked for
+    name: str  # for messages
+    sizes: dict[str, int]  # bytes of each file, by name; also of files that were not downloaded
     repo_id: str | None = None
-    commit: str | None = None
-    inside: str = ""
+    commit: str | None = None  # 40 hexadecimal digits
+    inside: str = ""  # the sub-folder of the repository, ending in a slash
 
 
 def find(
@@ -157,21 +148,19 @@ class _Wanted(NamedTuple):
             )
         )
 
-    def found(self, snapshot: Path, commit: str, sizes: dict[str, int]) -> Found:
+    def found(self, folder: Path, commit: str, sizes: dict[str, int]) -> Found:
         """The result of `find`."""
-        repo_id = self.target.repo_id
-        return Found(snapshot / self.inside, repo_id, sizes, repo_id, commit, self.inside)
+        return Found(folder, self.target.repo_id, sizes, self.target.repo_id, commit, self.inside)
 
-    def lacking(self, present: Iterable[str]) -> list[str]:
+    def lacking(self, present: Collection[str]) -> list[str]:
         """Files without which the model cannot be loaded, and which are not among ``present``.
 
         A model without an initializer has none of its files.
         """
-        present = set(present)
-        needed = [name for name in self.names if name not in OPTIONAL]
+        lacking = [name for name in self.names if name not in {*OPTIONAL, *present}]
         if not any(name.startswith("initializer/") for name in present):
-            needed = [name for name in needed if not name.startswith("initializer/")]
-        return [name for name in needed if name not in present]
+            lacking = [name for name in lacking if not name.startswith("initializer/")]
+        return lacking
 
 
 def _fetch(wanted: _Wanted, local_files_only: bool) -> Found:
@@ -202,9 +191,9 @@ def _from_hub(wanted: _Wanted) -> Found:
         if sibling.rfilename.startswith(wanted.inside)
     }
     _check_complete(wanted, sizes)
-    snapshot = patiently(lambda: wanted.snapshot(commit))
+    folder = patiently(lambda: wanted.snapshot(commit)) / wanted.inside
     _remember(wanted, commit)
-    return wanted.found(snapshot, commit, sizes)
+    return wanted.found(folder, commit, sizes)
 
 
 def _from_cache(wanted: _Wanted) -> Found:
@@ -214,9 +203,9 @@ def _from_cache(wanted: _Wanted) -> Found:
     revision = wanted.target.revision
     with explained(wanted.target), suppress(LocalEntryNotFoundError):
         snapshot = wanted.snapshot(revision, local_files_only=True)
-        sizes = file_sizes(snapshot / wanted.inside)
+        sizes = file_sizes(folder := snapshot / wanted.inside)
         if not wanted.lacking(sizes):
-            return wanted.found(snapshot, snapshot.name, sizes)
+            return wanted.found(folder, snapshot.name, sizes)
     raise CheckpointError(
         f"the cache does not hold all files of {wanted.target.repo_id} ({revision}), and "
         "HF_HUB_OFFLINE or local_files_only forbids asking the Hub; load the model once without them"

@@ -21,19 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class Pushed(NamedTuple):
-    """The result of an upload.
+    """The result of an upload."""
 
-    Attributes:
-        url: of the commit or the pull request.
-        commit: 40 hexadecimal digits.
-        files: names of the files that were sent.
-        card_kept: whether the repository had a README.md that was left alone.
-    """
-
-    url: str
-    commit: str
-    files: tuple[str, ...]
-    card_kept: bool
+    url: str  # of the commit or the pull request
+    commit: str  # 40 hexadecimal digits
+    files: tuple[str, ...]  # names of the files that were sent
+    card_kept: bool  # whether the repository had a README.md that was left alone
 
 
 def variants(folder: str | os.PathLike[str]) -> list[str | None]:
