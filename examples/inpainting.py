@@ -31,13 +31,13 @@ def main(model: str | None, image: Path | None, columns: int, out: Path) -> None
         originals = list(pipe(class_labels=LABELS, seeds=range(len(LABELS))).images)
     pictures = []
     for original in originals:
-        hole = np.zeros((original.height, original.width), bool)
-        hole[:, original.width // 2 :] = True
-        drawn = pipe.inpaint(original, hole, num_images=columns, seeds=0)
+        mask = np.zeros((original.height, original.width), bool)
+        mask[:, original.width // 2 :] = True
+        drawn = pipe.inpaint(original, mask, num_images=columns, seeds=0)
         shown = np.asarray(original).copy()
-        shown[hole] = 128
+        shown[mask] = 128
         samples = [np.asarray(sample) for sample in drawn.images]
-        kept = all((sample[~hole] == np.asarray(original)[~hole]).all() for sample in samples)
+        kept = all((sample[~mask] == np.asarray(original)[~mask]).all() for sample in samples)
         print(f"known pixels unchanged: {kept}; {len({s.tobytes() for s in samples})} fillings")
         pictures += [original, Image.fromarray(shown), *drawn.images]
     make_grid(pictures, columns + 2, upscale=viewing_scale(pictures[0])).save(out)

@@ -17,16 +17,16 @@ class PinnedPixels:
     """A noised path of an image, x_0 … x_T, and where it is held.
 
     Args:
-        hole: (B, 1 or C, H, W) bool, True where pixels are to be painted.
+        mask: (B, 1 or C, H, W) bool, True where pixels are to be painted.
         path: (T + 1, B, C, H, W) x_i of the known image.
     """
 
-    hole: Tensor
+    mask: Tensor
     path: Tensor
 
     @classmethod
     def draw(
-        cls, image: Tensor, hole: Tensor, schedule: NoiseSchedule, random: RandomSource
+        cls, image: Tensor, mask: Tensor, schedule: NoiseSchedule, random: RandomSource
     ) -> PinnedPixels:
         """Noise ``image`` (B, C, H, W) level by level: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``."""
         x = schedule.level(1, image.device).diffused(image, random.normal(image.shape[1:]))
@@ -34,11 +34,11 @@ class PinnedPixels:
         for t in range(1, schedule.num_levels + 1):
             x = schedule.level(t, image.device).noised(x, random.normal(image.shape[1:]))
             path.append(x)
-        return cls(hole, torch.stack(path))
+        return cls(mask, torch.stack(path))
 
     def hold(self, x: Tensor, i: int) -> Tensor:
         """x_i (B, C, H, W) with the known pixels put in place."""
-        return torch.where(self.hole, x, self.path[i])
+        return torch.where(self.mask, x, self.path[i])
 
 
 class PinnedEnergy(Energy):
@@ -76,7 +76,7 @@ class PinnedPotential:
     def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and gradient; the gradient is 0 in the known pixels."""
         value, grad = self.prior.value_and_grad(self.held(y))
-        return value, grad * self.pinned.hole
+        return value, grad * self.pinned.mask
 
     def held(self, y: Tensor) -> Tensor:
         """y with the known pixels put in place."""
