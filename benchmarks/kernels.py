@@ -103,7 +103,7 @@ def parse_budgets(text: str) -> list[int]:
     parts = dict.fromkeys(text.split(","))
     if not all(part.isdecimal() and int(part) for part in parts):
         raise InputError(
-            f"--gradients must be integers of at least 1 with commas between, got {text!r}"
+            f"--gradients must be integers of at least 1 separated by commas, got {text!r}"
         )
     return [int(part) for part in parts]
 

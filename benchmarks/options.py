@@ -19,16 +19,16 @@ DATA = click.option(
 EXTRACTOR = click.option(
     "--extractor-weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Safetensors of EfficientNet-Lite0. [of the installed package]",
+    help="Safetensors of EfficientNet-Lite0. [those of the installed package]",
 )
 
 
-def draws(kept: str, on: str = "Of the model.") -> Decorator:
+def draws(kept: str, on: str = "Device of the model.") -> Decorator:
     """``--batch-size``, ``--device`` and ``--cache``.
 
     Args:
-        kept: what the cache holds.
-        on: what runs on the device.
+        kept: the help of ``--cache``: its contents.
+        on: the help of ``--device``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

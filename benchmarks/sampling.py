@@ -1,4 +1,4 @@
-"""How fast a model samples here, and how near that is to what the machine can do.
+"""The speed of sampling on this machine, also as a share of what the machine can do.
 
 ``python benchmarks/sampling.py``; see benchmarks/README.md.
 """
@@ -32,7 +32,7 @@ IMPORTS = ("torch", "cdrl_infer", "cdrl_infer.pipeline")
 
 
 def seconds(work: Callable[[], object], at_least: float = 0.3) -> float:
-    """Of one call, from as many calls as fill ``at_least`` seconds."""
+    """Seconds of one call, measured over as many calls as fill ``at_least`` seconds."""
     calls, start = 0, time.perf_counter()
     while True:
         work()
@@ -43,7 +43,7 @@ def seconds(work: Callable[[], object], at_least: float = 0.3) -> float:
 
 
 def machine_work() -> dict[str, tuple[Callable[[], object], float]]:
-    """What the machine's rate is measured on, with the floating-point operations of each."""
+    """Calls that measure the machine's rate, with the floating-point operations of each."""
     a, b = torch.randn(2, MATMUL, MATMUL).unbind()
     batch, channels, size = CONVOLUTION
     layout = torch.channels_last
@@ -105,10 +105,10 @@ def summary(values: Sequence[float], digits: int = 2) -> list[str]:
 
 @click.command("sampling.py", cls=OneLineErrors, context_settings={"show_default": True})
 @MODEL
-@click.option("--images", type=click.IntRange(1), default=64, help="Drawn at a time.")
+@click.option("--images", type=click.IntRange(1), default=64, help="Images drawn at once.")
 @click.option("--repeats", type=click.IntRange(1), default=5)
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures, JSON."
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the results as JSON."
 )
 def main(model: str | None, images: int, repeats: int, out: Path | None) -> None:
     """Speed of sampling on this machine's CPU."""
@@ -119,7 +119,7 @@ def main(model: str | None, images: int, repeats: int, out: Path | None) -> None
 
 
 def evaluate(folder: Path, images: int, repeats: int) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     pipe = CDRLPipeline.from_pretrained(folder)
     gradient, gradient_flops = gradient_work(pipe, images)
     machine = machine_work()
@@ -128,7 +128,7 @@ def evaluate(folder: Path, images: int, repeats: int) -> tuple[str, dict[str, An
     warm: list[float] = []
     cold: list[float] = []
     imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    for _ in range(repeats):  # all in turn, so that a busy moment falls on all alike
+    for _ in range(repeats):  # in turn, so that a busy moment of the machine affects all alike
         for name, (call, flops) in work.items():
             rates[name].append(flops / seconds(call) / 1e9)
         start = time.perf_counter()
@@ -149,7 +149,7 @@ def evaluate(folder: Path, images: int, repeats: int) -> tuple[str, dict[str, An
     rows = [
         *([f"{name}, GFLOP/s", *summary(values, 1)] for name, values in rates.items()),
         ["gradients of one image per second", *summary(gradients, 0)],
-        [f"seconds per image, {images} at a time", *summary(warm, 4)],
+        [f"seconds per image, {images} at once", *summary(warm, 4)],
         [f"cdrl-sample -n {images} from a cold shell, s", *summary(cold)],
         *([f"python -c 'import {name}', s", *summary(values)] for name, values in imports.items()),
     ]

@@ -1,4 +1,4 @@
-"""The front door: load a model, draw images, score images; the maths is in `cdrl_infer.sampler`."""
+"""Load a model, draw images with it, score images; the sampling algorithm is in `cdrl_infer.sampler`."""
 
 from __future__ import annotations
 
@@ -38,16 +38,15 @@ class CDRLPipeline:
         out.images[0].save("sneaker.png")
 
     Args:
-        model: the networks and how to sample them. The pipeline takes the networks over: they are
-            frozen, put in eval mode and in channels-last layout.
-        name: what to call the model, in messages and metadata.
+        model: its networks are frozen and put in eval mode and channels-last layout.
+        name: the model's name in messages and metadata.
     """
 
     def __init__(self, model: CDRLModel, name: str = "custom") -> None:
         self.model = model
         self.name = name
         self.device = torch.device("cpu")
-        for network in self._networks:
+        for network in self.model.networks.values():
             network.eval().requires_grad_(False)
         self.to("cpu")
 
@@ -67,25 +66,25 @@ class CDRLPipeline:
     ) -> CDRLPipeline:
         """Load a model: bundled (by name; None: "fashion-mnist"), a folder, or from the Hub.
 
-        A bundled name goes before a folder of that name, a folder before a repository; write
+        A bundled model goes before a folder of the same name, and a folder before a repository; write
         ``./name`` for the folder.
 
         Args:
             model: the name of a bundled model, a folder, or a repository ``"user/model"``.
-            revision: branch, tag or commit of a repository; so are the next three for those alone.
-            token: to read private ones with; by default the one of ``hf auth login``.
+            revision: branch, tag or commit of a repository. The next three are for repositories too.
+            token: gives access to private repositories; by default that of ``hf auth login``.
             cache_dir: where downloads are kept; by default in ``HF_HOME``.
-            local_files_only: look up no more than that cache.
-            variant: which weights, as ``"fp16"`` for ``model.fp16.safetensors``.
-            subfolder: where in the folder or repository the model lies.
-            dtype: of the networks, float32 alone: in fewer bits the small steps along the energy's
-                gradient are lost in rounding. A variant of fewer bits is loaded as float32.
+            local_files_only: use the cache and no network.
+            variant: which weights, such as ``"fp16"`` for ``model.fp16.safetensors``.
+            subfolder: the place of the model in the folder or repository.
+            dtype: of the networks; only float32 is accepted, since with fewer bits the small steps along
+                the energy's gradient are lost in rounding. A variant of fewer bits loads as float32.
             device: where to put the networks; by default the CPU.
 
         Raises:
             CheckpointError, ConfigError: see `cdrl_infer.storage.folder.load_model`.
             NetworkError: the Hub could not be reached and the cache does not hold the model.
-            InputError: an argument that cannot be right.
+            InputError: an argument that is not valid.
         """
         if dtype not in (None, torch.float32):
             raise InputError(
@@ -143,20 +142,12 @@ class CDRLPipeline:
         return pushed.url
 
     def to(self, device: torch.device | str) -> CDRLPipeline:
-        """Move the networks; returns self.
-
-        Raises:
-            InputError: there is no such device here.
-        """
+        """Move the networks and return self; `InputError` if there is no such device here."""
         place = usable_device(device)
-        for network in self._networks:
+        for network in self.model.networks.values():
             network.to(device=place, memory_format=torch.channels_last)
         self.device = place
         return self
-
-    @property
-    def _networks(self) -> tuple[Any, ...]:
-        return tuple(self.model.networks.values())
 
     def __call__(
         self,
@@ -169,7 +160,7 @@ class CDRLPipeline:
 
         Args:
             class_labels: one per image: a name, an index (0 = the first class) or None (not given),
-                and for a model of several attributes a tuple of those. One name or index stands for
+                or for a model of several attributes a tuple of those. One name or index stands for
                 all images; None is unconditional.
             guidance_scale: classifier-free guidance, ``(1 - g) E(y|∅) + g E(y|c)``: 1 is plain
                 conditional sampling, more is nearer to the label and less diverse. The paper's w is
@@ -190,16 +181,16 @@ class CDRLPipeline:
         """A concept to compose with: one value of one attribute of the model.
 
         Args:
-            name: of the value; ``attribute:value`` where several attributes have it.
+            name: the name of the value; ``attribute:value`` if several attributes have it.
 
         Raises:
-            InputError: no such concept, or the model is unconditional.
+            InputError: the model has no such concept, or is unconditional.
         """
         if not isinstance(name, str):
             raise InputError(f"expected the name of a concept, got {name!r}")
         if not self.model.labels:
             raise InputError(
-                f"the model {self.name!r} is unconditional, it knows no concepts; got {name!r}"
+                f"the model {self.name!r} is unconditional and knows no concepts, got {name!r}"
             )
         return find_concept(name, {a.name: a.values for a in self.model.labels})
 
@@ -240,10 +231,10 @@ class CDRLPipeline:
         resize: bool = False,
         **options: Any,
     ) -> CDRLPipelineOutput:
-        """Paint a part of an image anew; all other pixels of the result are exactly the image's.
+        """Repaint a part of an image; all other pixels of the result are exactly the image's.
 
-        At every level the known pixels are those of the known image with that level's noise, and
-        only the others move. Each seed gives another filling.
+        At every level the known pixels are those of the given image with that level's noise, and only
+        the others move. Each seed gives another result.
 
         Args:
             image: a picture, an array (H, W), (H, W, C) or (N, H, W, C), a tensor (C, H, W) or
@@ -254,12 +245,12 @@ class CDRLPipeline:
             class_labels: as for a call of the pipeline.
             guidance_scale: as for a call of the pipeline.
             expression: in place of labels, concepts as in `compose`, with the same guidance_scale.
-            resize: fit pictures of another size to the model's, whatever their shape: images by
-                Lanczos filtering, masks by the nearest pixel. Without it they are refused.
+            resize: fit pictures of another size, of any shape, to the model's: images by Lanczos
+                filtering, masks by the nearest pixel. Without it they are refused.
             options: as for a call of the pipeline.
 
         Raises:
-            InputError: also where image or mask have another size or type, or the mask is empty.
+            InputError: also, image or mask have another size or type, or the mask is empty.
             NumericalError: sampling left the finite numbers.
         """
         others = ("class_labels", "guidance_scale", "expression", "resize")

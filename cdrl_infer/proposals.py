@@ -1,4 +1,4 @@
-"""Where the Langevin chain of a level starts."""
+"""Proposals: the points where the chains of a transition start."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class LevelEnd(NamedTuple):
-    """What a level has made: passed to the callback after each."""
+    """The result of a transition; the callback gets one after each."""
 
     t: int  # the transition t -> t-1 that has just ended; T first, 1 last
     proposal: Tensor  # what the initializer proposed for x_{t-1} (B, C, H, W)
@@ -35,18 +35,18 @@ class LevelEnd(NamedTuple):
 
 
 class SamplerOutput(NamedTuple):
-    """What sampling has made, image by image."""
+    """The result of sampling, image by image."""
 
     samples: Tensor  # (B, C, H, W), not clamped
     energies: Tensor  # (B,) nats, of x_0 at the lowest level
-    acceptance: Tensor  # (B, T) mean acceptance at t = T … 1; NaN at a level of no steps
+    acceptance: Tensor  # (B, T) mean acceptance at t = T … 1; NaN at a transition of no steps
 
 
 class Adaptation(NamedTuple):
-    """What `CooperativeSampler.adapt` has found, for t = T … 1."""
+    """The result of `CooperativeSampler.adapt`, for t = T … 1."""
 
     step_scale: tuple[float, ...]
-    acceptance: tuple[float, ...]  # reached with it in K steps, mean over the images; NaN if K = 0
+    acceptance: tuple[float, ...]  # mean over the images and K steps with it; NaN if K = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CooperativeSampler:
 
     The paper has no restarts, R = 0. Drawing y given x_t and x_t given x_{t-1} in turn is a Gibbs sampler
     of the pair: with more turns x_{t-1} forgets how x_t was found and follows its own level's energy.
-    That mends what the way down gets wrong where the levels do not fit each other: pinned pixels
+    That corrects errors of the way down where the levels do not fit each other: with pinned pixels
     (Lugmayr et al. 2022, RePaint), composed energies (Du et al. 2023), and errors made earlier
     (Xu et al. 2023, Restart sampling).
 

@@ -187,7 +187,7 @@ def test_a_value_of_two_attributes_is_asked_by_both_names() -> None:
         ("cat & dgo", r"unknown concept 'dgo', .*did you mean 'dog'\? \(at character 7 of"),
         ("cat &", "expected a concept, found the end at character 6 of 'cat &'"),
         ("cat & ~cat", "cancels out: cat is asked and denied with equal weight in 'cat & ~cat'"),
-        (" & ".join(["(cat | dog)"] * 7), "may have 64 alternatives, OR multiplied out, got 128"),
+        (" & ".join(["(cat | dog)"] * 7), "may have at most 64 alternatives, .*, got 128"),
         (5, "expected a text or an expression of pipe.concept"),
         (None, "expected a text or an expression of pipe.concept"),
         (Concept("cat", 0, 2), "the concept 'cat' is of another model"),
@@ -219,7 +219,7 @@ def test_an_unconditional_model_knows_no_concepts() -> None:
     pipe = CDRLPipeline(make_model(), "plain")
     for ask in (lambda: pipe.compose("dog"), lambda: pipe.concept("dog")):
         with pytest.raises(
-            InputError, match="'plain' is unconditional, it knows no concepts; got 'dog'"
+            InputError, match="'plain' is unconditional and knows no concepts, got 'dog'"
         ):
             ask()
     with pytest.raises(InputError, match="'plain' is unconditional"):

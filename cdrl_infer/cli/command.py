@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
-VARIANT = click.option("--variant", metavar="fp16|bf16", help="Weights stored in fewer bits.")
+VARIANT = click.option("--variant", metavar="fp16|bf16", help="Use weights stored in fewer bits.")
 BATCH_SIZE = click.option(
-    "--batch-size", type=int, default=64, show_default=True, help="Images at a time."
+    "--batch-size",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Number of images processed at once.",
 )
 MODEL_OPTIONS = (
     click.option(
@@ -127,13 +131,13 @@ def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = Fa
     Open it before any work, so that an unwritable path is refused at once.
 
     Args:
-        stack: closes it.
+        stack: closes the file or folder.
         target: the path that the user gave.
         suffixes: the suffixes that a file may have; none for a folder only.
         folder: whether it may be a folder. Files are added to a folder, and those in it stay.
 
     Raises:
-        InputError: ``target`` is empty, has another suffix or cannot be written to.
+        InputError: ``target`` is empty, has another suffix or is not writable.
     """
     kind = f"{' or '.join(suffixes)} file" if suffixes else "folder"
     if not target:
@@ -157,28 +161,20 @@ def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = Fa
 
 
 def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
-    """``"0.5"`` -> 0.5, ``"0.5,1,2"`` -> (0.5, 1.0, 2.0).
-
-    Raises:
-        InputError: anything else.
-    """
-    return _one_or_several(float, text, f"{option} must be a number or numbers")
+    """``"0.5"`` -> 0.5, ``"0.5,1,2"`` -> (0.5, 1.0, 2.0); InputError for anything else."""
+    return _one_or_several(float, text, f"{option} must be a number, or numbers")
 
 
 def parse_steps(text: str) -> int | tuple[int, ...]:
-    """``"15"`` -> 15, ``"15,10,5"`` -> (15, 10, 5).
-
-    Raises:
-        InputError: anything else.
-    """
-    return _one_or_several(int, text, "--langevin-steps must be an integer or integers")
+    """``"15"`` -> 15, ``"15,10,5"`` -> (15, 10, 5); InputError for anything else."""
+    return _one_or_several(int, text, "--langevin-steps must be an integer, or integers")
 
 
 def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """``("steps=3",)`` -> ``{"steps": 3}``; a value that is not JSON is a text.
 
     Raises:
-        InputError: anything else.
+        InputError: a text that is not KEY=VALUE.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -196,4 +192,4 @@ def _one_or_several(kind: Callable[[str], T], text: str, expected: str) -> T | t
     try:
         return tuple(kind(k) for k in text.split(",")) if "," in text else kind(text)
     except ValueError:
-        raise InputError(f"{expected} with commas between, got {text!r}") from None
+        raise InputError(f"{expected} separated by commas, got {text!r}") from None

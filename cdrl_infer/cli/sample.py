@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cdrl_infer.sampler import LevelEnd
 
 ADAPT_IMAGES = 16  # chains of the warm-up
-FILM_IMAGES = 64  # a film shows no more images than this
+FILM_IMAGES = 64  # the most images that a film shows
 FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 
 
@@ -44,14 +44,16 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 )
 @uses_a_model
 @IMPORT
-@click.option("-n", "--num-images", type=int, default=64, show_default=True, help="How many.")
+@click.option(
+    "-n", "--num-images", type=int, default=64, show_default=True, help="Number of images."
+)
 @click.option(
     "--label",
     "labels",
     multiple=True,
     metavar="NAME|INDEX|all|none",
-    help="Class of the images; give it again for more, the images take turns. For a model of "
-    "several attributes: their values, with commas between. [all classes in turn]",
+    help="Class of the images. Repeatable: the images then take the classes in turn. For a model of "
+    "several attributes: their values, separated by commas. [all classes in turn]",
 )
 @click.option(
     "--guidance-scale",
@@ -59,7 +61,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     default=1.0,
     show_default=True,
     metavar="G",
-    help="More than 1: nearer to what is asked, less diverse (the paper's w is G - 1).",
+    help="More than 1: images closer to the label, and less diverse (the paper's w is G - 1).",
 )
 @click.option(
     "--compose",
@@ -67,8 +69,8 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     help="In place of labels: concepts joined by & (and), | (or), ~ (not), ^ (weight), such as "
     "'red & (dress | coat)'.",
 )
-@click.option("--inpaint", metavar="IMAGE", help="Paint a part of this picture anew, where …")
-@click.option("--mask", metavar="IMAGE", help="… this picture is white.")
+@click.option("--inpaint", metavar="IMAGE", help="Repaint a part of this picture; see --mask.")
+@click.option("--mask", metavar="IMAGE", help="A picture that is white where --inpaint repaints.")
 @click.option(
     "--resize", is_flag=True, help="Fit --inpaint and --mask of another size to the model's."
 )
@@ -83,8 +85,8 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     metavar="NAME",
     default="langevin",
     show_default=True,
-    help=f"How to refine: {', '.join(KERNELS)}. All but langevin are exact at each level, for more "
-    "steps.",
+    help=f"Transition kernel: {', '.join(KERNELS)}, or one that an imported module registers. mala and "
+    "hmc are exact at each level, but need more steps.",
 )
 @click.option(
     "--kernel-option",
@@ -102,7 +104,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.option(
     "--restarts",
     type=int,
-    help="Times each level is noised again and redone. [1 with --compose alone, else 0]",
+    help="How many times each level is noised again and redone. [1 with --compose alone, else 0]",
 )
 @click.option(
     "--out",
@@ -143,7 +145,7 @@ def main(
     if (inpaint is None) != (mask is None):
         raise InputError("--inpaint and --mask go together: give both, or neither")
     if compose is not None and labels:
-        raise InputError("--compose goes without --label: leave one out")
+        raise InputError("--compose and --label exclude each other: leave one out")
     known = None
     if inpaint is not None and mask is not None:
         from cdrl_infer.images import decode_image
@@ -240,12 +242,12 @@ def _step_scale(
 def _labels(
     texts: tuple[str, ...], attributes: tuple[Attribute, ...], free: bool
 ) -> list[ImageLabel] | None:
-    """What the images take turns with; where nothing was asked, all classes of a single attribute.
+    """The labels that the images take in turn; None for no labels.
 
     Args:
-        texts: the --label options.
-        attributes: of the model.
-        free: nothing asked means no label.
+        texts: the --label options. If there are none, all classes of a single attribute are taken.
+        attributes: those of the model.
+        free: take no label if there are no texts.
     """
     names = [attribute.values for attribute in attributes]
     if not texts:
@@ -272,7 +274,7 @@ def _label(text: str, names: tuple[str, ...]) -> str | int | None:
 
 
 class _Recorder:
-    """Keeps what a film shows of each level, in 8 bits: captions, and under each the images."""
+    """Keeps the frames of a film, in 8 bits: the images of each level by caption."""
 
     def __init__(self) -> None:
         self.frames: dict[str, list[Image.Image]] = {}

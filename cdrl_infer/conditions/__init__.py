@@ -1,1 +1,1 @@
-"""What images are asked to show: labels, guidance, concepts."""
+"""Conditions on the images to draw: labels, guidance, concepts."""

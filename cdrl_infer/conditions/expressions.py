@@ -1,4 +1,4 @@
-"""Concepts and what is said with them: ``sneaker & ~sandal``, ``red^1.5 & (dress | coat)``.
+"""Concepts and expressions of them: ``sneaker & ~sandal``, ``red^1.5 & (dress | coat)``.
 
 An expression stands for a density relative to the unconditional one,
 ``r(y) = log p(y|expression) - log p(y) + const`` in nats, made of ``r_c(y) = E(y|∅) - E(y|c)`` of single
@@ -12,8 +12,8 @@ Du et al. 2023, "Reduce, reuse, recycle"):
 ``a^w``       ``w r_a``                   w > 1 sharper, 0 < w < 1 softer
 ============  ==========================  ===========================================
 
-NOT of a whole expression is moved inwards by De Morgan's rules, so that it stands before concepts alone.
-In order of binding: ``^``, ``~``, ``&``, ``|``; with brackets as usual.
+NOT of a whole expression is moved inwards by De Morgan's rules until it stands before single concepts.
+The operators bind in the order ``^``, ``~``, ``&``, ``|``; brackets group as usual.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError, listing
 
-MAX_BRANCHES = 64  # of an expression's alternatives, written out
-OPERATORS = frozenset("&|~()^*\"'")  # what a name holds in quotes alone
+MAX_BRANCHES = 64  # the most alternatives that an expression may have
+OPERATORS = frozenset("&|~()^*\"'")  # a name with one of these is written in quotes
 
 
 class Branch(NamedTuple):
-    """One way for an expression to come true."""
+    """One alternative of an expression."""
 
-    weights: dict[Concept, float]  # the sum for each concept; NOT counts negative
-    share: float  # of the mixture, where the parts of an OR share equally
+    weights: dict[Concept, float]  # the sum of each concept's weights; those of NOT are negative
+    share: float  # of the mixture; the parts of an OR have equal shares
 
 
 class Expression(ABC):
-    """Something said with concepts; joined by ``&``, ``|``, ``~`` and, for a weight, ``**``."""
+    """An expression of concepts; ``&``, ``|``, ``~`` and, for a weight, ``**`` make new ones."""
 
     def __and__(self, other: Expression) -> Expression:
         return And((*_parts(And, self), *_parts(And, other)))
@@ -58,23 +58,23 @@ class Expression(ABC):
 
     @abstractmethod
     def negated(self) -> Expression:
-        """What it denies."""
+        """NOT of the expression."""
 
     @abstractmethod
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """``r`` in nats from that of each concept, (B,) each."""
+        """``r`` in nats, (B,), from the (B,) of each concept."""
 
     @abstractmethod
     def branches(self) -> list[Branch]:
-        """The alternatives, OR multiplied out.
+        """The alternatives, with every OR multiplied out.
 
         Raises:
-            InputError: there are more than `MAX_BRANCHES`.
+            InputError: more than `MAX_BRANCHES` of them.
         """
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """The concepts in it, each once, in order of appearance."""
+        """The concepts of the expression, each once, in order of appearance."""
         return tuple(dict.fromkeys(c for branch in self.branches() for c in branch.weights))
 
 
@@ -83,8 +83,8 @@ class Concept(Expression):
     """One value of one attribute.
 
     Args:
-        name: of the value; ``attribute:value`` where several attributes have it.
-        attribute: which attribute, from 0.
+        name: the name of the value; ``attribute:value`` if several attributes have it.
+        attribute: the attribute's index, from 0.
         label: the network's label, from 1.
     """
 
@@ -97,7 +97,7 @@ class Concept(Expression):
         return Weighted(self, -1.0)
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """As given."""
+        """The concept's own."""
         return ratios[self]
 
     def branches(self) -> list[Branch]:
@@ -112,10 +112,10 @@ class Concept(Expression):
 
 @dataclass(frozen=True)
 class Weighted(Expression):
-    """``w r``; a negative weight stands before single concepts alone.
+    """``w r``; only a single concept may have a negative weight.
 
     Raises:
-        InputError: a weight that is zero, not finite, or negative before more than a concept.
+        InputError: a weight that is zero or not finite, or a negative one of more than a concept.
     """
 
     inner: Expression
@@ -134,7 +134,7 @@ class Weighted(Expression):
             )
 
     def negated(self) -> Expression:
-        """The weight of what is denied is kept: ``~(a^w) = (~a)^w``."""
+        """The weight is kept: ``~(a^w) = (~a)^w``."""
         if isinstance(self.inner, Concept):
             return self.inner if self.weight == -1 else Weighted(self.inner, -self.weight)
         return Weighted(self.inner.negated(), self.weight)
@@ -144,7 +144,7 @@ class Weighted(Expression):
         return self.weight * self.inner.log_ratio(ratios)
 
     def branches(self) -> list[Branch]:
-        """Those within, weighted."""
+        """The alternatives of the inner expression, weighted."""
         return [
             Branch({c: self.weight * w for c, w in branch.weights.items()}, branch.share)
             for branch in self.inner.branches()
@@ -159,12 +159,12 @@ class Weighted(Expression):
 
 @dataclass(frozen=True)
 class And(Expression):
-    """``Σ r``: all of it."""
+    """``Σ r``: all of the parts."""
 
     parts: tuple[Expression, ...]
 
     def negated(self) -> Expression:
-        """Some of it is not so."""
+        """NOT of one part at least."""
         return Or(tuple(part.negated() for part in self.parts))
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
@@ -172,7 +172,7 @@ class And(Expression):
         return torch.stack([part.log_ratio(ratios) for part in self.parts]).sum(0)
 
     def branches(self) -> list[Branch]:
-        """One of each part, in every combination."""
+        """Every combination of one alternative of each part."""
         parts = [part.branches() for part in self.parts]
         _check_branches(math.prod(map(len, parts)))
         joined: list[Branch] = []
@@ -189,12 +189,12 @@ class And(Expression):
 
 @dataclass(frozen=True)
 class Or(Expression):
-    """``log mean exp r``: one or another; the parts' normalisers are taken to be equal."""
+    """``log mean exp r``: one of the parts; their normalisers are assumed to be equal."""
 
     parts: tuple[Expression, ...]
 
     def negated(self) -> Expression:
-        """None of it."""
+        """NOT of every part."""
         return And(tuple(part.negated() for part in self.parts))
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
@@ -203,7 +203,7 @@ class Or(Expression):
         return each.logsumexp(0) - math.log(len(self.parts))
 
     def branches(self) -> list[Branch]:
-        """Those of all parts."""
+        """The alternatives of all parts."""
         found = [branch for part in self.parts for branch in part.branches()]
         _check_branches(len(found))
         return [Branch(b.weights, b.share / len(self.parts)) for b in found]
@@ -213,7 +213,7 @@ class Or(Expression):
 
 
 def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
-    """What a value adds to an expression of that kind: ``a | b | c`` has three equal parts."""
+    """The parts that a value adds to an AND or OR, so that ``a | b | c`` has three equal parts."""
     if not isinstance(value, Expression):
         raise InputError(f"expected a concept or an expression of concepts, got {value!r}")
     return value.parts if isinstance(value, kind) else (value,)
@@ -222,12 +222,13 @@ def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
 def _check_branches(count: int) -> None:
     if count > MAX_BRANCHES:
         raise InputError(
-            f"an expression may have {MAX_BRANCHES} alternatives, OR multiplied out, got {count}"
+            f"an expression may have at most {MAX_BRANCHES} alternatives, with every OR multiplied out, "
+            f"got {count}"
         )
 
 
 def check_says_something(expression: Expression) -> None:
-    """Raise `InputError` where concepts cancel out, as in ``red & ~red``."""
+    """Raise `InputError` if concepts cancel out, as in ``red & ~red``."""
     for branch in expression.branches():
         gone = [concept.name for concept, weight in branch.weights.items() if abs(weight) < 1e-9]
         if gone:

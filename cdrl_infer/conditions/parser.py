@@ -13,7 +13,7 @@ from typing import NoReturn
 from cdrl_infer.conditions.expressions import Concept, Expression, Weighted
 from cdrl_infer.errors import InputError, did_you_mean, listing
 
-MAX_DEPTH = 50  # brackets and signs within each other
+MAX_DEPTH = 50  # nested brackets and signs
 TOKEN = re.compile(
     r"\s*(?:(?P<operator>[&|~()])|(?P<power>\^|\*\*)|(?P<quoted>\"[^\"]*\"|'[^']*')"
     r"|(?P<name>[^&|~()^*\"'\s][^&|~()^*\"']*))"
@@ -24,14 +24,14 @@ NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 def parse(text: str, concept: Callable[[str], Concept]) -> Expression:
     """Read an expression.
 
-    Names may hold spaces, hyphens and slashes; quotes keep operators in a name from being read as such.
+    Names may contain spaces, hyphens and slashes. A name with operators in it must stand in quotes.
 
     Args:
         text: such as ``"red^1.5 & (dress | ~coat)"``.
-        concept: gives the concept of a name, or raises `InputError`.
+        concept: finds the concept of a name, or raises `InputError`.
 
     Raises:
-        InputError: what is wrong, and at which character (the first is 1).
+        InputError: the text is not an expression; the message names the character, counted from 1.
     """
     return _Parser(text, concept).parse()
 
@@ -64,7 +64,7 @@ class _Parser:
 
     def _not(self, depth: int) -> Expression:
         if depth > MAX_DEPTH:
-            self._fail(f"expected no more than {MAX_DEPTH} brackets and signs within each other")
+            self._fail(f"expected at most {MAX_DEPTH} nested brackets and signs")
         if self._take("~"):
             return self._not(depth + 1).negated()
         return self._weighted(depth)
@@ -128,14 +128,14 @@ class _Parser:
 
 
 def find_concept(name: str, attributes: Mapping[str, tuple[str, ...]]) -> Concept:
-    """The concept of a value's name, or of ``attribute:value`` where several attributes have it.
+    """The concept of a value's name, or of ``attribute:value`` if several attributes have it.
 
     Args:
-        name: matched letter by letter first, then without regard to case.
-        attributes: of the model: their names and those of their values.
+        name: an exact match goes before one that differs in case.
+        attributes: the names of the model's attributes and of their values.
 
     Raises:
-        InputError: no such value, or several.
+        InputError: no value has that name, or several have it.
     """
     where, colon, value = name.partition(":")
     known = [

@@ -1,6 +1,6 @@
 """Energies known in closed form at every level: ground truth for samplers, teaching, examples.
 
-The points are vectors (B, D). Everything works in the floating type of the points it is given.
+The points are vectors (B, D). Results have the floating type of the points.
 """
 
 from __future__ import annotations
