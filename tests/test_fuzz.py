@@ -105,8 +105,7 @@ def changed_json(draw: st.DrawFn, content: bytes) -> Change:
             parent[draw(st.sampled_from(["widths", "class", "module", "path", "a\n"]))] = value
         else:
             parent[path[-1]] = value
-    text = json.dumps(config).encode()
-    return partial(spliced, start=0, stop=None, more=text)
+    return partial(spliced, start=0, stop=None, more=json.dumps(config).encode())
 
 
 @st.composite

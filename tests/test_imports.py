@@ -1,4 +1,4 @@
-"""Arrows go one way, and importing costs little."""
+"""The structure of the code: imports go one way and cost little, files are short."""
 
 from __future__ import annotations
 
@@ -7,77 +7,128 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "cdrl_infer").rglob("*.py"))
+FOLDERS = ("cdrl_infer", "cdrl_train", "tests", "benchmarks", "examples")
+FILES = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in FOLDERS}
+LONGEST = 400  # lines
 
-# A module imports from lines above its own, or from its own package.
-LAYERS = [
-    ["errors", "version", "files", "random"],
-    ["device", "registry", "untrusted"],
-    ["config"],
-    ["schedule"],
-    ["model", "networks"],
-    ["energies"],
-    ["kernels", "proposals"],
-    ["sampler", "images"],
-    ["arguments"],
-    ["conditions", "scoring"],
-    ["options", "storage"],
-    ["drawing"],
-    ["pipeline"],
-    ["cli"],
-]
+# Each module or folder imports only from lines above its own, and from itself.
+LAYERS = {
+    "cdrl_infer": """
+        errors version files random
+        device registry untrusted
+        config
+        schedule
+        model networks
+        energies
+        kernels proposals
+        sampler images
+        arguments
+        conditions scoring
+        options storage
+        drawing
+        pipeline
+        cli
+    """,
+    "cdrl_train": """
+        spectral upload calibrate
+        objectives
+        config
+        data networks presets tracking
+        engine
+        card cost evaluation report toy
+        export
+        dry_run preview
+        run
+        cli cli_eval cli_export
+    """,
+}
+RANKS = {
+    (package, name): rank
+    for package, text in LAYERS.items()
+    for rank, line in enumerate(text.strip().splitlines())
+    for name in line.split()
+}
 TRAINING = ("cdrl_train", "torchvision", "torch_fidelity", "accelerate", "tensorboard")
-LAYER = {name: k for k, names in enumerate(LAYERS) for name in names}
 
 
-def imports(file: Path) -> Iterator[str]:
-    """The modules that are imported when the program runs, not for its types alone."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for name in LAYERS for file in FILES[name]}
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports when the program runs, also inside functions, but not for its types."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file.name}: relative import"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.level == 0, f"{module}: relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in inner}
+    return found
 
 
-def part(module: str) -> str:
-    """``cdrl_infer.networks.unet`` -> ``networks``."""
-    return module.split(".")[1]
+GRAPH = {module: imports(module) for module in MODULES}
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_go_one_way(file: Path) -> None:
-    module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    own = part(module)
-    for name in imports(file):
-        top = name.split(".")[0]
-        assert top not in TRAINING, f"{module} imports {name}"
-        if top != "cdrl_infer" or "." not in name or own == "__init__" or part(name) == own:
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module: str) -> None:
+    package, *own = module.split(".")
+    for name in GRAPH[module]:
+        top, *other = name.split(".")
+        assert package == "cdrl_train" or top not in TRAINING, f"{module} imports {name}"
+        if top != package or not other or not own or other[0] == own[0]:
             continue
-        assert part(name) in LAYER and own in LAYER, f"{name}, {module}: give it a layer"
-        assert LAYER[part(name)] < LAYER[own], f"{module} imports {name}"
+        assert RANKS[top, other[0]] < RANKS[package, own[0]], f"{module} imports {name}"
 
 
-def test_the_map_is_the_territory() -> None:
-    found = {part(".".join(f.relative_to(ROOT).with_suffix("").parts)) for f in SOURCES}
-    assert found - {"__init__"} == set(LAYER)
+def test_every_module_has_a_layer() -> None:
+    found = {tuple(module.split(".")[:2]) for module in MODULES if "." in module}
+    assert found == set(RANKS)
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_gradients_stay_possible(file: Path) -> None:
-    names = {n.attr for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Attribute)}
-    assert "inference_mode" not in names
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    try:
+        TopologicalSorter({m: names & set(MODULES) for m, names in GRAPH.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "tests"])
+def test_files_are_short(folder: str) -> None:
+    lines = {file: file.read_text(encoding="utf-8").count("\n") for file in FILES[folder]}
+    assert not {file.name: count for file, count in lines.items() if count > LONGEST}
+
+
+def test_training_knows_no_objective_by_name() -> None:
+    names = {"score_matching", "cooperative", "drl"}
+    for module in MODULES:
+        if not module.startswith(("cdrl_train.objectives", "cdrl_train.presets")):
+            nodes = ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+            found = {
+                n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            }
+            assert not names & found, module
+
+
+def test_gradients_stay_possible() -> None:
+    for file in FILES["cdrl_infer"]:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        assert not [n for n in nodes if isinstance(n, ast.Attribute) and n.attr == "inference_mode"]
 
 
 def run(code: str) -> str:
