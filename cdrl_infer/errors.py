@@ -42,3 +42,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     spellings = {option.lower(): option for option in options}
     near = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
     return f"; did you mean {spellings[near[0]]!r}?" if near else ""
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """A text from outside (a message, a name, a label) as one short line that is safe to print.
+
+    A "?" takes the place of each character that cannot be seen: control characters could write over
+    the terminal, and overrides of the direction of writing could make a name look like another.
+
+    Args:
+        text: anything; `str` of it is shown.
+        limit: number of characters after which the text is cut.
+    """
+    line = " ".join(str(text).split())
+    cut = line if len(line) <= limit else line[:limit] + "…"
+    return "".join(c if c.isprintable() else "?" for c in cut)
