@@ -11,6 +11,7 @@ import click
 from cdrl_infer.cli.command import IMPORT
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
+from cdrl_train.data.registry import source_help
 from cdrl_train.engine.ending import OneOfSeveral
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     "source",
-    metavar="FILE.npz|FOLDER|torchvision:NAME[:ROOT]|imagenet32:FOLDER",
-    help="Images to train on; torchvision's are downloaded. [the preset's]",
+    metavar="DATA",
+    help=f"Images to train on: {source_help()}. [the preset's]",
 )
 @click.option(
     "--out",

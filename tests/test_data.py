@@ -84,7 +84,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
         str(tmp_path / "broken.npz"): "cannot be read",
         str(tmp_path / "sizes"): "one size",
         str(tmp_path / "junk"): "cannot be read as an image",
-        "torchvision:CIFAR3": "no data at .*NAME one of .*did you mean 'torchvision:CIFAR10'",
+        "torchvision:CIFAR3": "no data at .*of the names .*did you mean 'torchvision:CIFAR10'",
         "": "no data at ''",
         write_npz(tmp_path / "float.npz", train_images=PIXELS / 255): "uint8",
         write_npz(tmp_path / "names.npz", images=PIXELS): "train_images",

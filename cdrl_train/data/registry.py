@@ -67,4 +67,4 @@ SOURCES: Registry[Source] = Registry(
 def source_help() -> str:
     """What a data source may be, in one phrase for help texts and errors."""
     names = listing(SOURCES, limit=50)
-    return f"a .npz file, a folder of images, or NAME or NAME:REST with NAME one of {names}"
+    return f"a .npz file, a folder of images, or NAME[:REST] with one of the names {names}"
