@@ -111,7 +111,7 @@ def check_keys(
     for name in config:
         if name not in known:
             raise ConfigError(
-                f"{where}: unknown key {name!r:.60}, expected {listing(known)}"
+                f"{where}: unknown key {name!r:.60}, expected {listing(known) or 'none'}"
                 f"{did_you_mean(name, known)}"
             )
     for name in required:

@@ -198,6 +198,10 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         (["--out", "a.png", "--kernel-option", "a"], "--kernel-option must be KEY=VALUE, got 'a'"),
         (["--out", "a.png", "--kernel-option", "noise=1"], "did you mean 'noise_scale'"),
         (
+            ["--out", "a.png", "--kernel", "mala", "--kernel-option", "leapfrog_steps=2"],
+            "unknown key 'leapfrog_steps', expected none",
+        ),
+        (
             ["--out", "a.png", "--kernel", "hmc", "--kernel-option", "leapfrog_steps=few"],
             "'leapfrog_steps' must be an integer, found 'few'",
         ),

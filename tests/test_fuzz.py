@@ -1,4 +1,4 @@
-"""Files that nobody should trust, mutated: our own errors alone come out, soon and for little memory."""
+"""Hostile files, made by mutation: only our own errors come out, soon and with little memory."""
 
 from __future__ import annotations
 
@@ -145,14 +145,12 @@ Files = tuple[Path, dict[str, bytes]]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
-    """Models as small as can be, of each class one, on disk and in memory."""
+    """The smallest models, one for each class of networks, on disk and in memory."""
     sizes: dict[str, Any] = {"widths": (4,), "num_blocks": 1, "patch_size": 1, "embedding_dim": 4}
     few: dict[str, Any] = {"num_blocks": 1, "frequencies": 2, "embedding_dim": 4}
+    patch = partial(PatchUNet, num_classes=(3,), **sizes)
     networks = [
-        (
-            InnerProductEnergy(PatchUNet(num_classes=(3,), **sizes)),
-            ResidualInitializer(PatchUNet(num_classes=(3,), **sizes)),
-        ),
+        (InnerProductEnergy(patch()), ResidualInitializer(patch())),
         (
             ResidualEBM(1, 2, width_multipliers=(1,), num_classes=(3,), **few),
             ResidualInitializer(
@@ -179,7 +177,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
 
 
 def refusal(opening: Callable[[Path], object], path: Path) -> str:
-    """What our own error says of a file, in one line and in time; "" if the file was opened."""
+    """The text of our own error about a file, one line and in time; "" if the file was opened."""
     start = time.process_time()
     try:
         opening(path)
@@ -196,7 +194,7 @@ def attempts(
     changed: Callable[[st.DataObject], AbstractContextManager[Path]],
     opening: Callable[[Path], object],
 ) -> tuple[int, int]:
-    """How many hostile files were opened, and how many refused."""
+    """The numbers of hostile files that were opened and refused."""
     outcomes = [0, 0]
 
     @settings(
