@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from dataclasses import dataclass
 from itertools import pairwise
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,11 +16,9 @@ import cdrl_infer.kernels
 from cdrl_infer.energies.base import FunctionPotential, Potential
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.kernels import KERNELS, hmc
-from cdrl_infer.kernels.base import Kernel, StepInfo, per_chain
+from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA, HMCState
-from cdrl_infer.kernels.langevin import Langevin, LangevinState
-from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.random import RandomSource
+from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.schedule import Level, NoiseSchedule
 
 SCHEDULE = NoiseSchedule(step_rule="curvature", step_size=0.8)
@@ -279,39 +275,6 @@ def test_a_start_where_the_energy_is_not_finite_comes_out_as_nan(name: str, outs
     others = kernel.run(torch.zeros(4, 2), bowl(outside), step_size, streams(*range(4)), 5)
     sound = [0, 1, 3]
     torch.testing.assert_close(end.y[sound], others.y[sound])
-
-
-# --- a kernel of the user's ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Barker(Kernel[LangevinState]):
-    """A random walk with Barker's acceptance probability: a kernel in a few lines."""
-
-    def init(self, y: Tensor, potential: Potential) -> LangevinState:
-        return LangevinState(y)
-
-    def step(
-        self, state: LangevinState, potential: Potential, step_size: Tensor, random: RandomSource
-    ) -> tuple[LangevinState, StepInfo]:
-        noise = random.normal(state.y.shape[1:])
-        y = state.y + per_chain(step_size.sqrt(), noise) * noise
-        acceptance = torch.sigmoid(potential(state.y) - potential(y))
-        accepted = random.uniform() < acceptance
-        return LangevinState(y.where(per_chain(accepted, y), state.y)), StepInfo(
-            acceptance, accepted
-        )
-
-
-def test_a_kernel_of_the_users(pipe: CDRLPipeline) -> None:
-    with patch.dict(KERNELS._found):
-        KERNELS.register("barker", Barker)
-        by_object, by_name = (
-            pipe(seeds=range(3), kernel=kernel, output_type="pt") for kernel in (Barker(), "barker")
-        )
-    assert torch.equal(by_object.images, by_name.images) and by_name.info.kernel == "barker"
-    assert 0 < by_name.info.acceptance.mean() < 1
-    assert pipe(seeds=[0], kernel=Barker()).info.kernel == "Barker"
 
 
 # --- uniform numbers -----------------------------------------------------------------------------

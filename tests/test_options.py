@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -114,6 +115,18 @@ def test_exact_kernels_report_each_images_acceptance(pipe: CDRLPipeline, kernel:
     assert whole.info.kernel == kernel
     plain = pixels(pipe, class_labels=LABELS, seeds=range(6), langevin_steps=4)
     assert (torch.as_tensor(whole.images) - plain).abs().max() > 1e-3
+
+
+def test_a_kernel_of_the_users(pipe: CDRLPipeline) -> None:
+    class Own(Langevin):
+        pass
+
+    with patch.dict(KERNELS._found):
+        KERNELS.register("own", Own)
+        named = pipe(seeds=[1], kernel="own", output_type="pt")
+    given = pipe(seeds=[1], kernel=Own(), output_type="pt")
+    assert (named.info.kernel, given.info.kernel) == ("own", "Own")
+    assert torch.equal(torch.as_tensor(named.images), torch.as_tensor(given.images))
 
 
 def test_no_steps_have_no_acceptance(pipe: CDRLPipeline) -> None:
