@@ -135,7 +135,7 @@ def evaluate(
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, str, dict[str, Any]]:
     """What the command prints, what it writes beside that, and the JSON."""
-    sklearn_metrics()  # missing, it would be missed after hours
+    sklearn_metrics()  # checked now rather than after hours of work
     subject = Subject.load(model, data, device, labels=False)
     pipe, train, test = subject.pipe, subject.train, subject.test
     own_minutes = training_minutes(pipe.model.training)

@@ -1,4 +1,4 @@
-"""Images that are not of the data: other sets, noise, and test images that something was done to."""
+"""Images that do not belong to the data: other sets, noise, and changed test images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Bytes = NDArray[np.uint8]  # (N, C, H, W)
 BLUR = 5  # pixels
 NOISE = 20  # grey levels, standard deviation
 PATCH = 8  # pixels each way, at most half of the image's
-VISIBLE = 32  # grey levels, mean absolute difference of a patch to what it hides
-TRIES = 20  # places drawn for a patch until one shows it
+VISIBLE = 32  # grey levels, mean absolute difference of a patch to the pixels under it
+TRIES = 20  # places drawn for a patch until it is visible at one
 
 
 class OutSet(NamedTuple):
@@ -24,16 +24,16 @@ class OutSet(NamedTuple):
 
     name: str
     images: Bytes
-    named: bool  # is it one of those that were named beforehand, or an additional one?
+    named: bool  # one of the sets chosen beforehand; False for an additional one
 
 
 def uniform_noise(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Each pixel of any of the 256 values."""
+    """Each pixel has one of the 256 values at random."""
     return rng.integers(0, 256, base.shape, dtype=np.uint8)
 
 
 def constant(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """All pixels alike: at most 256 images, no grey level (of a channel) twice."""
+    """One colour per image: at most 256 images, no grey level of a channel twice."""
     count, channels = min(len(base), 256), base.shape[1]
     levels = [rng.permutation(256)[:count] for _ in range(channels)]
     colours = np.stack(levels, axis=1).astype(np.uint8)
@@ -41,14 +41,14 @@ def constant(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def blurred(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Each pixel the mean of `BLUR` side by side; the edge's pixels go on outside."""
+    """Each pixel is the mean of `BLUR` pixels side by side; edge pixels are repeated outside."""
     half = BLUR // 2
     wide = np.pad(base.astype(float), ((0, 0), (0, 0), (0, 0), (half, half)), mode="edge")
     return _bytes(np.lib.stride_tricks.sliding_window_view(wide, BLUR, axis=3).mean(-1))
 
 
 def shuffled(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """The pixels of all images in one and the same random order."""
+    """The pixels of all images in the same random order."""
     order = rng.permutation(base.shape[2] * base.shape[3])
     return base.reshape(*base.shape[:2], -1)[..., order].reshape(base.shape)
 
@@ -86,7 +86,7 @@ def striped(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def pasted(base: Bytes, rng: np.random.Generator) -> tuple[Bytes, NDArray[np.bool_]]:
-    """A piece of the middle of the next image, at a random place where it shows, `VISIBLE`.
+    """A piece from the middle of the next image, pasted at a random place where it is `VISIBLE`.
 
     Returns:
         The images, and (N, H, W), True where the piece lies.
@@ -108,11 +108,11 @@ def pasted(base: Bytes, rng: np.random.Generator) -> tuple[Bytes, NDArray[np.boo
 
 
 def patched(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """`pasted` without the places."""
+    """`pasted` without the masks."""
     return pasted(base, rng)[0]
 
 
-# Name -> (what makes it, was it named beforehand?)
+# Name -> (function that makes the set, whether it was chosen beforehand)
 MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
     "uniform": (uniform_noise, True),
     "constant": (constant, True),
@@ -139,10 +139,10 @@ def make_sets(base: Bytes, seed: int) -> list[OutSet]:
 def read_sets(
     sources: Sequence[str], shape: tuple[int, int, int], count: int, seed: int
 ) -> list[OutSet]:
-    """Sets of others: ``NAME=SOURCE`` each, ``count`` images of the test split drawn at random.
+    """Other sets, ``NAME=SOURCE`` each: ``count`` random images of the test split.
 
     Raises:
-        InputError: no such pair, no such data, images of another shape, or a name that is taken.
+        InputError: as `read_outside`.
     """
     found = read_outside(sources, shape, count, seed, taken=MADE)
     return [OutSet(name, images, True) for name, images in found.items()]

@@ -20,13 +20,13 @@ HEADER = ("model", "K", "gradients", "energy", "samples", "exact samples")
 
 @click.command("toy2d.py", cls=OneLineErrors, context_settings={"show_default": True})
 @click.option("--model", "models", multiple=True, required=True, metavar="FOLDER")
-@click.option("--langevin-steps", default="5,15,30", help="K, one row each.")
-@click.option("--samples", type=click.IntRange(1), default=50_000, help="Drawn for each row.")
+@click.option("--langevin-steps", default="5,15,30", help="Values of K, a row for each.")
+@click.option("--samples", type=click.IntRange(1), default=50_000, help="Samples for each row.")
 @click.option(
     "--figure",
     "picture",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the levels of the last row.",
+    help="Write a plot of the levels of the last row.",
 )
 def main(models: tuple[str, ...], langevin_steps: str, samples: int, picture: Path | None) -> None:
     """Total variation from the truth at the lowest level, of energies and of samples."""
