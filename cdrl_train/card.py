@@ -36,8 +36,12 @@ def render(
             command += ["--set", assignment]
     else:
         command = ["cdrl-train", "--config", "options.json", "--data", data, "--out", config.name]
+    start = {"started from": record["init_from"]} if "init_from" in record else {}
+    for name in start.values():
+        command += ["--init-from", name]
     facts = {
         "data": data,
+        **start,
         **{
             label.replace("_", " "): ", ".join(
                 filter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from cdrl_train.engine.ending import OneOfSeveral
 
 if TYPE_CHECKING:
     from cdrl_train.config import TrainConfig
+    from cdrl_train.export import DataRecord
     from cdrl_train.run import Resume
 
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--preset",
     metavar="NAME[+VARIATION]",
-    help="Options of the run, such as cifar10 or cifar10+no-shared-noise. [fashion-mnist]",
+    help="Options of the run, such as cifar10 or cifar10+no-shared-noise. [fashion-mnist; my-images for "
+    "other --data; fine-tune with --init-from]",
 )
 @click.option(
     "--config",
@@ -55,10 +58,15 @@ if TYPE_CHECKING:
     help=f"Images to train on: {source_help()}. [the preset's]",
 )
 @click.option(
+    "--init-from",
+    metavar="NAME|FOLDER|USER/MODEL",
+    help="Start with the networks of a trained model. What does not fit the data or the options is new.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Folder of the run. [runs/PRESET]",
+    help="Folder of the run. [runs/NAME, the preset's or the data's name]",
 )
 @click.option("--device", metavar="NAME", help="Where to train. [a GPU if there is one]")
 @click.option(
@@ -77,8 +85,8 @@ if TYPE_CHECKING:
     flag_value="yes",
     type=click.Choice(["yes", "auto"]),
     metavar="[auto]",
-    help="Continue the run in --out. auto: start it if there is none; repeat the same --preset, --config "
-    "and --set each time.",
+    help="Continue the run in --out, with the options and data that it began with; --set changes "
+    "options. auto: start it if there is none, with the same command each time.",
 )
 @click.option(
     "--push-to-hub",
@@ -97,6 +105,7 @@ def main(
     print_config: bool,
     dry_run: bool,
     source: str | None,
+    init_from: str | None,
     out: Path | None,
     device: str | None,
     trackers: tuple[str, ...],
@@ -109,71 +118,125 @@ def main(
     On several GPUs or machines: `accelerate launch -m cdrl_train.cli …` or `torchrun -m …`. The batch
     is split over the processes. A run may continue with another number of processes.
 
-    OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM
-    and Ctrl-C save the state after the current step, and --resume continues from it. A second signal,
-    at least a second later, ends the run at once. A scheduler that repeats one command needs --resume
-    auto. Exit codes: 0 done, or stopped by SIGTERM; 2 bad input; 3 training diverged, also at lower
-    learning rates (the last good state is kept); 4 the model is trained but could not be uploaded
-    (`cdrl-hub push OUT/model USER/MODEL` sends it); 5 the disk is full (the last saved state is
-    kept); 130 interrupted.
+    OUT also gets config.json, metrics.jsonl, report.html, checkpoints/, samples/ and logs/. SIGTERM,
+    SIGHUP and Ctrl-C save the state after the current step, and --resume continues from it. A second
+    signal, at least a second later, ends the run at once. A scheduler that repeats one command needs
+    --resume auto. Exit codes: 0 done, or stopped by SIGTERM or SIGHUP; 2 bad input; 3 training
+    diverged, also at lower learning rates (the last good state is kept); 4 the model is trained but
+    could not be uploaded (`cdrl-hub push OUT/model USER/MODEL` sends it); 5 the disk is full (the last
+    saved state is kept); 130 interrupted.
     """
     from cdrl_train.networks import check_networks
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public need --push-to-hub; add it or leave them out")
-    config = _config(preset, file, out, resuming).override(list(assignments))
+    assigned = list(assignments)
+    config, source, init_from, out = _run(preset, file, assigned, source, init_from, out, resuming)
     check_networks(config)
     if print_config:
         click.echo(config.to_json())
         return
-    source = source or config.data.source
     if not source:
         raise InputError("no data: add --data, or --set data.source=… in the options")
     if dry_run:
         _dry_run(config, source, device)
         return
-    from cdrl_train.engine.interrupt import stop_request
+    from cdrl_train.run import train
 
-    with stop_request() as stop:
-        from cdrl_train.run import train
-
-        stopped_by = train(
-            config,
-            source,
-            out or Path("runs") / config.name,
-            device=device,
-            trackers=[name for name in trackers if name != "none"],
-            resuming=resuming,
-            repo_id=repo_id,
-            private=private,
-            stop=stop,
-        )
+    stopped_by = train(
+        config,
+        source,
+        out,
+        device=device,
+        trackers=[name for name in trackers if name != "none"],
+        resuming=resuming,
+        init_from=init_from,
+        repo_id=repo_id,
+        private=private,
+    )
     if stopped_by == signal.SIGINT:
         raise click.Abort
 
 
-def _config(
-    preset: str | None, file: Path | None, out: Path | None, resuming: Resume | None
-) -> TrainConfig:
-    """The options stored in the run to resume, or those of a file, or a preset's."""
+def _run(
+    preset: str | None,
+    file: Path | None,
+    assignments: list[str],
+    source: str | None,
+    init_from: str | None,
+    out: Path | None,
+    resuming: Resume | None,
+) -> tuple[TrainConfig, str, str | None, Path]:
+    """The options, data, first networks and folder of a run: those asked for, or of the run to resume."""
     from cdrl_train.config import TrainConfig
+    from cdrl_train.settle import for_data
+
+    def started(data: str | None) -> tuple[TrainConfig, str]:
+        config = _asked(preset, file, data, init_from).override(assignments)
+        data = data or config.data.source
+        return for_data(config, data), data
+
+    remembered = _record(out) if resuming and out else None
+    if resuming != "yes":
+        config, data = started(source)
+        out = out or Path("runs") / config.name
+        if resuming == "auto" and remembered and remembered.source:  # a moved folder keeps its name
+            config, _ = started(remembered.source)
+        return config, data, init_from, out
+    if out is None:
+        out = Path("runs") / started(source)[0].name
+        remembered = _record(out)
+    if not (out / "config.json").is_file():
+        raise InputError(
+            f"nothing to resume in {out}: there is no config.json; --out names the folder of the run"
+        )
+    config = TrainConfig.read(out / "config.json").override(assignments)
+    data = source or (remembered and remembered.source) or config.data.source
+    first = remembered.init_from if remembered else None
+    if preset is not None or file is not None:
+        from cdrl_train.run import check_same
+
+        check_same(started(data)[0], config, out)
+    if init_from is not None:
+        from cdrl_train.init_from import absolute_model
+
+        if absolute_model(init_from) != first:
+            raise InputError(
+                f"{out} holds a run that started from {first or 'new networks'}, not from "
+                f"{init_from}; leave --init-from out or choose another --out"
+            )
+    return config, data, first, out
+
+
+def _asked(
+    preset: str | None, file: Path | None, source: str | None, init_from: str | None
+) -> TrainConfig:
+    """The options of a new run, before --set."""
+    from cdrl_train.config import TrainConfig
+    from cdrl_train.data.sources import split_source
     from cdrl_train.presets import preset as named_preset
 
-    if resuming == "yes":
-        if preset is not None or file is not None:
-            raise InputError(
-                "--resume uses the options stored in the run: leave --preset and --config out"
-            )
-        if out is None:
-            raise InputError("--resume needs the folder of the run: add --out")
-        file = out / "config.json"
-        if not file.is_file():
-            raise InputError(f"nothing to resume in {out}: there is no {file.name}")
-    elif preset is not None and file is not None:
+    if preset is not None and file is not None:
         raise InputError("--preset and --config both set the options: leave one out")
-    if file is None:
-        return named_preset(preset or "fashion-mnist")
-    return TrainConfig.read(file)
+    if file is not None:
+        return TrainConfig.read(file)
+    if preset is None and init_from is not None:
+        from cdrl_train.init_from import open_model, with_networks_of
+
+        return with_networks_of(open_model(init_from), named_preset("fine-tune"))
+    known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
+    return named_preset(preset or ("fashion-mnist" if known else "my-images"))
+
+
+def _record(out: Path) -> DataRecord | None:
+    """What the run in a folder remembers of its data; None if it remembers nothing readable."""
+    from cdrl_infer.errors import CDRLError
+    from cdrl_train.export import read_record
+
+    try:
+        return read_record(out)
+    except CDRLError:
+        return None
 
 
 def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
@@ -181,10 +244,11 @@ def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
     from cdrl_infer.device import usable_device
     from cdrl_train.data.sources import expected
     from cdrl_train.dry_run import dry_run
-    from cdrl_train.engine.distributed import make_accelerator
+    from cdrl_train.engine.distributed import make_accelerator, precision_of
 
     place = None if device is None else usable_device(device)
     accelerator = make_accelerator(config.precision, place)
+    config = replace(config, precision=precision_of(accelerator))
     image, num_classes = expected(source, config.data)
     for line in dry_run(config, image, num_classes, accelerator.device):
         click.echo(line)

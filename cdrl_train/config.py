@@ -18,9 +18,9 @@ from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.objectives import OBJECTIVES, Objective
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
-
+AUTO = "auto"  # an option that the device or the data decide
 
 TOP_LEVEL = ("ebm", "initializer", "phases", "schedule", "sampler", "data")  # groups of options
 
@@ -43,7 +43,7 @@ class DataConfig:
         in_memory_mib: data sets of up to this many MiB are kept as uint8 on the training device; larger
             ones are mapped from the disk.
         dequantise: add uniform noise of one grey level before scaling.
-        flip: mirror each image left-right with probability ½.
+        flip: mirror each image left-right with probability ½; null: if the mean image is symmetric.
         label_dropout: probability that a label is hidden, for each attribute independently. The model
             then also learns to draw without labels, and with some of them.
     """
@@ -52,7 +52,7 @@ class DataConfig:
     attributes: tuple[str, ...] | None = None
     in_memory_mib: int = 2048
     dequantise: bool = True
-    flip: bool = False
+    flip: bool | None = False
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -152,7 +152,8 @@ class TrainConfig:
         spectral_norm: normalise the EBM's layers in training (folded on export).
         ema_decay: decay of the averages of all weights; the averages are exported.
         grad_clip: largest gradient norm, for each network by itself.
-        precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32.
+        precision: "bfloat16" runs convolutions in bfloat16 (autocast); losses stay float32. "auto":
+            the faster of the two on the device, by a short measurement; a run keeps its answer.
         accumulate: each process works on its share of a batch in this many parts, to save memory.
         compile: run Langevin and the initializer through ``torch.compile``. Score matching is not:
             a compiled network cannot be differentiated twice.
@@ -285,6 +286,20 @@ class TrainConfig:
         values = self.to_dict()
         phases = zip(self.labels, values.pop("phases"), strict=True)
         return values | {label: {**phase.pop("objective"), **phase} for label, phase in phases}
+
+    def adopting(self, held: TrainConfig) -> TrainConfig:
+        """A copy that leaves nothing open that the options of a run, ``held``, say.
+
+        The name of the data does not count: whether data are the same is seen by their content.
+        """
+        changes: dict[str, Any] = {"data": dataclasses.replace(self.data, source=held.data.source)}
+        if self.data.flip is None:
+            changes["data"] = dataclasses.replace(changes["data"], flip=held.data.flip)
+        if self.precision == "auto":
+            changes["precision"] = held.precision
+        if self.ebm.get("data_variance") == AUTO and "data_variance" in held.ebm:
+            changes["ebm"] = {**self.ebm, "data_variance": held.ebm["data_variance"]}
+        return dataclasses.replace(self, **changes)
 
     def assignments(self, base: TrainConfig) -> list[str]:
         """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""

@@ -55,6 +55,7 @@ def dry_run(
         ConfigError: networks that cannot be built, or not for these images.
     """
     yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
+    yield f"precision    {config.precision}"
     cost = count(config, image, num_classes)
     yield f"ebm          {config.ebm['class']}, {cost.ebm:,} values"
     if config.initializer is None:

@@ -36,11 +36,15 @@ class DataRecord:
         name: name of the data, for the card.
         image: the shape of one image.
         labels: one entry per attribute.
+        source: the data as the user named them, to resume with; a model never holds it.
+        init_from: the model whose networks the run started with, likewise.
     """
 
     name: str
     image: ImageShape
     labels: tuple[Attribute, ...] = ()
+    source: str | None = None
+    init_from: str | None = None
 
 
 def to_model(trainer: Trainer) -> CDRLModel:
@@ -99,6 +103,7 @@ def add_card(
     run: Path,
     *,
     data: str,
+    init_from: str | None = None,
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> None:
@@ -109,17 +114,20 @@ def add_card(
         config: options of the run.
         run: folder of the run.
         data: name of the training data.
+        init_from: the model that the run started with, if any; a folder is named without its parents.
         licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     preview = picture_of(run, model.training["steps"])
     if preview.is_file() and preview.stat().st_size <= MAX_PICTURE:
         model.samples = read_bytes(preview.parent, preview.name, MAX_PICTURE)
+    if init_from is not None:
+        start = Path(init_from)
+        model.training["init_from"] = start.name if start.is_absolute() else init_from
     model.model_card = render(model, config, data=data, licence=licence, datasets=datasets)
 
 
-def record_data(model: CDRLModel, run: Path, *, data: str) -> None:
-    """Write ``data.json`` into the folder of a run, so that `export_run` does not need the data."""
-    record = DataRecord(data, model.image, model.labels)
+def record_data(run: Path, record: DataRecord) -> None:
+    """Write ``data.json`` into the folder of a run; `export_run` and ``--resume`` need it."""
     with replaced_file(run / DATA) as new:
         new.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
@@ -153,7 +161,10 @@ def export_run(
         raise CheckpointError(
             f"{path} is not a training state of this package ({error!r:.200})"
         ) from None
-    add_card(model, config, run, data=record.name, licence=licence, datasets=datasets)
+    start = record.init_from
+    add_card(
+        model, config, run, data=record.name, init_from=start, licence=licence, datasets=datasets
+    )
     return model, config
 
 
@@ -171,10 +182,22 @@ def _read_run(run: Path) -> tuple[TrainConfig, DataRecord]:
         config = TrainConfig.from_dict(read_json(run, CONFIG))
     except ConfigError as error:
         raise ConfigError(f"{run / CONFIG}: {error}") from None
+    return config, read_record(run)
+
+
+def read_record(run: Path) -> DataRecord:
+    """The record of the data in the folder of a run.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+        ConfigError: it has other content.
+    """
     data, where = read_json(run, DATA), str(run / DATA)
-    check_keys(data, required=["name", "image", "labels"], optional=[], where=where)
+    optional = ["source", "init_from"]
+    check_keys(data, required=["name", "image", "labels"], optional=optional, where=where)
     image = from_config(ImageShape, data["image"], f"{where}, 'image'")
-    return config, DataRecord(str(data["name"]), image, labels_from(data["labels"], where))
+    told = [None if data.get(key) is None else str(data[key]) for key in optional]
+    return DataRecord(str(data["name"]), image, labels_from(data["labels"], where), *told)
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:

@@ -11,7 +11,7 @@ from cdrl_infer.config import from_registry
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.registry import NETWORKS
-from cdrl_train.config import TrainConfig
+from cdrl_train.config import AUTO, TrainConfig
 
 
 def build_network(
@@ -50,6 +50,7 @@ def check_networks(config: TrainConfig) -> None:
     for role, options in (("ebm", config.ebm), ("initializer", config.initializer)):
         if options is None:
             continue
+        options = {key: value for key, value in options.items() if value != AUTO}
         with torch.device("meta"):
             network = build_network(role, options, 1, ())
         if role == "ebm" and config.spectral_norm:

@@ -65,8 +65,8 @@ def write_report(run: Path) -> Path | None:
 
 
 def read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of results and those of events, without a last line that a kill cut short."""
-    lines = [json.loads(row) for row in Log(run).rows()]
+    """The lines of results and those of events, without damaged lines."""
+    lines = Log(run).entries()
     return [x for x in lines if "event" not in x], [x for x in lines if "event" in x]
 
 

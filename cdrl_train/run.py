@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import InputError, NetworkError, NumericalError
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.storage.folder import save_model
+from cdrl_infer.storage.folder import check_replaceable, save_model
 from cdrl_train.config import TrainConfig
 from cdrl_train.data.sources import data_name, load_images
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.checkpoints import writing_to
+from cdrl_train.engine.checkpoints import newest, writing_to
 from cdrl_train.engine.distributed import by_main, main_first, make_accelerator
-from cdrl_train.engine.interrupt import Stopped, StopRequest
+from cdrl_train.engine.interrupt import Stopped, stop_request
 from cdrl_train.engine.lock import locked
 from cdrl_train.engine.loop import Callbacks, Loop
 from cdrl_train.engine.saving import resume
+from cdrl_train.engine.state import Start
 from cdrl_train.engine.trainer import Trainer
-from cdrl_train.export import CONFIG, STORED_TYPES, add_card, picture_of, record_data, to_model
+from cdrl_train.export import (
+    CONFIG,
+    STORED_TYPES,
+    DataRecord,
+    add_card,
+    picture_of,
+    read_record,
+    record_data,
+    to_model,
+)
+from cdrl_train.init_from import absolute_model, open_model, start_from
 from cdrl_train.preview import save_samples
 from cdrl_train.report import write_report
+from cdrl_train.settle import absolute, settled
 from cdrl_train.tracking import Progress, Trackers, tell
 from cdrl_train.upload import Uploads
 
@@ -43,9 +57,9 @@ def train(
     device: str | None,
     trackers: Sequence[str],
     resuming: Resume | None,
+    init_from: str | None,
     repo_id: str | None,
     private: bool | None,
-    stop: StopRequest,
 ) -> signal.Signals | None:
     """Train in a folder. The main process also shows the run and writes its model.
 
@@ -57,8 +71,8 @@ def train(
         trackers: names in `cdrl_train.engine.distributed.TRACKERS`.
         resuming: None: start a run in a folder without one; "yes": continue the run that is there;
             "auto": continue it if its options are the same, or start it if there is none.
+        init_from: a model whose networks a new run starts with, see `cdrl_train.init_from`.
         repo_id, private: where to upload the model, see `Uploads`.
-        stop: asked between steps, and between levels of a picture.
 
     Returns:
         The signal that stopped this process, if the run ended because of it.
@@ -75,13 +89,16 @@ def train(
             logs=out / "logs",
         )
         stack.callback(accelerator.end_training)
-        trainer = _trainer(config, source, out, accelerator)
+        trainer = _trainer(config, source, out, accelerator, init_from)
+        config = trainer.config
         untrained = to_model(trainer)  # a model that cannot be exported is refused before training
         # Before the folder is made, so that a refusal by the Hub leaves none.
         uploads = by_main(accelerator, lambda: _uploads(config, repo_id, private))
         by_main(accelerator, lambda: stack.enter_context(_claimed(out, config, resuming)))
         resumed = resuming is not None and resume(trainer)
-        curves = by_main(accelerator, lambda: _begin(trainer, untrained, source))
+        curves = by_main(accelerator, lambda: _begin(trainer, untrained, source, init_from))
+        # Until here a signal ends the process at once; from now on there is something to save.
+        stop = stack.enter_context(stop_request())
         if curves is None:  # another process shows and writes
             Loop(trainer, Callbacks(stop=stop)).run()
             return None
@@ -91,17 +108,20 @@ def train(
 
         def preview(trainer: Trainer) -> None:
             try:
-                curves.picture(save_samples(trainer, stop), trainer.step)
+                picture = save_samples(trainer, stop)
+                with _optional("picture for the trackers"):
+                    curves.picture(picture, trainer.step)
             except Stopped:
                 return
             except NumericalError as error:
                 tell(f"no samples of step {trainer.step}: {error}")
             if uploads and trainer.step < config.total_steps:
-                uploads.start(_exported(trainer, source), trainer.step)
+                uploads.start(_exported(trainer), trainer.step)
 
         def log(line: dict[str, Any]) -> None:
             progress.log(line)
-            curves.log(line)
+            with _optional("curves for the trackers"):
+                curves.log(line)
 
         calls = Callbacks(log, preview, progress.advance, _report, stop)
         Loop(trainer, calls).run()
@@ -114,26 +134,41 @@ def train(
             by = f" by {stop.signal.name}" if stop.signal else ""
             tell(f"stopped{by} at step {trainer.step}; --resume continues from it")
             return stop.signal
-        _write_model(trainer, source, uploads)
+        _write_model(trainer, uploads)
     return None
 
 
 def _report(trainer: Trainer) -> None:
     """Write the report; an error must not hide why the run ended."""
-    try:
+    with _optional("report of the run"):
         write_report(trainer.folder)
-    except OSError as error:
-        tell(f"no report of the run: {error.strerror}")
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """Inside the block, an error is told and does not end the run."""
+    try:
+        yield
+    except Exception as error:
+        tell(f"no {what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
 
 def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> None:
-    """Refuse to start a run where one is, or to continue it with other options unasked."""
+    """Refuse a folder that cannot take the run or its model, or that holds a run with other options."""
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {str(out)!r}: {parent} is not a folder that is writable")
+    check_replaceable(out / "model")
     if resuming == "yes" or not (out / CONFIG).exists():
         return
     if resuming is None:
         raise InputError(f"{out} already holds a run: add --resume or choose another --out")
-    held = TrainConfig.read(out / CONFIG)
-    differing = config.assignments(held)
+    check_same(config, TrainConfig.read(out / CONFIG), out)
+
+
+def check_same(config: TrainConfig, held: TrainConfig, out: Path) -> None:
+    """Refuse other options than those of the run in a folder, as far as ``config`` says any."""
+    differing = config.adopting(held).assignments(held)
     if differing:
         value: Any = held.to_dict() | held.by_label()
         for key in differing[0].partition("=")[0].split("."):
@@ -144,16 +179,25 @@ def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> No
         )
 
 
-def _trainer(config: TrainConfig, source: str, out: Path, accelerator: Accelerator) -> Trainer:
+def _trainer(
+    config: TrainConfig, source: str, out: Path, accelerator: Accelerator, init_from: str | None
+) -> Trainer:
     """A trainer with its data. The main process reads them first: it may download or copy them."""
+    say = tell if accelerator.is_main_process else (lambda text: None)
     with main_first(accelerator):
+        fresh = newest(out / "checkpoints") is None
+        model = open_model(init_from) if init_from and fresh else None
         data = load_images(
             source,
             attributes=config.data.attributes,
             in_memory=config.data.in_memory_mib * 2**20,
         )
+    config = settled(config, data, say)
     stream = BatchStream(data, config.data, config.seed, accelerator.device)
-    return Trainer(config, stream, out, tell, accelerator)
+    start: Start | None = None
+    if model is not None:
+        start = partial(start_from, model, labels=data.attributes, tell=say)
+    return Trainer(config, stream, out, tell, accelerator, start)
 
 
 @contextmanager
@@ -173,27 +217,30 @@ def _uploads(config: TrainConfig, repo_id: str | None, private: bool | None) -> 
     return Uploads(repo_id, private=private, dtype=dtype, tell=tell) if repo_id else None
 
 
-def _begin(trainer: Trainer, model: CDRLModel, source: str) -> Trackers:
+def _begin(trainer: Trainer, model: CDRLModel, source: str, init_from: str | None) -> Trackers:
     """Write the options and a record of the data into the folder, and open the trackers."""
     config, out = trainer.config, trainer.folder
     with _folder_at_fault(out):
         config.write(out / CONFIG)
-        record_data(model, out, data=data_name(source))
+        start = init_from and absolute_model(init_from)
+        labels, name = model.labels, data_name(source)
+        record_data(out, DataRecord(name, model.image, labels, absolute(source), start))
         return Trackers(trainer.accelerator, config, out, trainer.step)
 
 
-def _exported(trainer: Trainer, source: str) -> CDRLModel:
+def _exported(trainer: Trainer) -> CDRLModel:
     """The model as it is now, with its card."""
-    model = to_model(trainer)
-    add_card(model, trainer.config, trainer.folder, data=data_name(source))
+    model, record = to_model(trainer), read_record(trainer.folder)
+    start = record.init_from
+    add_card(model, trainer.config, trainer.folder, data=record.name, init_from=start)
     return model
 
 
-def _write_model(trainer: Trainer, source: str, uploads: Uploads | None) -> None:
+def _write_model(trainer: Trainer, uploads: Uploads | None) -> None:
     """Write the model into the folder, and upload it if asked to."""
     folder = trainer.folder / "model"
     with writing_to(trainer.folder):
-        save_model(_exported(trainer, source), folder, dtype=STORED_TYPES[trainer.config.stored_as])
+        save_model(_exported(trainer), folder, dtype=STORED_TYPES[trainer.config.stored_as])
     tell(f"model written to {folder}")
     if uploads and not uploads.finish(folder, trainer.step):
         raise NetworkError(

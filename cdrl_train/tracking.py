@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ NOT_CURVES = {"step", "phase", "event", "hours"}
 
 
 def tell(text: str) -> None:
-    """Print a line on stderr, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    """Print a line on stderr, above the bar if there is one; a terminal that is gone does not matter."""
+    with suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
 
 
 class Trackers:

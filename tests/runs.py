@@ -86,10 +86,11 @@ def trainer(
     *,
     data: ImageSet | None = None,
     tell: Callable[[str], object] = print,
+    **arguments: Any,
 ) -> Any:
     """A trainer of these options, by default on `images`."""
     stream = BatchStream(data or images(), config.data, config.seed, "cpu")
-    return kind(config, stream, folder, tell)
+    return kind(config, stream, folder, tell, **arguments)
 
 
 def fit(run: Trainer, until: int | None = None, **callbacks: Any) -> None:

@@ -22,7 +22,7 @@ from cdrl_infer.storage.folder import load_model
 from cdrl_infer.untrusted import MAX_PICTURE
 from cdrl_train.cli import main as train
 from cdrl_train.engine import checkpoints
-from cdrl_train.export import record_data
+from cdrl_train.export import DataRecord, record_data
 from cdrl_train.presets import preset
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def run(models: dict[int, CDRLModel], tmp_path: Path) -> Path:
     config = preset("fashion-mnist").to_dict()
     config |= {"ebm": energy(), "initializer": initializer()}
     (folder / "config.json").write_text(json.dumps(config))
-    record_data(models[200], folder, data="clothes.npz")
+    record_data(folder, DataRecord("clothes.npz", models[200].image, models[200].labels, "/x/y"))
     return folder
 
 

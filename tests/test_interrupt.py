@@ -131,13 +131,16 @@ def test_a_picture_is_abandoned_when_asked_to_stop_and_the_state_saved(
     assert_same(run, whole)
 
 
-def test_sigterm_saves_and_exits_with_0(start: Starter, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_exits_with_0(
+    start: Starter, whole: Path, tmp_path: Path, name: str
+) -> None:
     run = tmp_path / "run"
     arguments = [*start.options(run), *TINY, "--set", "checkpoint_every=1000"]
-    action = "os.kill(os.getpid(), signal.SIGTERM)"
+    action = f"os.kill(os.getpid(), signal.{name})"
     process = start.order(code=AT_STEP.format(step=24, action=action, arguments=arguments))
     assert process.wait() == 0, process.said()
-    assert "stopped by SIGTERM at step 25; --resume continues" in process.said()
+    assert f"stopped by {name} at step 25; --resume continues" in process.said()
     newest = checkpoints.newest(run / "checkpoints")
     assert newest is not None and checkpoints.load(newest)["step"] == 25 == len(lines_of(run))
     assert not (run / "model").exists()
@@ -179,6 +182,34 @@ def test_a_later_signal_does_what_it_always_did(monkeypatch: pytest.MonkeyPatch)
         assert len(heard) == 2
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with stop_request() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+WHILE_READING = """
+import signal
+from cdrl_train import cli, run
+def reading(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+run.load_images = reading
+cli.main({arguments!r})
+"""
+
+
+def test_a_run_that_does_not_train_yet_ends_at_once(start: Starter, tmp_path: Path) -> None:
+    arguments = [*start.options(tmp_path / "run"), *TINY]
+    process = start.order(code="import time" + WHILE_READING.format(arguments=arguments))
+    assert process.wait() == -signal.SIGTERM
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_runs_do_not_write_into_one_folder_and_a_killed_one_blocks_nobody(

@@ -254,7 +254,8 @@ def test_a_report_of_a_long_run_with_events_and_results_that_are_no_numbers(
     rows[5]["loss/ebm"] = math.inf
     event = {"step": 7, "event": "diverged", "symptoms": {"<loss>": 1}}
     text = "".join(json.dumps(row) + "\n" for row in [*rows, event])
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 8', encoding="utf-8")
+    damaged = b'{"step": 8, "phase": 1}\n[1]\n\xff\x00\x1c{\n' + b"[" * 9999 + b'\n{"step": 8'
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + damaged)
     assert read_log(tmp_path) == (rows, [event])
     assert write_report(tmp_path) == tmp_path / report.REPORT
     page = (tmp_path / report.REPORT).read_text(encoding="utf-8")

@@ -6,15 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from runs import TINY, write_data
+from torch import Tensor
 
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.cli import main
+from cdrl_train.engine.distributed import fastest_precision
 
 
 @pytest.fixture
@@ -42,6 +46,64 @@ def test_a_run_ends_in_a_model_that_the_pipeline_opens(data: str, tmp_path: Path
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5]
     again = train("--data", data, "--out", str(out), *TINY)
     assert (again.exit_code, "already holds a run" in again.output) == (2, True)
+
+
+def test_the_folder_is_all_that_a_resume_needs(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", "data.npz", "--init-from", "fashion-mnist", *TINY[-10:]]
+    command += ["--set", "warm_start.batch_size=4", "--set", "cooperative.batch_size=4"]
+    begun = train(*command)
+    assert begun.exit_code == 0, begun.output
+    assert "60 of 61 tensors are the model's" in begun.output
+    run = tmp_path / "runs" / "data"
+    card = (run / "model/README.md").read_text()
+    assert "started from | fashion-mnist" in card and "# data" in card
+    for file in (run / "model").rglob("*"):
+        assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    for arguments in (["--resume", "auto"], ["--resume"], ["--resume", "--preset", "mnist"]):
+        again = train(*command, *arguments)
+        if "--preset" in arguments:
+            assert (
+                again.exit_code == 2
+                and "runs/data holds a run whose options differ" in again.output
+            )
+        else:
+            assert again.exit_code == 0 and "resumed at step 5 of 5" in again.output, again.output
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    longer = train("--resume", "--out", "../runs/data", "--set", "cooperative.steps=3")
+    assert longer.exit_code == 0 and "resumed at step 5 of 6" in longer.output, longer.output
+    other = train("--resume", "--out", "../runs/data", "--init-from", "coloured-fashion-mnist")
+    assert other.exit_code == 2 and "started from fashion-mnist" in other.output
+
+
+def test_what_would_stop_the_model_from_being_written_is_said_before_training(
+    data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "notes.txt").touch()
+    result = train("--data", data, "--out", str(tmp_path / "run"), *TINY)
+    assert result.exit_code == 2 and "notes.txt" in result.output
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+
+
+def test_automatic_precision_is_the_faster_one_and_is_kept(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_instructions(x: Tensor, *_: object, **__: object) -> None:
+        time.sleep(0.002 if x.dtype == torch.bfloat16 else 0.001)
+
+    monkeypatch.setattr("cdrl_train.engine.distributed.functional.conv2d", without_instructions)
+    assert fastest_precision(torch.device("cpu")) == "float32"
+    monkeypatch.undo()
+    command = ["--data", data, "--out", str(tmp_path / "run"), *TINY]
+    assert "precision    " in train(*command, "--dry-run").output
+    assert train(*command, "--set", "precision=auto").exit_code == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["precision"]
+    assert kept in ("float32", "bfloat16")
+    assert train(*command, "--set", "precision=auto", "--resume", "auto").exit_code == 0
 
 
 def test_a_model_of_coloured_clothes(tmp_path: Path) -> None:
@@ -207,8 +269,16 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(data: str, tmp_path: Path) 
         (["--config", "nowhere.json"], "nowhere.json: expected options in JSON"),
         (["--config", "list.json"], "expected an object"),
         (["--config", "odd.json"], "'name' is missing"),
-        (["--resume"], "--resume needs the folder of the run: add --out"),
-        (["--resume", "--config", "a.json", "--out", "x"], "leave --preset and --config out"),
+        (
+            ["--resume"],
+            "nothing to resume in runs/fashion-mnist: there is no config.json; --out names",
+        ),
+        (["--preset", "my-images"], "no data: add --data"),
+        (["--init-from", "nowhere"], "no model 'nowhere'"),
+        (
+            ["--preset", "mnist", "--out", "list.json/run"],
+            "list.json is not a folder that is writable",
+        ),
         (["--resume", "a.json"], "'a.json' is not one of 'yes', 'auto'"),
         (["--preset", "mnist", "--set", "data.source="], "no data: add --data"),
         (["--preset", "cifar10", "--set", "ebm.widht=96"], "did you mean 'width'"),

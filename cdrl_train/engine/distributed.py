@@ -11,6 +11,8 @@ through the network the exchange is short.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,8 +21,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
+from cdrl_train.config import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 MIXED = {"float32": "no", "bfloat16": "bf16"}
+FASTER = 0.8  # bfloat16 is chosen if it takes at most this share of float32's time
 PATIENCE = timedelta(hours=2)  # how long processes wait while the main one samples or saves
 
 
 def make_accelerator(
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     device: torch.device | None = None,
     *,
     trackers: Sequence[str] = (),
@@ -43,7 +48,7 @@ def make_accelerator(
     The run's precision overrides ``accelerate launch --mixed_precision``.
 
     Args:
-        precision: see `TrainConfig`.
+        precision: see `TrainConfig`; "auto" becomes `fastest_precision`, which `precision_of` tells.
         device: device to train on; None: the process's own GPU, if there is one.
         trackers: names in `TRACKERS`.
         logs: folder for trackers that write files.
@@ -66,6 +71,10 @@ def make_accelerator(
             )
         if name not in map(str, get_available_trackers()):
             raise InputError(f"{name} is not installed: pip install {name}, or track with another")
+    if precision == "auto":
+        gpu = "cuda" if torch.cuda.is_available() else "mps"
+        usable = torch.cuda.is_available() or torch.backends.mps.is_available()
+        precision = fastest_precision(device or torch.device(gpu if usable else "cpu"))
     # accelerate keeps its first precision, but a process may train a second run with another one.
     if AcceleratorState._shared_state.get("_mixed_precision", MIXED[precision]) != MIXED[precision]:
         AcceleratorState._reset_state()
@@ -84,6 +93,33 @@ def make_accelerator(
             "out, or start another process"
         )
     return accelerator
+
+
+def fastest_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Measure which precision convolves faster on a device; this takes less than a second.
+
+    A processor without bfloat16 instructions emulates them and takes several times as long.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
+    if device.type != "cpu":
+        return "float32"
+    x, kernel = torch.ones(16, 64, 14, 14), torch.ones(64, 64, 3, 3)
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(4):
+        for dtype in best:
+            a, b = x.to(dtype), kernel.to(dtype)
+            started = time.perf_counter()
+            functional.conv2d(a, b, padding=1)
+            best[dtype] = min(best[dtype], time.perf_counter() - started)
+    faster = best[torch.bfloat16] < FASTER * best[torch.float32]
+    return "bfloat16" if faster else "float32"
+
+
+def precision_of(accelerator: Accelerator) -> Literal["float32", "bfloat16"]:
+    """The precision that `make_accelerator` gave it."""
+    return "bfloat16" if accelerator.mixed_precision == MIXED["bfloat16"] else "float32"
 
 
 def shares(batch_size: int, *, process: int, processes: int, parts: int, name: str) -> list[slice]:

@@ -29,18 +29,23 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Inside the block, SIGTERM and Ctrl-C request a stop; a second one has its usual effect.
+    """Inside the block, SIGTERM, SIGHUP and Ctrl-C request a stop; a second one has its usual effect.
 
     Signals within a second are one request: if a scheduler or a terminal signals a launcher and its
     processes, the launcher passes its own signal on, and each process gets two.
 
-    Only the main thread gets signals; in other threads the block changes nothing.
+    A SIGHUP that is ignored, as under ``nohup``, stays ignored. Only the main thread gets signals; in
+    other threads the block changes nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    hangup = getattr(signal, "SIGHUP", None)
+    if before.get(hangup) == signal.SIG_IGN:
+        del before[hangup]
     asked = 0.0
 
     def restore() -> None:

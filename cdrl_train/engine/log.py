@@ -34,8 +34,21 @@ class Log:
         """The lines, without a last one that a kill cut short."""
         if not self.path.is_file():
             return []
-        rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [row for row in rows if row.endswith("\n")]
+        # Other line ends than "\n" may occur in a damaged line.
+        with open(self.path, encoding="utf-8", errors="replace", newline="\n") as file:
+            return [row for row in file if row.endswith("\n")]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What the lines hold, in order; damaged lines are passed over."""
+        found = []
+        for row in self.rows():
+            try:
+                entry = json.loads(row)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and ("event" in entry or _is_result(entry)):
+                found.append(entry)
+        return found
 
     def cut(self, count: int) -> None:
         """Keep only the first lines; the steps of the others will be done again.
@@ -46,3 +59,9 @@ class Log:
         if self.path.is_file():
             with replaced_file(self.path) as new:
                 new.write_text("".join(self.rows()[:count]), encoding="utf-8")
+
+
+def _is_result(entry: dict[str, Any]) -> bool:
+    """Whether a line has what every line of results has."""
+    numbers = [entry.get(name) for name in ("step", "images", "hours")]
+    return isinstance(entry.get("phase"), str) and all(isinstance(n, int | float) for n in numbers)

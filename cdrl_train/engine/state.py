@@ -18,6 +18,8 @@ from cdrl_train.networks import build_network
 from cdrl_train.objectives import Models, Objective
 from cdrl_train.spectral import add_spectral_norm, folded_state
 
+Start = Callable[[dict[str, "Network | None"]], object]
+
 
 class TrainState:
     """All that the next step depends on, except the data.
@@ -27,6 +29,7 @@ class TrainState:
         image: the shape of one image.
         num_classes: number of values of each attribute; () for an unconditional model.
         device: where the networks are.
+        start: gives the fresh networks, by role, other weights than random ones.
 
     Attributes:
         ebm, initializer: the networks that are trained; the initializer may be None.
@@ -45,11 +48,14 @@ class TrainState:
         image: ImageShape,
         num_classes: tuple[int, ...],
         device: torch.device,
+        start: Start | None = None,
     ) -> None:
         self.config = config
         self.device = device
         torch.manual_seed(config.seed)
         ebm, initializer = build_networks(config, image, num_classes)
+        if start is not None:
+            start({"ebm": ebm, "initializer": initializer})
         self.frozen_ebm: Any = self._place(copy.deepcopy(ebm)).requires_grad_(False).eval()
         if config.spectral_norm:
             add_spectral_norm(ebm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from cdrl_infer.model import ImageShape
 from cdrl_infer.random import BatchRandom
 from cdrl_train.config import Phase, TrainConfig
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.distributed import average_gradients, make_accelerator, shares
+from cdrl_train.engine.distributed import average_gradients, make_accelerator, precision_of, shares
 from cdrl_train.engine.guard import Guard
 from cdrl_train.engine.log import Log
 from cdrl_train.engine.metrics import Metrics, Results, Sum
-from cdrl_train.engine.state import TrainState
+from cdrl_train.engine.state import Start, TrainState
 from cdrl_train.objectives import Losses
 from cdrl_train.spectral import normalised, power_iteration
 
@@ -42,6 +43,7 @@ class Trainer:
         folder: folder of the run, the same for all processes; only the main process writes there.
         tell: called on the main process with messages for the user.
         accelerator: by `make_accelerator`, which is also the default.
+        start: see `TrainState`.
 
     Raises:
         ConfigError: a batch size that cannot be split, or networks that cannot be built.
@@ -54,9 +56,12 @@ class Trainer:
         folder: Path,
         tell: Callable[[str], object] = print,
         accelerator: Accelerator | None = None,
+        start: Start | None = None,
     ) -> None:
-        self.config = config
         self.accelerator = accelerator or make_accelerator(config.precision, stream.device)
+        if config.precision == "auto":
+            config = replace(config, precision=precision_of(self.accelerator))
+        self.config = config
         self.is_main: bool = self.accelerator.is_main_process
         self.tell = tell if self.is_main else _keep_quiet
         self.stream = stream
@@ -77,7 +82,8 @@ class Trainer:
             for label, phase in zip(config.labels, config.phases, strict=True)
         ]
         self.data_fingerprint = stream.data.fingerprint()
-        self.state = TrainState(config, self.image, stream.data.num_classes, self.device)
+        num_classes = stream.data.num_classes
+        self.state = TrainState(config, self.image, num_classes, self.device, start)
         self.metrics = Metrics()
         self.guard = Guard(config.retries)
         self.saved_step: int | None = None  # the newest on the disk

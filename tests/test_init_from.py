@@ -1,0 +1,156 @@
+"""Runs that start with the networks of a trained model, and options that the data decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import SMALL, fit, images, initializer, tiny, trainer
+from torch import Tensor
+
+from cdrl_infer.errors import InputError
+from cdrl_infer.model import Attribute, CDRLModel
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.engine.state import build_networks
+from cdrl_train.export import to_model
+from cdrl_train.init_from import start_from, with_networks_of
+from cdrl_train.settle import for_data, settled
+
+GARMENTS = Attribute("class", ("a", "b", "c"))
+COLOURS = Attribute("colour", ("red", "blue"))
+
+
+def trained(tmp_path: Path, *attributes: Attribute, **changes: Any) -> CDRLModel:
+    """A model after a few steps on images with these attributes."""
+    data = images()
+    sizes = [len(attribute.values) for attribute in attributes]
+    labels = torch.stack([torch.arange(20) % n for n in sizes], 1) if sizes else None
+    run = trainer(tiny(**changes), tmp_path, data=ImageSet(data.images, labels, attributes))
+    fit(run)
+    model = to_model(run)
+    with torch.no_grad():  # weights that start at zero would hide mistakes
+        for network in model.networks.values():
+            for parameter in network.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape)
+    return model
+
+
+def started(model: CDRLModel, *labels: Attribute, channels: int = 1) -> tuple[Any, list[str]]:
+    """Fresh networks of a run that starts from the model, by role; and what was told."""
+    config = with_networks_of(model, tiny())
+    image = dataclasses.replace(model.image, channels=channels)
+    told: list[str] = []
+    pair = build_networks(config, image, tuple(len(a.values) for a in labels))
+    networks = dict(zip(("ebm", "initializer"), pair, strict=True))
+    start_from(model, networks, labels, told.append)
+    return networks, told
+
+
+def answers(model: CDRLModel, network: Any, labels: list[int] | None) -> Tensor:
+    """The network's output for two images at the second level."""
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    level = model.schedule.level(torch.tensor([2, 2]))
+    given = None if labels is None else torch.tensor([labels] * 2)
+    result: Tensor = network.eval()(x, network.condition(level, given))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "pairs"),
+    [
+        ((), (), [(None, None)]),
+        ((), (GARMENTS,), [(None, [0]), (None, [2])]),
+        ((GARMENTS,), (), [([0], None)]),
+        ((GARMENTS, COLOURS), (COLOURS,), [([0, 1], [1]), ([0, 0], [0])]),
+        (
+            (GARMENTS,),
+            (Attribute("class", ("c", "new")),),
+            [([3], [1]), ([0], [2]), ([0], [0])],
+        ),
+    ],
+)
+@pytest.mark.parametrize("ebm", [None, SMALL])
+def test_the_run_starts_where_the_model_ended(
+    tmp_path: Path, theirs: Any, ours: Any, pairs: list[Any], ebm: dict[str, Any] | None
+) -> None:
+    """With labels that both know, and without any: the networks are the same functions."""
+    model = trained(tmp_path, *theirs, **({"ebm": ebm} if ebm else {}))
+    networks, told = started(model, *ours)
+    assert len(told) == 2 and "are the model's" in told[0]
+    for before, after in pairs:
+        for role, network in networks.items():
+            expected = answers(model, getattr(model, role), before)
+            torch.testing.assert_close(
+                answers(model, network, after), expected, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_other_channels_are_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    model = trained(tmp_path, GARMENTS)
+    networks, told = started(model, GARMENTS, channels=3)
+    assert "new, because shapes or names differ: backbone.stem.weight" in told[0]
+    old, new = (n.backbone.down[0][0].conv1.weight for n in (model.ebm, networks["ebm"]))
+    assert torch.equal(old, new)
+
+
+def test_averages_and_spectral_norms_start_with_the_model_too(tmp_path: Path) -> None:
+    normed = {"ebm": SMALL, "spectral_norm": True}
+    first = trainer(tiny(**normed), tmp_path / "a")
+    fit(first)
+    model = to_model(first)
+    config = with_networks_of(model, tiny())
+    assert config.spectral_norm and config.ebm == {**SMALL, **config.ebm}
+    run = trainer(config, tmp_path / "b", start=lambda networks: start_from(
+        model, networks, images().attributes, lambda text: None))  # fmt: skip
+    again = to_model(run)  # of the averages
+    for role in ("ebm", "initializer"):
+        before, after = (answers(model, getattr(m, role), [1]) for m in (model, again))
+        torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
+
+
+def test_networks_that_do_not_fit_at_all_are_refused(tmp_path: Path) -> None:
+    model = trained(tmp_path, ebm=SMALL)
+    ebm, _ = build_networks(tiny(), model.image, ())
+    with pytest.raises(
+        InputError, match="nothing of the model's ResidualEBM fits this run's Inner"
+    ):
+        start_from(model, {"ebm": ebm, "initializer": None}, (), print)
+
+
+def test_a_model_without_an_initializer_is_trained_on_without_one(tmp_path: Path) -> None:
+    model = dataclasses.replace(trained(tmp_path), initializer=None)
+    config = with_networks_of(model, tiny(initializer=initializer()))
+    assert config.initializer is None and [p.name for p in config.phases][-1] == "drl"
+
+
+@pytest.mark.parametrize(("mirrored", "flip"), [(True, True), (False, False)])
+def test_variance_and_flips_come_from_the_data(mirrored: bool, flip: bool) -> None:
+    """A ramp from left to right is not mirrored, unless every other image is."""
+    pixels = torch.arange(8, dtype=torch.uint8).mul(30).expand(50, 1, 8, 8).clone()
+    pixels[::2] = pixels[::2].flip(-1) if mirrored else pixels[::2]
+    config = tiny("ebm.data_variance=auto", "data.flip=null")
+    found = settled(config, ImageSet(pixels), lambda text: None)
+    expected = (pixels.float() / 127.5 - 1).square().mean()
+    assert found.ebm["data_variance"] == pytest.approx(float(expected), abs=1e-3)
+    assert found.data.flip is flip
+    assert settled(found, ImageSet(pixels), pytest.fail) == found
+
+
+@pytest.mark.parametrize(
+    ("preset_source", "source", "name", "shown"),
+    [
+        ("torchvision:MNIST", "torchvision:MNIST:/secret", "mnist", "torchvision:MNIST"),
+        ("torchvision:MNIST", "/secret/my photos/", "my-photos", "my photos"),
+        ("torchvision:MNIST", "/secret/mine.npz", "mine", "mine.npz"),
+    ],
+)
+def test_a_run_has_the_name_of_its_data(
+    preset_source: str, source: str, name: str, shown: str
+) -> None:
+    config = for_data(
+        dataclasses.replace(tiny(f"data.source={preset_source}"), name="mnist"), source
+    )
+    assert (config.name, config.data.source) == (name, shown)
