@@ -176,27 +176,26 @@ def _run(
         data = data or config.data.source
         return for_data(config, data), data
 
-    remembered = _record(out) if resuming and out else None
-    if resuming != "yes":
+    if resuming != "yes" or out is None:
         config, data = started(source)
         out = out or Path("runs") / config.name
-        if resuming == "auto" and remembered and remembered.source:  # a moved folder keeps its name
-            config, _ = started(remembered.source)
-        return config, data, init_from, out
-    if out is None:
-        out = Path("runs") / started(source)[0].name
-        remembered = _record(out)
+        if resuming is None or (resuming == "auto" and not (out / "config.json").is_file()):
+            return config, data, init_from, out
     if not (out / "config.json").is_file():
         raise InputError(
             f"nothing to resume in {out}: there is no config.json; --out names the folder of the run"
         )
-    config = TrainConfig.read(out / "config.json").override(assignments)
-    data = source or (remembered and remembered.source) or config.data.source
+    config = TrainConfig.read(out / "config.json").override(
+        [] if resuming == "auto" else assignments
+    )
+    remembered = _record(out)
+    former = remembered.source if remembered else None
+    data = source or former or config.data.source
     first = remembered.init_from if remembered else None
-    if preset is not None or file is not None:
+    if resuming == "auto" or preset is not None or file is not None:
         from cdrl_train.run import check_same
 
-        check_same(started(data)[0], config, out)
+        check_same(started(former or data)[0], config, out)  # a moved folder keeps its name
     if init_from is not None:
         from cdrl_train.init_from import absolute_model
 
