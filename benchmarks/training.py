@@ -34,6 +34,7 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.distributed import fastest_precision
 from cdrl_train.engine.state import TrainState
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.objectives.losses import score_matching_loss
@@ -257,6 +258,8 @@ def main(
     """Speed of a step of the preset's last phase, as ratios in one run."""
     check_target("--out", out)
     config, place = configured(name, assignments), usable_device(device)
+    if config.precision == "auto":
+        config = replace(config, precision=fastest_precision(place))
     data = load_images(source, attributes=config.data.attributes)
     text, results = evaluate(
         config, data, steps, rounds, place, clock, lambda line: click.echo(line, err=True)

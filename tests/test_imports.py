@@ -40,7 +40,7 @@ LAYERS = {
         objectives
         config
         data networks presets tracking
-        engine
+        engine init_from settle
         card cost evaluation report toy
         export
         dry_run preview
