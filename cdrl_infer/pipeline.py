@@ -229,6 +229,7 @@ class CDRLPipeline:
         guidance_scale: float = 1.0,
         expression: str | Expression | None = None,
         resize: bool = False,
+        grey: bool = False,
         **options: Any,
     ) -> CDRLPipelineOutput:
         """Repaint a part of an image; all other pixels of the result are exactly the image's.
@@ -237,29 +238,32 @@ class CDRLPipeline:
         the others move. Each seed gives another result.
 
         Args:
-            image: a picture, an array (H, W), (H, W, C) or (N, H, W, C), a tensor (C, H, W) or
-                (N, C, H, W), uint8 or values in [0, 1]; or a list of N of these. One image stands
-                for all N samples.
-            mask: what to paint: a picture (white = paint), an array or tensor (H, W) or (N, H, W) of
-                bool or 0 and 1 (1 = paint), or a list of N.
+            image: a picture or its path, an array or a tensor of uint8 or values in [0, 1], or a list
+                of N of these; see `cdrl_infer.images.each_image`. One image stands for all N samples.
+            mask: what to paint: a picture or its path (white = paint, or on a transparent layer what is
+                opaque), an array or tensor (H, W) or (N, H, W) of bool or 0 and 1 (1 = paint), or a
+                list of N; see `cdrl_infer.images.read_masks`.
             class_labels: as for a call of the pipeline.
             guidance_scale: as for a call of the pipeline.
             expression: in place of labels, concepts as in `compose`, with the same guidance_scale.
             resize: fit pictures of another size, of any shape, to the model's: images by Lanczos
                 filtering, masks by the nearest pixel. Without it they are refused.
+            grey: for a model of grey images, take the brightness of coloured ones. Without it they
+                are refused.
             options: as for a call of the pipeline.
 
         Raises:
             InputError: also, image or mask have another size or type, or the mask is empty.
             NumericalError: sampling left the finite numbers.
         """
-        others = ("class_labels", "guidance_scale", "expression", "resize")
+        others = ("class_labels", "guidance_scale", "expression", "resize", "grey")
         chosen = SamplingOptions.of(options, *others)
         if expression is not None and class_labels is not None:
             raise InputError("expected class_labels or an expression, got both; leave one out")
         shape = self.model.image.shape
         known = KnownPixels(
-            read_images(image, shape, resize=resize), read_masks(mask, shape, resize=resize)
+            read_images(image, shape, resize=resize, grey=grey),
+            read_masks(mask, shape, resize=resize),
         )
         class_labels = as_list(class_labels)
         count = chosen.count(
@@ -284,10 +288,10 @@ class CDRLPipeline:
             out.anomalous  # an alarm; 5 % of in-distribution images raise one
 
         Args:
-            images: pictures, arrays or tensors as for `inpaint`; or anything that gives such images one
-                by one, which is read batch by batch.
+            images: pictures, paths, arrays or tensors as for `inpaint`; or a data set or anything else
+                that gives such images one by one, which is read batch by batch.
             score: a name in `cdrl_infer.scoring.SCORES`.
-            options: level, seed, threshold_fpr, return_map, resize, batch_size and progress; see
+            options: level, seed, threshold_fpr, return_map, resize, grey, batch_size and progress; see
                 `cdrl_infer.scoring.scorer.Scorer.stream`, also for the errors.
         """
         return Scorer(self.model, self.name).score(images, score, **options)

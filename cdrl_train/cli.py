@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     metavar="DATA",
     help=f"Images to train on: {source_help()}. [the preset's]",
 )
+@click.option("--grey", is_flag=True, help="Make grey images of coloured ones.")
 @click.option(
     "--init-from",
     metavar="NAME|FOLDER|USER/MODEL",
@@ -105,6 +106,7 @@ def main(
     print_config: bool,
     dry_run: bool,
     source: str | None,
+    grey: bool,
     init_from: str | None,
     out: Path | None,
     device: str | None,
@@ -130,7 +132,7 @@ def main(
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public need --push-to-hub; add it or leave them out")
-    assigned = list(assignments)
+    assigned = [*assignments, *(["data.grey=true"] if grey else [])]
     config, source, init_from, out = _run(preset, file, assigned, source, init_from, out, resuming)
     check_networks(config)
     if print_config:

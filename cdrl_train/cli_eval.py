@@ -260,7 +260,8 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     pipe = CDRLPipeline(
         load_model(folder, variant=options["variant"]), name=folder.resolve().name
     ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    images = choose(load_images(source, split).images, count, seed)
+    data = load_images(source, split, channels=pipe.model.image.channels)
+    images = choose(data.images, count, seed)
     named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
     target = folder / STATISTICS
     try:

@@ -42,6 +42,7 @@ class DataConfig:
             unconditional model.
         in_memory_mib: data sets of up to this many MiB are kept as uint8 on the training device; larger
             ones are mapped from the disk.
+        grey: make grey images of coloured ones; grey ones that are stored in colour become grey anyway.
         dequantise: add uniform noise of one grey level before scaling.
         flip: mirror each image left-right with probability ½; null: if the mean image is symmetric.
         label_dropout: probability that a label is hidden, for each attribute independently. The model
@@ -51,6 +52,7 @@ class DataConfig:
     source: str = ""
     attributes: tuple[str, ...] | None = None
     in_memory_mib: int = 2048
+    grey: bool = False
     dequantise: bool = True
     flip: bool | None = False
     label_dropout: float = 0.1

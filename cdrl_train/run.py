@@ -191,6 +191,7 @@ def _trainer(
             source,
             attributes=config.data.attributes,
             in_memory=config.data.in_memory_mib * 2**20,
+            grey=config.data.grey,
         )
     config = settled(config, data, say)
     stream = BatchStream(data, config.data, config.seed, accelerator.device)

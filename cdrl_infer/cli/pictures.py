@@ -42,22 +42,32 @@ class Skipped:
         raise click.exceptions.Exit(1)
 
 
-def find_images(given: Sequence[str], skipped: Skipped) -> list[Path]:
-    """The files, each once, in the order given; InputError if there are none."""
-    from cdrl_infer.images import SUFFIXES, image_files
+def find_images(given: Sequence[str], skipped: Skipped) -> tuple[list[Path], list[str]]:
+    """The files, each once, in the order given, and a line about each folder.
+
+    Raises:
+        InputError: there are no files.
+    """
+    from cdrl_infer import images
 
     found: dict[Path, None] = {}
+    folders = []
     for text in given:
         there = Path(text).exists()
         for match in [text] if there else sorted(glob(text, recursive=True)) or [text]:
             path = Path(match)
-            inside = image_files(path) if path.is_dir() else [path]
-            if not inside:
-                skipped(f"{path}: no images in this folder; looked for {', '.join(SUFFIXES)}")
-            found.update(dict.fromkeys(inside))
+            if not path.is_dir():
+                found[path] = None
+                continue
+            folder = images.find_images(path)
+            if folder.files:
+                folders.append(folder.told())
+            else:
+                skipped(f"{folder.told()}; looked for {', '.join(images.SUFFIXES)}")
+            found.update(dict.fromkeys(folder.files))
     if not found:
         raise InputError(f"expected at least one image, found none in {listing(given)}")
-    return list(found)
+    return list(found), folders
 
 
 def read_headers(paths: Sequence[Path], skipped: Skipped) -> dict[Path, Header]:
@@ -104,19 +114,34 @@ def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise InputError(f"{output} is one of the images: expected another name to write to")
 
 
-def check_pictures(scorer: Scorer, headers: Mapping[Path, Header], resize: bool) -> None:
-    """Refuse images of another size or mode before any image is scored."""
-    from cdrl_infer.images import check_picture
+def check_pictures(
+    scorer: Scorer, headers: Mapping[Path, Header], resize: bool, grey: bool
+) -> None:
+    """Refuse images that the model cannot take before any image is scored.
+
+    Pixels are read only where the header does not tell whether they are coloured or transparent.
+    """
+    from cdrl_infer.images import MODES, check_picture, decode_image, read_images
+
+    shape = scorer.model.image.shape
+    told = {"1", "L", MODES.get(shape[0])}
 
     errors = []
     for path, header in headers.items():
         try:
-            check_picture(header, scorer.model.image.shape, resize=resize)
+            check_picture(header, shape, resize=resize)
+            if header.mode in told and not header.transparency:
+                continue
+            try:
+                picture = decode_image(path)
+            except InputError:  # it will be skipped
+                continue
+            read_images(picture, shape, resize=resize, grey=grey)
         except InputError as error:
             errors.append(f"{path}: {error}")
     if errors:
         more = f" ({len(errors)} such files)" if len(errors) > 1 else ""
-        channels, height, width = scorer.model.image.shape
+        channels, height, width = shape
         raise InputError(
             f"{errors[0]}{more}; the images of {scorer.name!r} have {channels} channel(s) of "
             f"{width} x {height}"
@@ -131,11 +156,17 @@ class Pictures:
     """
 
     def __init__(
-        self, paths: list[Path], shape: tuple[int, int, int], resize: bool, skipped: Skipped
+        self,
+        paths: list[Path],
+        shape: tuple[int, int, int],
+        resize: bool,
+        grey: bool,
+        skipped: Skipped,
     ) -> None:
         self.paths = paths
         self.shape = shape
         self.resize = resize
+        self.grey = grey
         self.skipped = skipped
         self.waiting: list[tuple[Path, Tensor]] = []
 
@@ -146,7 +177,8 @@ class Pictures:
 
         for path in tqdm(self.paths, unit="image", disable=None):
             try:
-                pixels = read_images(decode_image(path), self.shape, resize=self.resize)
+                picture = decode_image(path)
+                pixels = read_images(picture, self.shape, resize=self.resize, grey=self.grey)
             except InputError as error:
                 self.skipped(error)
                 continue

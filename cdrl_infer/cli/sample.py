@@ -70,10 +70,15 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     "'red & (dress | coat)'.",
 )
 @click.option("--inpaint", metavar="IMAGE", help="Repaint a part of this picture; see --mask.")
-@click.option("--mask", metavar="IMAGE", help="A picture that is white where --inpaint repaints.")
+@click.option(
+    "--mask",
+    metavar="IMAGE",
+    help="A picture that is white where --inpaint repaints, or a transparent layer opaque there.",
+)
 @click.option(
     "--resize", is_flag=True, help="Fit --inpaint and --mask of another size to the model's."
 )
+@click.option("--grey", is_flag=True, help="Take the brightness of a coloured --inpaint picture.")
 @click.option("--seed", type=int, help="Seed of the first image; image k has seed + k. [a new one]")
 @click.option(
     "--langevin-steps", metavar="K|K,…,K", help="For all transitions, or for each. [the model's]"
@@ -128,6 +133,7 @@ def main(
     inpaint: str | None,
     mask: str | None,
     resize: bool,
+    grey: bool,
     seed: int | None,
     langevin_steps: str | None,
     kernel_name: str,
@@ -173,7 +179,12 @@ def main(
         }
         if known is not None:
             output = pipe.inpaint(
-                *known, class_labels=class_labels, expression=compose, resize=resize, **options
+                *known,
+                class_labels=class_labels,
+                expression=compose,
+                resize=resize,
+                grey=grey,
+                **options,
             )
         elif compose is not None:
             output = pipe.compose(compose, **options)

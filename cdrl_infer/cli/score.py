@@ -72,6 +72,9 @@ class Row(NamedTuple):
 )
 @click.option("--resize", is_flag=True, help="Fit images of another size to the model's.")
 @click.option(
+    "--grey", is_flag=True, help="Take the brightness of coloured images, for a model of grey ones."
+)
+@click.option(
     "--out", metavar="FILE.csv|FILE.json", help="Where to write the table. [CSV on stdout]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
@@ -94,6 +97,7 @@ def main(
     seed: int | None,
     threshold_fpr: float | None,
     resize: bool,
+    grey: bool,
     out: str | None,
     as_json: bool,
     plot: str | None,
@@ -120,7 +124,8 @@ def main(
 
     figure = None if plot is None else plots.new_figure()
     skipped = Skipped()
-    headers = read_headers(find_images(images, skipped), skipped)
+    files, folders = find_images(images, skipped)
+    headers = read_headers(files, skipped)
     if not headers:
         skipped.stop()
     names = {} if heatmap is None else overlay_names(list(headers))
@@ -133,8 +138,8 @@ def main(
         folder = None if heatmap is None else open_target(stack, heatmap, folder=True)
         pipe = open_model(model, revision, variant, device)
         scorer = Scorer(pipe.model, pipe.name)
-        check_pictures(scorer, headers, resize)
-        pictures = Pictures(list(headers), scorer.model.image.shape, resize, skipped)
+        check_pictures(scorer, headers, resize, grey)
+        pictures = Pictures(list(headers), scorer.model.image.shape, resize, grey, skipped)
         rows: list[Row] = []
         made_with: dict[str, Any] = {}
         stream = scorer.stream(
@@ -147,6 +152,8 @@ def main(
             batch_size=batch_size,
             progress=False,
         )
+        for line in folders:
+            click.echo(f"cdrl-score: {line}", err=True)
         for found in pictures.watch(stream):
             made_with = _facts(scorer, found, level, threshold_fpr)
             batch = _rows(pictures.waiting, found)

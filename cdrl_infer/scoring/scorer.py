@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,8 @@ from cdrl_infer.scoring.reference import ReferenceStatistics
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scores import FittedScore
 
-ImageInput = Image.Image | np.ndarray | Tensor | Iterable[Any]
+ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray | Tensor | Iterable[Any]
+AT_HAND = (Image.Image, str, os.PathLike, np.ndarray, Tensor, list, tuple)  # can be read twice
 CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
 
 
@@ -116,6 +118,7 @@ class Scorer:
         threshold_fpr: float | None = None,
         return_map: bool = False,
         resize: bool = False,
+        grey: bool = False,
         batch_size: int = 64,
         progress: bool | None = None,
     ) -> Iterator[ScoreOutput]:
@@ -126,8 +129,9 @@ class Scorer:
         arguments; the iterator then does the work.
 
         Args:
-            images: pictures, arrays or tensors as for `CDRLPipeline.inpaint`; or a generator, a data set
-                or anything else that gives such images one by one, which is read batch by batch.
+            images: pictures, paths, arrays or tensors, or a list, a generator, a data set or a
+                ``DataLoader`` of these, which is read batch by batch; see
+                `cdrl_infer.images.each_image`.
             score: a name in `cdrl_infer.scoring.SCORES`.
             level: the transition t = 1 (least noise, the default) … T, for "energy" and "score-norm".
             seed: the seed of the noise, which is the same for all images; by default the one that the
@@ -136,23 +140,25 @@ class Scorer:
                 images is called so.
             return_map: also say where they are odd; costs more.
             resize: fit pictures of another size to the model's; without it they are refused.
+            grey: for a model of grey images, take the brightness of coloured ones; without it they are
+                refused.
             batch_size: images scored at once.
             progress: a bar on stderr; by default only if that is a terminal.
 
         Raises:
-            InputError: an argument that cannot be right, images of another size or type or with NaN in
-                them, or a score or threshold that needs a calibration when the model has none.
+            InputError: an argument that cannot be right, images that `each_image` refuses, or a score or
+                threshold that needs a calibration when the model has none.
             ConfigError: a calibration that is needed belongs to other weights.
             NumericalError: a score that is not finite.
         """
         plan = self._plan(score, level, seed, threshold_fpr)
         batch_size = positive("batch_size", batch_size)
         total, shape = None, self.model.image.shape
-        if isinstance(images, (Image.Image, np.ndarray, Tensor, list, tuple)):
-            total = sum(1 for _ in each_image(images, shape, resize=resize))  # refused before work
+        if isinstance(images, AT_HAND):  # refuse bad images before any work
+            total = sum(1 for _ in each_image(images, shape, resize=resize, grey=grey))
         if plan.needs is not None:
             self._check_weights(plan.needs)
-        pictures = each_image(images, shape, resize=resize)
+        pictures = each_image(images, shape, resize=resize, grey=grey)
         bar = tqdm(total=total, unit="image", disable=not show_bar(progress))
         return self._batches(plan, pictures, batch_size, return_map, bar)
 

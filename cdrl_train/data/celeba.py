@@ -35,7 +35,8 @@ class CelebA(Published):
         folder = root / "celeba"
         pictures = folder / "img_align_celeba"
         lists = [folder / name for name in LISTS]
-        missing = [path for path in (pictures, *lists) if not path.exists()]
+        missing = [path for path in lists if not path.is_file()]
+        missing = missing if pictures.is_dir() else [pictures, *missing]
         if missing:
             command = f"unzip img_align_celeba.zip -d {folder}"
             self.download(root, missing[0], command, split="all")
@@ -77,7 +78,7 @@ def _attributes(names: Iterable[str]) -> tuple[Attribute, ...]:
 
 def _face(file: Path) -> NDArray[np.uint8]:
     """(3, SIZE, SIZE)."""
-    picture = open_image(file).convert("RGB")
+    picture = open_image(file, 3)
     left, top = (picture.width - CROP) // 2, (picture.height - CROP) // 2
     face = picture.crop((left, top, left + CROP, top + CROP))
     small = face.resize((SIZE, SIZE), Image.Resampling.BILINEAR)

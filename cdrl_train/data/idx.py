@@ -22,6 +22,9 @@ FASHION_MNIST_CLASSES = (
 )
 
 
+MAX_BYTES = 2**28  # of a file, unpacked; the largest has 47 MB
+
+
 class Idx(Published):
     """A set of images and labels in IDX files, plain or as ``.gz``."""
 
@@ -52,8 +55,8 @@ def _read(file: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array of unsigned bytes in an IDX file, or in its ``.gz``."""
     try:
         packed = not file.is_file()
-        content = (_packed(file) if packed else file).read_bytes()
-        content = gzip.decompress(content) if packed else content
+        with gzip.open(_packed(file)) if packed else open(file, "rb") as stream:
+            content = stream.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{file} cannot be read ({error}); delete it to have it downloaded again"

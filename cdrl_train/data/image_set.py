@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
 from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import Attribute, ImageShape
+from cdrl_train.tracking import tell
 
 IN_MEMORY = 2**31  # bytes; larger sets are mapped from a disk by default
 
@@ -71,6 +72,12 @@ class ImageSet:
             if tensor is not None:
                 sha.update(tensor.cpu().contiguous().numpy().data)
         return sha.hexdigest()[:16]
+
+
+def announce(text: str) -> None:
+    """Print a line about a set on stderr; of several processes the main one prints."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank()):
+        tell(text)
 
 
 def class_attribute(names: Iterable[object]) -> tuple[Attribute]:

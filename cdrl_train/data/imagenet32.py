@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from cdrl_infer.errors import InputError
 from cdrl_infer.model import ImageShape
 from cdrl_infer.storage.authors import imagenet_names
 from cdrl_train.data.image_set import ImageSet, class_attribute, collect
+from cdrl_train.data.npz import read_arrays
 from cdrl_train.data.published import Published
 
 
@@ -56,11 +55,7 @@ class ImageNet32(Published):
 
 
 def _array(file: Path, name: str) -> NDArray[Any]:
-    try:
-        with open(file, "rb") as content:
-            array: NDArray[Any] = np.asarray(np.load(content, allow_pickle=False)[name])
-    except (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{file}: '{name}' cannot be read ({error}); unpack it again") from None
+    array = read_arrays(file, name)[name]
     expected = np.uint8 if name == "data" else np.integer
     if not np.issubdtype(array.dtype, expected) or array.ndim != (2 if name == "data" else 1):
         raise InputError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cdrl_infer.errors import InputError, did_you_mean
-from cdrl_infer.images import MODES
+from cdrl_infer.images import MODES, to_channels
 from cdrl_infer.model import ImageShape
 from cdrl_train.config import DataConfig
 from cdrl_train.data.folder import read_folder
@@ -21,25 +22,29 @@ def load_images(
     *,
     attributes: Sequence[str] | None = None,
     in_memory: int = IN_MEMORY,
+    channels: int | None = None,
+    grey: bool = False,
 ) -> ImageSet:
     """Read a data set.
 
     Args:
         source: the name of a data set in `SOURCES`, or a path:
 
-            - ``FILE.npz`` with ``train_images`` (N, H, W[, C]) uint8, ``train_labels`` (N,) and the same
-              for ``test``;
-            - a folder of images of 8 bits per channel, either in one sub-folder per class or without
-              sub-folders;
+            - ``FILE.npz`` with ``train_images`` and ``train_labels``, and the same for ``test``; see
+              `cdrl_train.data.npz.read_npz`;
+            - a folder of images, in one sub-folder per class or without sub-folders; see
+              `cdrl_train.data.folder.read_folder`;
             - ``torchvision:FashionMNIST``, ``MNIST``, ``CIFAR10`` or ``CelebA``. The files lie in
               ``data``, or in ROOT with ``torchvision:NAME:ROOT``; torchvision downloads missing ones;
             - ``imagenet32:FOLDER``, the ``.npz`` batches of the downsampled ImageNet;
             - ``checkerboard``, points of the plane as images of two pixels;
             - ``coloured:SOURCE``, Fashion-MNIST from SOURCE in colour. Its held-out pairs occur only in
               the test split.
-        split: "train" or "test"; a folder of images has only one.
+        split: "train" or "test"; a folder without such sub-folders has the same images for both.
         attributes: the names of the attributes to keep as labels; None keeps all, () keeps none.
         in_memory: the most bytes of pixels to hold in memory; larger sets are mapped from a disk.
+        channels: 1 or 3, for instance those of a model; grey images fit both. None: those of the data.
+        grey: make grey images of coloured ones.
 
     Returns:
         (N, C, H, W) uint8 images with (N, A) labels.
@@ -47,7 +52,11 @@ def load_images(
     Raises:
         InputError: there are no such data, or they are damaged, or lack an attribute.
     """
-    data = _read(source, split, in_memory)
+    data = _read(source, split, in_memory, channels, grey)
+    try:
+        data = replace(data, images=to_channels(data.images, channels, grey))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     channels, height, width = data.images.shape[1:]
     if channels not in MODES or not height or not width:
         raise InputError(
@@ -57,13 +66,13 @@ def load_images(
     return data.with_attributes(attributes)
 
 
-def _read(source: str, split: str, in_memory: int) -> ImageSet:
+def _read(source: str, split: str, in_memory: int, channels: int | None, grey: bool) -> ImageSet:
     name, rest = split_source(source)
     if name:
         return SOURCES[name].read(rest, split, in_memory)
     path = Path(source)
     if source and path.is_dir():
-        return read_folder(path, in_memory)
+        return read_folder(path, split, in_memory, channels if channels in MODES else None, grey)
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path, split, in_memory)
     hint = did_you_mean(source, SOURCES)
@@ -100,5 +109,5 @@ def expected(source: str, config: DataConfig) -> tuple[ImageShape, tuple[int, ..
     """
     data = empty(source)
     if data is None:
-        data = load_images(source, in_memory=config.in_memory_mib * 2**20)
+        data = load_images(source, in_memory=config.in_memory_mib * 2**20, grey=config.grey)
     return ImageShape(*data.images.shape[1:]), data.with_attributes(config.attributes).num_classes

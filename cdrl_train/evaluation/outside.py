@@ -59,7 +59,7 @@ def read_outside(
             raise InputError(f"--outside must be NAME=DATA, as mnist=mnist.npz, got {text!r}")
         if name in taken or name in found:
             raise InputError(f"--outside: there are two sets of the name {name!r}; choose another")
-        images = load_images(source, "test").images
+        images = load_images(source, "test", channels=shape[0]).images
         if tuple(images.shape[1:]) != shape:
             raise InputError(
                 f"--outside {text}: expected images {shape} (C, H, W) as the model has, "

@@ -130,7 +130,7 @@ class Request:
         Raises:
             InputError: there are none, too few of them, or they do not fit the model.
         """
-        data = load_images(self.source, self.split)
+        data = load_images(self.source, self.split, channels=model.image.channels)
         check_shape(model, name, data)
         count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
         if not FEWEST <= count <= len(data):
@@ -149,7 +149,7 @@ class Request:
             return None
         split = "train" if self.split == "test" else "test"
         try:
-            data = load_images(self.source, split)
+            data = load_images(self.source, split, channels=real.data.images.shape[1])
         except InputError:
             return None
         same = data.images.shape[1:] == real.data.images.shape[1:]

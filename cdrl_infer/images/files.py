@@ -1,0 +1,119 @@
+"""Pictures in files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from PIL import Image
+
+from cdrl_infer.errors import InputError
+from cdrl_infer.images.rules import plain
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # reading some others runs programs
+SUFFIXES = (  # of files in these formats
+    *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".png", ".tif", ".tiff", ".webp"),
+)
+MAX_FILE = (
+    2**29
+)  # bytes; the largest picture that Pillow's limit on pixels allows has about as many
+ORIENTATION = 0x0112  # the EXIF tag: how a camera was held
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Header(NamedTuple):
+    """The facts of a picture that are known before it is decoded."""
+
+    mode: str  # as Pillow names it: "L", "RGB", "RGBA" …
+    size: tuple[int, int]  # width, height of the upright picture
+    transparency: bool  # whether it may have transparent pixels
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe may never end
+            raise OSError("expected a regular file")
+        if os.path.getsize(path) > MAX_FILE:
+            raise OSError(f"expected at most {MAX_FILE:,} bytes")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+    except Exception as error:  # a damaged picture can raise any error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF is common, and the pixels are good without it
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: turned or mirrored as its EXIF data say."""
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Mode and size of the picture in a file.
+
+    Raises:
+        InputError: see `decode_image`.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        turned = _orientation(image) in (5, 6, 7, 8)
+        size = (height, width) if turned else (width, height)
+        return Header(image.mode, size, image.has_transparency_data)
+
+
+def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file, upright; one that is too large is refused before it is decoded.
+
+    Raises:
+        InputError: the file is not a regular file with a picture in one of `FORMATS`, or the picture has
+            more pixels than Pillow's limit against decompression bombs.
+    """
+    with _opened(path) as image:
+        image.load()
+        return upright(image)
+
+
+def open_image(
+    path: str | os.PathLike[str], channels: int | None = None, grey: bool = False
+) -> Image.Image:
+    """The picture in a file, as mode "L" or "RGB".
+
+    Args:
+        path: the file.
+        channels, grey: see `cdrl_infer.images.rules.plain`.
+
+    Raises:
+        InputError: see `decode_image` and `cdrl_infer.images.rules.plain`.
+    """
+    image = decode_image(path)
+    try:
+        return plain(image, channels, grey)
+    except (ValueError, OSError) as error:  # InputError is one; some modes cannot be converted
+        raise InputError(f"{path}: {error}") from None
+
+
+def printable(text: str) -> str:
+    """A text for messages, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
