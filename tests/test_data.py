@@ -61,7 +61,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
 
 
 def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
-    Image.fromarray(np.stack([PIXELS[0]] * 3, -1)).save(tmp_path / "a.png")
+    Image.fromarray(np.stack([*PIXELS[:3]], -1)).save(tmp_path / "a.png")
     data = load_images(str(tmp_path))
     assert data.images.shape == (1, 3, 4, 5) and data.labels is None
 
@@ -80,7 +80,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     rgba = np.stack([PIXELS] * 4, axis=-1)
     cases = {
         str(tmp_path / "nowhere.npz"): "no data at",
-        str(tmp_path / "empty"): "no images in",
+        str(tmp_path / "empty"): "empty: no images; looked for",
         str(tmp_path / "broken.npz"): "cannot be read",
         str(tmp_path / "sizes"): "one size",
         str(tmp_path / "junk"): "cannot be read as an image",
@@ -94,9 +94,11 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
         str(tmp_path / "single.npz"): "an array without a name; write it with np.savez",
         write_npz(
             tmp_path / "negative.npz", train_images=PIXELS, train_labels=LABELS.astype(int) - 1
-        ): "'train_labels' to count from 0, got -1",
+        ): "'train_labels' to be classes, which count from 0, got -1",
         write_npz(tmp_path / "flat.npz", train_images=PIXELS[:, :0]): "1 channels of 0 x 5",
-        write_npz(tmp_path / "rgba.npz", train_images=rgba): "of 1 or 3 channels .* got 4",
+        write_npz(
+            tmp_path / "rgba.npz", train_images=rgba
+        ): "rgba.npz: expected an opaque picture, got transparent",
         write_npz(tmp_path / "none.npz", train_images=PIXELS[:0]): "uint8",
     }
     for source, message in cases.items():

@@ -245,7 +245,7 @@ def test_parameters_are_checked_before_any_work(
     ("X", "message"),
     [
         (np.zeros((60, 63)), r"rows of 64 values, the pixels of 8 x 8 x 1 .*got 63"),
-        (np.zeros((60, 9, 8)), r"1 channels, 8 x 8, got shape \(1, 9, 8\)"),
+        (np.zeros((60, 9, 8)), r"1 channels, 8 x 8, got shape \(60, 9, 8, 1\)"),
         (rows(60, 0) * 255, r"finite values in \[0, 1\]"),
         ((rows(60, 0) * 255).astype(np.int64), r"finite values in \[0, 1\]"),
         (np.full((60, 64), np.nan), "NaN"),
@@ -254,7 +254,7 @@ def test_parameters_are_checked_before_any_work(
         (rows(35, 0).reshape(-1, 8, 8), "needs at least 36 images, got 35"),
         (np.zeros((60, 64)), "not positive definite"),
         (np.zeros((0, 64)), "0 sample"),
-        (np.zeros((0, 8, 8)), "1 channels, 8 x 8"),
+        (np.zeros((0, 8, 8)), "at least one image"),
         ([], "empty|1D|Expected 2D"),
     ],
 )

@@ -108,10 +108,18 @@ def test_film_has_its_frames_and_times(tmp_path: Path) -> None:
 
 
 def test_pictures_are_opened_as_grey_or_rgb(tmp_path: Path) -> None:
-    for mode, found in {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGB", "P": "RGB"}.items():
-        Image.new(mode, (3, 2), 1).save(tmp_path / "a.png")
-        picture = open_image(tmp_path / "a.png")
-        assert (picture.mode, picture.size) == (found, (3, 2))
+    grey, red = Image.new("L", (3, 2), 7), Image.new("RGB", (3, 2), "red")
+    for given, modes in ((grey, ("1", "L", "LA", "RGB", "RGBA", "P")), (red, ("RGB", "RGBA", "P"))):
+        for mode in modes:
+            given.convert(mode).save(tmp_path / "a.png")
+            picture = open_image(tmp_path / "a.png")
+            assert (picture.mode, picture.size) == (given.mode, (3, 2))
+            if mode != "1":
+                assert picture.tobytes() == given.tobytes()
+            assert open_image(tmp_path / "a.png", grey=True).mode == "L"
+            assert open_image(tmp_path / "a.png", 3).mode == "RGB"
+    with pytest.raises(InputError, match=r"a.png: expected a grey picture, got colours; grey=True"):
+        open_image(tmp_path / "a.png", 1)
 
 
 def test_a_decompression_bomb_is_refused_unpacked(tmp_path: Path) -> None:

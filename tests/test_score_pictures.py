@@ -24,6 +24,7 @@ pytest_plugins = ["score_fixtures"]
 def test_files_folders_and_patterns_each_once(score: Any, pictures: list[Image.Image]) -> None:
     Path("images/more").mkdir()
     Path("images/notes.txt").write_text("no picture")
+    Path("images/more/.hidden.png").write_text("no picture")
     pictures[0].save("images/more/a[1].png")
     pictures[1].save("images/more/b.JPG", format="JPEG")
     for given, expected in (
@@ -34,7 +35,9 @@ def test_files_folders_and_patterns_each_once(score: Any, pictures: list[Image.I
         (["images/**/*.png"], ["0.png", *(f"{k}.png" for k in range(1, 7)), "more/a[1].png"]),
     ):
         result = score(*given, "--score", "complexity")
-        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.exit_code == 0
+        told = "cdrl-score: images/more: 2 images; ignored: 1 hidden or of the system\n"
+        assert result.stderr == (told if "images/more" in given else "")
         assert [Path(row["file"]) for row in table(result.stdout)] == [
             Path("images") / name for name in expected
         ]
@@ -52,18 +55,27 @@ def test_other_sizes_are_refused_before_any_work(
         "got 16 x 12; resize=True (--resize) fits it (2 such files); the images of 'tiny' have "
         "1 channel(s) of 8 x 8\n"
     )
-    pictures[0].convert("RGB").save("images/colour.png")
-    result = score("images", "--resize")
-    assert result.exit_code == 2
-    assert "colour.png: expected a picture of mode L for 1 channels, got RGB" in result.stderr
+    for name, colour, fault in (
+        (
+            "colour.png",
+            (9, 8, 9, 255),
+            "colour.png: expected a grey picture, got colours; grey=True",
+        ),
+        ("clear.png", (9, 9, 9, 254), "clear.png: expected an opaque picture, got transparent"),
+    ):
+        Image.new("RGBA", (8, 8), colour).save(name)
+        result = score(name, "images/0.png")
+        assert (result.exit_code, fault in result.stderr) == (2, True), result.stderr
     assert "a.csv" not in os.listdir()
 
 
 def test_resize(score: Any, scorer: CDRLPipeline, pictures: list[Image.Image]) -> None:
     large = pictures[0].resize((16, 12))
     large.save("large.png")
-    rows = table(score("large.png", "images/1.png", "--resize").stdout)
-    expected = scorer.score([large, pictures[1]], resize=True).scores
+    Image.new("RGB", (8, 8), "red").save("colour.png")
+    files = ["large.png", "images/1.png", "colour.png"]
+    rows = table(score(*files, "--resize", "--grey").stdout)
+    expected = scorer.score(files, resize=True, grey=True).scores
     assert values(rows) == pytest.approx(expected.tolist(), rel=1e-4)
 
 

@@ -50,7 +50,7 @@ def summary(
     source: Path, total: int, classes: Mapping[str, int], ignored: Mapping[str, int]
 ) -> str:
     """One line: how many images there are, in all and of each class, and what was ignored."""
-    parts = [f"{source}: {total:,} images"]
+    parts = [f"{source}: {total:,} images" if total else f"{source}: no images"]
     if classes:
         parts.append(listing(f"{name} {count:,}" for name, count in classes.items()))
     if ignored:

@@ -43,7 +43,7 @@ def read_folder(
     found = find_images(root)
     names, files = _choose(found, split)
     if not files:
-        raise InputError(f"no images in {found.told()}; looked for {', '.join(SUFFIXES)}")
+        raise InputError(f"{found.told()}; looked for {', '.join(SUFFIXES)}")
     if channels is None:
         channels = 1 if grey or all(map(_is_grey, files)) else 3
     first = _pixels(files[0], channels, grey)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
+from tqdm import tqdm
 
 from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import Attribute, ImageShape
-from cdrl_train.tracking import tell
 
 IN_MEMORY = 2**31  # bytes; larger sets are mapped from a disk by default
 
@@ -77,7 +78,7 @@ class ImageSet:
 def announce(text: str) -> None:
     """Print a line about a set on stderr; of several processes the main one prints."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank()):
-        tell(text)
+        tqdm.write(text, file=sys.stderr)
 
 
 def class_attribute(names: Iterable[object]) -> tuple[Attribute]:

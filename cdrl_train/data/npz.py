@@ -75,10 +75,10 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
-    """The arrays ``{split}_images`` and, if there, ``{split}_labels``; a line on stderr tells the counts.
+    """The arrays ``{split}_images`` and, if there, ``{split}_labels``.
 
     The images are (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, the labels (N,) or (N, 1) integers. The
-    classes are the distinct labels of both splits.
+    classes are the distinct labels of both splits; if these are not 0, 1, 2 …, a line on stderr says so.
 
     Raises:
         InputError: see `read_arrays`; or the arrays have other shapes, types or values.
@@ -105,7 +105,6 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
         if f"{part}_labels" in arrays
     }
     if split not in labels:
-        announce(summary(path, len(images), {}, {}))
         return ImageSet(pixels)
     own = labels[split]
     if own.shape != (len(images),):
@@ -120,8 +119,9 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
         )
     names = _names(path, classes.tolist())
     index = np.searchsorted(classes, own)
-    counts = np.bincount(index, minlength=len(names)).tolist()
-    announce(summary(path, len(images), dict(zip(names, counts, strict=True)), {}))
+    if len(classes) <= classes[-1]:  # not 0, 1, 2 …
+        counts = np.bincount(index, minlength=len(names)).tolist()
+        announce(summary(path, len(images), dict(zip(names, counts, strict=True)), {}))
     return ImageSet(pixels, torch.from_numpy(index)[:, None], class_attribute(names))
 
 
