@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from cdrl_infer.errors import ConfigError, listing
 from cdrl_infer.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from cdrl_infer.scoring.reference import ReferenceStatistics
 
-MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**28, 200  # limits that no real model reaches
+# Limits that no real model reaches.
+MAX_STEPS, MAX_VALUES, MAX_NAME = 10_000, 2**22, 200
+MAX_SIDE = 64  # of an image at a network's coarsest resolution
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,6 @@ class SamplerDefaults:
         each = (steps,) if isinstance(steps, int) else steps
         if min(each, default=0) < 0:
             raise ConfigError(f"langevin_steps must not be negative, got {steps}")
-        if max(each, default=0) > MAX_STEPS:
-            raise ConfigError(f"langevin_steps must be at most {MAX_STEPS:,}, got {steps}")
         if self.step_scale <= 0 or self.score_scale < 0:
             raise ConfigError(
                 "expected step_scale > 0 and score_scale >= 0, "
@@ -45,12 +47,18 @@ class SamplerDefaults:
             )
 
     def check_levels(self, num_levels: int) -> None:
-        """Raise `ConfigError` unless K is one integer or one per transition."""
+        """Raise `ConfigError` unless K is one integer or one per transition, and the sum has a limit."""
         steps = self.langevin_steps
         if not isinstance(steps, int) and len(steps) != num_levels:
             raise ConfigError(
                 f"langevin_steps must be one integer or {num_levels}, one per level, "
                 f"got {len(steps)}"
+            )
+        total = num_levels * steps if isinstance(steps, int) else sum(steps)
+        if total > MAX_STEPS:
+            raise ConfigError(
+                f"expected at most {MAX_STEPS:,} Langevin steps in all {num_levels} transitions "
+                f"together, got {total:,}"
             )
 
 
@@ -141,9 +149,22 @@ class CDRLModel:
 
     @property
     def networks(self) -> dict[str, Any]:
-        """The networks that the model has, by role: "ebm" and "initializer"."""
+        """The networks that the model has, by role: "ebm" and "initializer".
+
+        Where a network was compiled by `torch.compile`, it is the original.
+        """
         roles = {"ebm": self.ebm, "initializer": self.initializer}
-        return {role: network for role, network in roles.items() if network is not None}
+        return {
+            role: getattr(network, "_orig_mod", network)
+            for role, network in roles.items()
+            if network is not None
+        }
+
+
+def state_of(network: Any) -> dict[str, Tensor]:
+    """The ``state_dict`` of a network, with the same names where parts of it are compiled."""
+    state: dict[str, Tensor] = network.state_dict()
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 
 def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attribute, ...]) -> None:
@@ -171,6 +192,12 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
     found = image.height * image.width
     if pixels not in (None, found):
         raise ConfigError(f"{role}: num_pixels is {pixels}, but images have {found} pixels")
+    limit = (MAX_SIDE * max(multiple, 4)) ** 2
+    if pixels is None and found > limit:
+        raise ConfigError(
+            f"{role}: expected images of at most {limit:,} pixels for a network with size_multiple "
+            f"{multiple}, got {image.height} x {image.width}; larger images need more resolutions"
+        )
     stored, named = list(network.num_classes), [len(attribute.values) for attribute in labels]
     if stored != named:
         raise ConfigError(

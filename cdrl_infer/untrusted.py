@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import pickletools
+import re
 import struct
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,6 +22,18 @@ from cdrl_infer.errors import CheckpointError, ConfigError, listing
 MAX_TEXT = 2**20  # bytes of a config or a card; the largest known one has 60,000
 MAX_HEADER = 2**20  # bytes of a safetensors header; the paper's largest network needs 30,000
 MAX_PICTURE = 2**22
+GLOBALS = (
+    "GLOBAL",
+    "STACK_GLOBAL",
+    "INST",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+)  # what names things in a pickle
+PLAIN = re.compile(
+    r"collections (OrderedDict|Counter)|torch (\w+Storage|Size|device|bool|[a-z]+\d+\w*)"
+    r"|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)"
+)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -139,6 +156,35 @@ def check_header(path: Path) -> None:
             f"{path}: not a whole safetensors file (a header of {length:,} bytes in {size:,}); copy "
             "or download the file again"
         )
+
+
+def load_pickle(path: Path, **options: Any) -> Any:
+    """Read a file of `torch.save` that holds tensors, numbers, texts, lists and dictionaries alone.
+
+    No code is run. Its checksums are compared, which `torch.load` does not do, and it cannot ask for
+    more memory than it has bytes, as it could with ``weights_only`` alone.
+
+    Args:
+        path: the file.
+        options: of `torch.load`, for example ``mmap``.
+
+    Raises:
+        pickle.UnpicklingError: the file names something else; the message ends with the name.
+        Exception: of any type, for a file that is damaged or foreign.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type for entry in entries):
+            raise ValueError("packed data")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged!r:.60} does not match its checksum")
+        for entry in entries:
+            if not entry.filename.lower().endswith("data.pkl"):
+                continue
+            for code, name, _ in pickletools.genops(archive.read(entry)):
+                if code.name in GLOBALS and not PLAIN.fullmatch(str(name)):
+                    raise pickle.UnpicklingError(f"GLOBAL {str(name).replace(' ', '.')}")
+    return torch.load(path, "cpu", weights_only=True, **options)
 
 
 class StoredTensors:

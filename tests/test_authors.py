@@ -12,6 +12,7 @@ import torch
 
 from cdrl_infer.errors import CheckpointError
 from cdrl_infer.storage.authors import load_authors_checkpoint
+from cdrl_train.engine import checkpoints
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -107,6 +108,28 @@ class Payload:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.target,)
+
+
+class Allocates:
+    """A pickle of a few bytes that `weights_only` lets take any amount of memory."""
+
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
+        self.call = call, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "held", [Allocates(bytearray, 2**40), Allocates(torch.FloatTensor, 2**40), Allocates(set, "ab")]
+)
+@pytest.mark.parametrize("load", [load_authors_checkpoint, checkpoints.load])
+def test_a_checkpoint_cannot_name_what_allocates(
+    tmp_path: Path, held: Allocates, load: Callable[..., object]
+) -> None:
+    torch.save({"step": 1, "pi_state_dict": held}, tmp_path / "large.pth.tar")
+    with pytest.raises(CheckpointError, match=rf"large\.pth\.tar .*{held.call[0].__name__}"):
+        load(tmp_path / "large.pth.tar")
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda o, p: Path(p).write_bytes(pickle.dumps(o))])

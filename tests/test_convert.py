@@ -91,7 +91,7 @@ def test_what_cannot_be_converted_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken" / "thesis.tex").touch()
     cases: list[tuple[tuple[object, ...], str]] = [
         ((tmp_path / "none.tar", tmp_path / "m"), "found nothing at"),
-        ((tmp_path / "text.tar", tmp_path / "m"), "could not read .*BadZipFile"),
+        ((tmp_path / "text.tar", tmp_path / "m"), "could not read .*not a zip file"),
         ((tmp_path / "other.tar", tmp_path / "m"), "lacks pi_state_dict, .* holds 'state_dict'"),
         (
             (tmp_path / "code.tar", tmp_path / "m"),
@@ -132,7 +132,7 @@ def test_no_more_memory_is_taken_than_the_file_has(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "packed.tar", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    with pytest.raises(CheckpointError, match="holds packed data"):
+    with pytest.raises(CheckpointError, match=r"could not read .*packed data"):
         convert(tmp_path / "packed.tar")
 
 
@@ -142,7 +142,9 @@ def test_averages_without_numbers_of_their_own_are_refused(tmp_path: Path, odd: 
     averages = content["p_ema_state_dict"]["shadow_params"]
     averages[0] = averages[0].to_sparse() if odd == "sparse" else averages[0].to("meta")
     torch.save(content, tmp_path / "changed.tar")
-    with pytest.raises(CheckpointError, match=r"store its numbers.* in .*changed\.tar"):
+    with pytest.raises(
+        CheckpointError, match=r"found code in .*changed\.tar \(torch\._utils\._rebuild_"
+    ):
         convert(tmp_path / "changed.tar")
 
 

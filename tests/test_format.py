@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from cdrl_infer.model import MAX_NAME, MAX_STEPS
+from cdrl_infer.model import MAX_NAME, MAX_SIDE, MAX_STEPS, MAX_VALUES
 from cdrl_infer.networks.registry import BACKBONES, NETWORKS
 from cdrl_infer.storage.folder import FORMAT_VERSION, find_model, model_files
 from cdrl_infer.storage.weights import VARIANTS
@@ -60,4 +60,5 @@ def test_names_and_limits() -> None:
         MAX_TEXT == MAX_HEADER == 2**20 and "have at most 1 MiB, headers of weights 1 MiB" in TEXT
     )
     assert MAX_PICTURE == 2**22 and "at most 4 MiB" in TEXT
-    assert f"K is at most {MAX_STEPS:,}" in TEXT and f"at most {MAX_NAME}\n" in TEXT
+    assert f"at most {MAX_STEPS:,} Langevin steps" in TEXT and f"at most {MAX_NAME}\n" in TEXT
+    assert f"at most {MAX_VALUES:,} values" in TEXT and f"{MAX_SIDE} × {MAX_SIDE} pixels" in TEXT

@@ -170,6 +170,12 @@ def test_nothing_readable_is_no_empty_table(score: Any, size: int) -> None:
     assert listed() == before
 
 
+def test_a_file_name_is_no_formula_for_a_spreadsheet(score: Any) -> None:
+    shutil.copy("images/0.png", "=cmd.png")
+    (row,) = table(score("=cmd.png").stdout)
+    assert row["file"] == "./=cmd.png"
+
+
 def test_a_failure_leaves_what_was_there(score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("scores.csv").write_text("old")
     before, work, calls = listed(), InnerProductEnergy.forward, []

@@ -152,7 +152,9 @@ def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = Fa
     if path.exists() and path.is_dir() != as_folder:
         raise InputError(f"cannot write to {target!r}: expected a {kind}, found another kind")
     try:
-        return stack.enter_context(added_files(path) if as_folder else replaced_file(path))
+        return stack.enter_context(
+            added_files(path) if as_folder else replaced_file(path, follow=True)
+        )
     except OSError as error:
         raise InputError(
             f"cannot write to {target!r} ({error.strerror}): expected a path in a folder that "

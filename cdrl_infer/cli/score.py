@@ -245,7 +245,9 @@ def _csv(rows: Iterable[Row]) -> bytes:
     writer.writerow(Row._fields)
     for row in rows:
         anomalous = None if row.anomalous is None else json.dumps(row.anomalous)
-        writer.writerow([*row[:-1], anomalous])
+        # A spreadsheet would run a file name such as "=cmd…" as a formula; "./=cmd…" is the same file.
+        file_name = f"./{row.file}" if row.file[:1] in tuple("=+-@\t\r") else row.file
+        writer.writerow([file_name, *row[1:-1], anomalous])
     return _bytes(file.getvalue())
 
 

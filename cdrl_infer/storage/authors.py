@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from cdrl_infer.networks.skeleton import skeleton
 from cdrl_infer.networks.unet import UNet
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.card import render
+from cdrl_infer.untrusted import load_pickle
 
 Weights = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -173,10 +173,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint file, found nothing at {path}")
     try:
-        # Packed entries can unpack to any size, and older formats can claim sizes that they do not have.
-        with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type for entry in archive.infolist())
-        content = None if packed else torch.load(path, "cpu", weights_only=True, mmap=True)
+        content = load_pickle(path, mmap=True)
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL:? ([\w.]{1,100})", str(error)):
             raise CheckpointError(
@@ -186,13 +183,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{expected}, could not read {path}: download it again") from error
     except Exception as error:  # a foreign or truncated file can raise any error
         raise CheckpointError(
-            f"{expected}, could not read {path} ({type(error).__name__}): download it again"
+            f"{expected}, could not read {path} ({_shorten(error) or type(error).__name__}): "
+            "download it again"
         ) from error
     parts = content if isinstance(content, dict) else {}
     missing = [key for key in USED if not isinstance(parts.get(key), dict)]
     if missing:
         names = [ascii(key) for key in parts if isinstance(key, str)]
-        found = listing(names) or ("packed data" if packed else type(content).__name__)
+        found = listing(names) or type(content).__name__
         raise CheckpointError(
             f"{expected} with {listing(USED)}; {path} lacks {listing(missing)} and holds "
             f"{_shorten(found)}"
@@ -220,8 +218,6 @@ def _averaged(content: dict[str, Any], model: str, path: Path) -> Weights:
     left = path.stat().st_size
     for name, average in zip(names, averages, strict=True):
         try:
-            if average.layout != torch.strided or average.is_meta:
-                raise ValueError("a tensor that does not store its numbers")
             left -= average.numel() * average.element_size()
             if average.shape != live[name].shape:
                 raise ValueError(f"shapes {tuple(average.shape)} and {tuple(live[name].shape)}")

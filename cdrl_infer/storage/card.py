@@ -55,7 +55,7 @@ def render(
     rows = {
         "images": f"{height} × {width}, {channels} channel{'s' if channels > 1 else ''}",
         "labels": "; ".join(f"{a.name}: {listing(a.values)}" for a in model.labels) or "none",
-        **{role: _network(getattr(model, role)) for role in NETWORKS},
+        **{role: _network(model.networks.get(role)) for role in NETWORKS},
         **facts,
     }
     cells = {name: value.replace("|", "\\|") for name, value in rows.items()}

@@ -29,15 +29,16 @@ import torch
 
 from cdrl_infer.config import check_keys, from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError, did_you_mean, listing
-from cdrl_infer.files import replaced_folder
+from cdrl_infer.files import added_files, finish_moving
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.reference import STATISTICS, read_statistics
 from cdrl_infer.storage.weights import (
+    VARIANTS,
+    check_other_variants,
     load_network,
-    other_variants,
     stored_type,
     to_weights,
     weights_file,
@@ -49,7 +50,7 @@ FORMAT_VERSION = 3
 UPGRADE = "python -m cdrl_infer.storage.upgrade"
 CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
 OPTIONAL = (CARD, PICTURE, STATISTICS)
-FILES = (CONFIG, INDEX, *OPTIONAL, "ebm", "initializer")
+LEFT_BY_SYSTEMS = ("lost+found", "desktop.ini", "Thumbs.db")  # in folders that users call empty
 BUNDLED = Path(__file__).parents[1] / "models"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -109,6 +110,7 @@ def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) ->
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a model folder, found none")
     weights_file(variant)  # raises for an unknown one
+    _finish_save(folder)
     config = read_json(folder, CONFIG)
     where = str(folder / CONFIG)
     _check_format(config, where)
@@ -157,8 +159,11 @@ def save_model(
 ) -> None:
     """Write a model folder, whole or not at all; it replaces a model that is there already.
 
-    Other variants of this model's weights in the folder stay. Statistics that belong to other weights
-    are left out, with a warning: so the model itself is saved in any case.
+    The folder itself, other variants of this model's weights and all files that are not a model's stay.
+    If the process is killed, the folder holds the old model, or the new one once it is opened again.
+
+    Statistics that belong to other weights are left out, with a warning: so the model itself is saved
+    in any case.
 
     Args:
         model: what to write; its networks may be on any device.
@@ -174,7 +179,7 @@ def save_model(
         ConfigError: ``training`` is not JSON, a network's class is not registered, the dtype is not the
             variant's, or `load_model` would refuse a text or the picture.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder)
     weights = weights_file(variant)
     dtype = stored_type(dtype, variant)
     check_replaceable(folder)
@@ -194,7 +199,7 @@ def save_model(
         index[role] = ["cdrl", NETWORKS[role].checked_name(type(network))]
         files[f"{role}/{CONFIG}"] = _to_json(network.config)
         files[f"{role}/{weights}"] = to_weights(role, network, dtype)
-        files |= other_variants(folder, role, network, variant)
+        check_other_variants(folder, role, network, variant)
     files[INDEX] = _to_json(index)
     if model.model_card is not None:
         files[CARD] = model.model_card.encode()
@@ -208,8 +213,8 @@ def save_model(
             _log.warning("%s is not written to %s: %s; calibrate again", STATISTICS, folder, error)
     _check_readable(files)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_folder(folder) as new:
+        folder.resolve().parent.mkdir(parents=True, exist_ok=True)
+        with added_files(folder, _outdated(folder, files)) as new:
             for path, content in files.items():
                 (new / path).parent.mkdir(exist_ok=True)
                 (new / path).write_bytes(content)
@@ -218,23 +223,72 @@ def save_model(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` unless ``folder`` is absent, empty or holds a model and nothing else."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected a folder to save to, found a file")
-    entries = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in entries if name not in FILES]
-    if entries and (foreign or CONFIG not in entries):
+    """Check that a model can be saved to a folder: it is absent, empty or holds a model.
+
+    Raises:
+        CheckpointError: it holds something else, or is not writable.
+    """
+    try:
+        present = folder.resolve()
+        while not present.exists():
+            present = present.parent
+        if present.is_dir() and folder.exists():
+            _finish_save(folder)
+            _check_content(folder)
+        writable = os.access(present, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that form a circle
+        raise CheckpointError(f"{folder}: cannot save a model there ({error})") from None
+    if not present.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder to save to, found a file: {present}")
+    if not writable:
+        raise CheckpointError(f"cannot save a model to {folder}: {present} is not writable")
+
+
+def _check_content(folder: Path) -> None:
+    """Raise `CheckpointError` for a folder in which a model would mix with something else."""
+    entries = sorted(os.listdir(folder))
+    foreign = [name for name in entries if name[0] != "." and name not in LEFT_BY_SYSTEMS]
+    if foreign and CONFIG not in entries:
         raise CheckpointError(
             f"{folder}: not a CDRL model folder, so not replaced (it holds "
-            f"{listing(foreign or entries, 3)}); name a new or empty folder"
+            f"{listing(foreign, 3)}); name a new or empty folder"
         )
-    if entries and read_json(folder, CONFIG).get("library") != "cdrl":
+    if foreign and read_json(folder, CONFIG).get("library") != "cdrl":
         raise CheckpointError(
             f"{folder}: config.json is not a CDRL model's, so the folder is not replaced; "
             "name a new or empty folder"
         )
+    for name in {*NETWORKS, *(name for variant in VARIANTS for name in model_files(variant))}:
+        path, as_folder = folder / name, name in NETWORKS
+        wrong = path.is_dir() != as_folder or (
+            as_folder and (path.is_symlink() or not os.access(path, os.W_OK | os.X_OK))
+        )
+        if os.path.lexists(path) and wrong:
+            kind = "writable folder" if as_folder else "file"
+            raise CheckpointError(
+                f"{path}: expected a {kind}, found something else; move it away, or save to a new "
+                "folder"
+            )
+
+
+def _outdated(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """The names of a model's files in a folder that do not belong to the model of ``files``."""
+    names = [*OPTIONAL]
+    for role in NETWORKS:
+        if f"{role}/{CONFIG}" not in files:
+            names += [f"{role}/{CONFIG}", *(f"{role}/{weights_file(v)}" for v in VARIANTS)]
+    return [name for name in names if name not in files and (folder / name).exists()]
+
+
+def _finish_save(folder: Path) -> None:
+    """Finish a save that was killed while its files moved to their places."""
+    try:
+        finish_moving(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: an interrupted save left files that cannot be moved to their places "
+            f"({error.strerror}); open the folder as a user who may write to it"
+        ) from error
 
 
 def labels_from(config: object, where: str) -> tuple[Attribute, ...]:

@@ -1,23 +1,26 @@
 """``python -m cdrl_infer.storage.upgrade FOLDER``: a model folder of format version 2 becomes version 3.
 
 Classes get their new names, backbones are nested in the configs, and tensors are renamed. The tensors'
-numbers do not change. An initializer without weights becomes none. All other files stay as they are.
+numbers do not change, and a digest is added. An initializer without weights becomes none. All other files
+stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from cdrl_infer.errors import CDRLError, CheckpointError
-from cdrl_infer.files import replaced_folder
+from cdrl_infer.files import added_files
+from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.storage.folder import CONFIG, FORMAT_VERSION, INDEX, check_replaceable
+from cdrl_infer.storage.weights import to_bytes
 from cdrl_infer.untrusted import check_header, read_json
 from cdrl_infer.version import __version__
 
@@ -50,22 +53,24 @@ def upgrade(folder: Path) -> None:
         )
     config |= {"format_version": FORMAT_VERSION, "library_version": __version__}
     options = config.get("training", {}).get("config", {})
-    with replaced_folder(folder) as new:
-        shutil.copytree(folder, new, dirs_exist_ok=True)
-        for role in ("ebm", "initializer"):
+    removed: list[str] = []
+    with added_files(folder, removed) as new:
+        for role in NETWORKS:
             name = index[role][1]
             if role in options:
                 options[role] = _nested(options[role])
             network = _nested({"class": name, **read_json(folder, f"{role}/{CONFIG}")})
+            weights = sorted((folder / role).glob("*.safetensors"))
             if network is None:
                 index[role] = None
-                shutil.rmtree(new / role)
+                removed += [f"{role}/{file}" for file in (CONFIG, *(path.name for path in weights))]
                 continue
             index[role] = ["cdrl", network.pop("class")]
+            (new / role).mkdir()
             _write(new / role / CONFIG, network)
-            if name in HEADS:
-                for weights in (new / role).glob("*.safetensors"):
-                    _rename_tensors(weights, HEADS[name][2])
+            for path in weights:
+                tensors = _tensors(path, HEADS[name][2] if name in HEADS else None)
+                (new / role / path.name).write_bytes(to_bytes(role, tensors))
         _write(new / CONFIG, config)
         _write(new / INDEX, index)
 
@@ -82,10 +87,13 @@ def _nested(options: dict[str, Any]) -> dict[str, Any] | None:
     return {"class": head, "backbone": {**inner, "class": backbone}, **own}
 
 
-def _rename_tensors(file: Path, start: str) -> None:
+def _tensors(file: Path, start: str | None) -> dict[str, Tensor]:
+    """The tensors of a file; in their names "backbone." replaces ``start``."""
     check_header(file)
-    tensors = {f"backbone.{k.removeprefix(start)}": v for k, v in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
+    tensors = load_file(file)
+    if start is None:
+        return tensors
+    return {f"backbone.{name.removeprefix(start)}": tensor for name, tensor in tensors.items()}
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

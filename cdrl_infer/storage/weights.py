@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, did_you_mean, listing
-from cdrl_infer.model import Attribute, ImageShape, check_sizes
+from cdrl_infer.model import Attribute, ImageShape, check_sizes, state_of
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.skeleton import skeleton
+from cdrl_infer.scoring.weights import digest
 from cdrl_infer.untrusted import StoredTensors, read_json
 
 VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DIGEST = "sha256"  # in the metadata of a file of weights; files of other writers may lack it
 STORED_TYPES = ("F16", "BF16", "F32")
 NOT_THESE = "are these the weights of the network in config.json?"
 
@@ -64,9 +66,14 @@ def load_network(
     with StoredTensors(folder, weights, "the network's weights") as stored:
         network = skeleton(lambda: from_config(cls, config, where), num_stored=len(stored.names))
         check_sizes(role, network, image, labels)
-        tensors = _read(stored, network)
+        tensors, expected = _read(stored, network), stored.metadata().get(DIGEST)
     # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    if expected not in (None, digest({role: tensors})):
+        raise CheckpointError(
+            f"{folder / weights}: the weights do not match the file's {DIGEST}, so the file is "
+            "damaged; copy or download it again"
+        )
     _check_finite(tensors, str(folder / weights))
     network.load_state_dict(tensors, strict=True, assign=True)
     unstored = [name for name, buffer in network.named_buffers() if buffer.is_meta]
@@ -82,22 +89,30 @@ def to_weights(role: str, network: nn.Module, dtype: torch.dtype) -> bytes:
     """The content of a file of weights; `CheckpointError` if they are not finite."""
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous().clone()
-        for name, tensor in network.state_dict().items()
+        for name, tensor in state_of(network).items()
     }
     _check_finite(tensors, f"the {role} to save, as {dtype}")
-    return to_safetensors(tensors, metadata={"format": "pt"})
+    return to_bytes(role, tensors)
 
 
-def other_variants(
-    folder: Path, role: str, network: nn.Module, variant: str | None
-) -> dict[str, bytes]:
-    """The other files of weights in a folder that is to be replaced, by name: they stay.
+def to_bytes(role: str, tensors: dict[str, Tensor]) -> bytes:
+    """The content of a file of weights; the same bytes for the same weights."""
+    kind, sha = ("format", "pt"), (DIGEST, digest({role: tensors}))
+    # safetensors writes the metadata in a random order.
+    in_order, reversed_ = (
+        ",".join(f'"{key}":"{value}"' for key, value in pairs).encode()
+        for pairs in ((kind, sha), (sha, kind))
+    )
+    return to_safetensors(tensors, metadata=dict([kind, sha])).replace(reversed_, in_order, 1)
+
+
+def check_other_variants(folder: Path, role: str, network: nn.Module, variant: str | None) -> None:
+    """Check the other files of weights in a folder that is saved to: they stay.
 
     Raises:
         CheckpointError: one of them holds the weights of another model.
     """
-    kept = {}
-    state = network.state_dict()
+    state = state_of(network)
     for path in sorted((folder / role).glob("*.safetensors")):
         name = f"{role}/{path.name}"
         if path.name == weights_file(variant):
@@ -116,12 +131,10 @@ def other_variants(
                 f"{folder}: {name} has the weights of another model, which would be lost; name a new "
                 "folder, or delete that file"
             )
-        kept[name] = path.read_bytes()
-    return kept
 
 
 def _read(stored: StoredTensors, network: nn.Module) -> dict[str, Tensor]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_of(network).items()}
     return stored.read(shapes, STORED_TYPES, NOT_THESE)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from cdrl_infer.errors import CDRLError, CheckpointError
 from cdrl_infer.files import replaced_file
-from cdrl_infer.untrusted import read_json
+from cdrl_infer.untrusted import load_pickle, read_json
 
 PATTERN = "step-*.pt"
 MANIFEST = "manifest.json"
@@ -157,7 +157,7 @@ def load(path: Path) -> dict[str, Any]:
     if entry not in (None, found):
         raise Damaged(f"{path} is damaged: its content does not match the checksum in {MANIFEST}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(path)
     except Exception as error:  # a foreign pickle can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         # With the right checksum the file is not at fault. A lack of memory has many names in torch.
