@@ -59,6 +59,16 @@ if TYPE_CHECKING:
 )
 @click.option("--grey", is_flag=True, help="Make grey images of coloured ones.")
 @click.option(
+    "--image-size",
+    metavar="N|HEIGHTxWIDTH",
+    help="Scale images to this size. [their own; for large or different pictures 32, or the model's]",
+)
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "pad"]),
+    help="Crop pictures of other proportions, or pad them with black. [crop]",
+)
+@click.option(
     "--init-from",
     metavar="NAME|FOLDER|USER/MODEL",
     help="Start with the networks of a trained model. What does not fit the data or the options is new.",
@@ -107,6 +117,8 @@ def main(
     dry_run: bool,
     source: str | None,
     grey: bool,
+    image_size: str | None,
+    resize: str | None,
     init_from: str | None,
     out: Path | None,
     device: str | None,
@@ -132,7 +144,7 @@ def main(
 
     if private is not None and repo_id is None:
         raise InputError("--private and --public need --push-to-hub; add it or leave them out")
-    assigned = [*assignments, *(["data.grey=true"] if grey else [])]
+    assigned = [*_for_images(grey, image_size, resize), *assignments]
     config, source, init_from, out = _run(preset, file, assigned, source, init_from, out, resuming)
     check_networks(config)
     if print_config:
@@ -141,7 +153,7 @@ def main(
     if not source:
         raise InputError("no data: add --data, or --set data.source=… in the options")
     if dry_run:
-        _dry_run(config, source, device)
+        _dry_run(config, source, init_from, device)
         return
     from cdrl_train.run import train
 
@@ -209,6 +221,18 @@ def _run(
     return config, data, first, out
 
 
+def _for_images(grey: bool, image_size: str | None, resize: str | None) -> list[str]:
+    """The assignments that --grey, --image-size and --resize stand for."""
+    found = ["data.grey=true"] if grey else []
+    found += [] if resize is None else [f"data.resize={resize}"]
+    if image_size is not None:
+        sides = image_size.lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and len(side) < 6 for side in sides):
+            raise InputError(f"--image-size must be N or HEIGHTxWIDTH, got {image_size!r:.60}")
+        found.append(f"data.image_size=[{int(sides[0])},{int(sides[-1])}]")
+    return found
+
+
 def _asked(
     preset: str | None, file: Path | None, source: str | None, init_from: str | None
 ) -> TrainConfig:
@@ -240,18 +264,25 @@ def _record(out: Path) -> DataRecord | None:
         return None
 
 
-def _dry_run(config: TrainConfig, source: str, device: str | None) -> None:
+def _dry_run(config: TrainConfig, source: str, init_from: str | None, device: str | None) -> None:
     """Print what a run would cost. Data are read only if their shape is not known otherwise."""
     from cdrl_infer.device import usable_device
-    from cdrl_train.data.sources import expected
+    from cdrl_infer.model import ImageShape
+    from cdrl_train.data.sources import stand_in
     from cdrl_train.dry_run import dry_run
     from cdrl_train.engine.distributed import make_accelerator, precision_of
+    from cdrl_train.init_from import open_model
+    from cdrl_train.settle import settled, sized
+    from cdrl_train.tracking import tell
 
     place = None if device is None else usable_device(device)
     accelerator = make_accelerator(config.precision, place)
     config = replace(config, precision=precision_of(accelerator))
-    image, num_classes = expected(source, config.data)
-    for line in dry_run(config, image, num_classes, accelerator.device):
+    config = sized(config, source, open_model(init_from) if init_from else None, tell)
+    data = stand_in(source, config.data)
+    config = settled(config, data, tell)
+    image = ImageShape(*data.images.shape[1:])
+    for line in dry_run(config, image, data.num_classes, accelerator.device):
         click.echo(line)
 
 

@@ -21,7 +21,6 @@ from cdrl_train.objectives import OBJECTIVES, Objective
 Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
 AUTO = "auto"  # an option that the device or the data decide
-
 TOP_LEVEL = ("ebm", "initializer", "phases", "schedule", "sampler", "data")  # groups of options
 
 
@@ -44,6 +43,9 @@ class DataConfig:
             ones are mapped from the disk.
         grey: make grey images of coloured ones; grey ones that are stored in colour become grey anyway.
         dequantise: add uniform noise of one grey level before scaling.
+        image_size: height and width that images are scaled to; null: their own, or for a folder of large
+            or different pictures a size that the run chooses and tells.
+        resize: "crop" the sides of pictures that have other proportions, or "pad" them with black.
         flip: mirror each image left-right with probability ½; null: if the mean image is symmetric.
         label_dropout: probability that a label is hidden, for each attribute independently. The model
             then also learns to draw without labels, and with some of them.
@@ -54,12 +56,16 @@ class DataConfig:
     in_memory_mib: int = 2048
     grey: bool = False
     dequantise: bool = True
+    image_size: tuple[int, int] | None = None
+    resize: Literal["crop", "pad"] = "crop"
     flip: bool | None = False
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         _within("in_memory_mib", self.in_memory_mib, 0)
         _within("label_dropout", self.label_dropout, 0, 1)
+        for size in self.image_size or ():
+            _within("image_size", size, 1, 4096)
 
 
 @dataclass(frozen=True)
@@ -294,9 +300,9 @@ class TrainConfig:
 
         The name of the data does not count: whether data are the same is seen by their content.
         """
-        changes: dict[str, Any] = {"data": dataclasses.replace(self.data, source=held.data.source)}
-        if self.data.flip is None:
-            changes["data"] = dataclasses.replace(changes["data"], flip=held.data.flip)
+        names = [n for n in ("flip", "image_size") if getattr(self.data, n) is None]
+        found = {name: getattr(held.data, name) for name in ("source", *names)}
+        changes: dict[str, Any] = {"data": dataclasses.replace(self.data, **found)}
         if self.precision == "auto":
             changes["precision"] = held.precision
         if self.ebm.get("data_variance") == AUTO and "data_variance" in held.ebm:

@@ -82,7 +82,7 @@ def dry_run(
             f"of {timing.batch_size}: {_three(phase.batch_size / timing.seconds)} images/s, "
             f"{_amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}"
         )
-    yield f"whole run    {_amount(cost.flops(config), 'FLOP')}, {_duration(finish)} on this {device.type}"
+    yield f"whole run    {_amount(cost.flops(config), 'FLOP')}, {duration(finish)} on this {device.type}"
 
 
 def time_phase(
@@ -103,26 +103,26 @@ def time_phase(
         seconds: about how long that may take.
     """
     phase = config.phases[index]
-    batch_size, per_step = 1, _time_steps(config, index, 1, image, num_classes, device, 1).seconds
+    batch_size, per_step = 1, time_steps(config, index, 1, image, num_classes, device).seconds
     while batch_size < phase.batch_size:
         affordable = int(batch_size * seconds / ((STEPS + 1) * per_step))
         if affordable < 2 * batch_size:
             break
         # In small strides: a large batch takes less time an image than a small one, or no memory is left.
         batch_size = min(phase.batch_size, affordable, 8 * batch_size)
-        per_step = _time_steps(config, index, batch_size, image, num_classes, device, 1).seconds
-    found = _time_steps(config, index, batch_size, image, num_classes, device, STEPS)
+        per_step = time_steps(config, index, batch_size, image, num_classes, device).seconds
+    found = time_steps(config, index, batch_size, image, num_classes, device, STEPS)
     return replace(found, seconds=found.seconds * phase.batch_size / batch_size)
 
 
-def _time_steps(
+def time_steps(
     config: TrainConfig,
     index: int,
     batch_size: int,
     image: ImageShape,
     num_classes: tuple[int, ...],
     device: torch.device,
-    steps: int,
+    steps: int = 1,
 ) -> Timing:
     """Time some steps of some images, after one that is not timed."""
     phases = [replace(phase, steps=0) for phase in config.phases]
@@ -169,7 +169,8 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
     for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"

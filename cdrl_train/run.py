@@ -11,13 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from cdrl_infer.device import usable_device
 from cdrl_infer.errors import InputError, NetworkError, NumericalError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage.folder import check_replaceable, save_model
 from cdrl_train.config import TrainConfig
-from cdrl_train.data.sources import data_name, load_images
+from cdrl_train.data.sources import data_name, load_for
 from cdrl_train.data.stream import BatchStream
+from cdrl_train.dry_run import duration, time_steps
 from cdrl_train.engine.checkpoints import newest, writing_to
 from cdrl_train.engine.distributed import by_main, main_first, make_accelerator
 from cdrl_train.engine.interrupt import Stopped, stop_request
@@ -39,7 +42,7 @@ from cdrl_train.export import (
 from cdrl_train.init_from import absolute_model, open_model, start_from
 from cdrl_train.preview import save_samples
 from cdrl_train.report import write_report
-from cdrl_train.settle import absolute, settled
+from cdrl_train.settle import absolute, settled, sized
 from cdrl_train.tracking import Progress, Trackers, tell
 from cdrl_train.upload import Uploads
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Resume = Literal["yes", "auto"]
+LARGE = 64 * 64  # pixels of an image whose steps are timed first, on a CPU
 
 
 def train(
@@ -187,18 +191,35 @@ def _trainer(
     with main_first(accelerator):
         fresh = newest(out / "checkpoints") is None
         model = open_model(init_from) if init_from and fresh else None
-        data = load_images(
-            source,
-            attributes=config.data.attributes,
-            in_memory=config.data.in_memory_mib * 2**20,
-            grey=config.data.grey,
-        )
+        config = sized(config, source, model, say)
+        data = load_for(source, config.data)
     config = settled(config, data, say)
     stream = BatchStream(data, config.data, config.seed, accelerator.device)
     start: Start | None = None
     if model is not None:
         start = partial(start_from, model, labels=data.attributes, tell=say)
-    return Trainer(config, stream, out, tell, accelerator, start)
+    trainer = Trainer(config, stream, out, tell, accelerator, start)
+    if fresh and trainer.is_main:
+        _warn_of_slow_steps(trainer)
+    return trainer
+
+
+def _warn_of_slow_steps(trainer: Trainer) -> None:
+    """Time a step on one large image, before the first step takes minutes without a word."""
+    image, config = trainer.image, trainer.config
+    if trainer.device.type != "cpu" or image.height * image.width <= LARGE:
+        return
+    timed = next(k for k, phase in enumerate(config.phases) if phase.steps)
+    with torch.random.fork_rng(devices=[]):
+        timing = time_steps(
+            config, timed, 1, image, trainer.stream.data.num_classes, trainer.device
+        )
+    phase = config.phases[timed]
+    tell(
+        f"a step of {phase.batch_size} images of {image.height} x {image.width} takes about "
+        f"{duration(timing.seconds * phase.batch_size)} here, {phase.steps:,} steps "
+        f"{duration(timing.seconds * phase.batch_size * phase.steps)}; --image-size makes images smaller"
+    )
 
 
 @contextmanager

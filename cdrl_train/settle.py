@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from cdrl_infer.model import CDRLModel
 from cdrl_train.config import AUTO, TrainConfig
+from cdrl_train.data.fit import USUAL, guessed_size
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import data_name, split_source
 from cdrl_train.presets import is_preset, preset
@@ -30,6 +32,30 @@ def for_data(config: TrainConfig, source: str) -> TrainConfig:
         name = re.sub(r"[^\w.-]+", "-", shown.removesuffix(".npz")).strip("-.") or "my-images"
         config = replace(config, name=name)
     return replace(config, data=replace(config.data, source=shown))
+
+
+def sized(
+    config: TrainConfig, source: str, model: CDRLModel | None, tell: Callable[[str], object]
+) -> TrainConfig:
+    """The options with a size for the pictures of a folder that are large or of several sizes.
+
+    Args:
+        config: the options.
+        source: the data.
+        model: the model that the run starts with, whose size such pictures get; None: `USUAL`.
+        tell: called with what was decided.
+    """
+    if config.data.image_size is not None:
+        return config
+    usual = (model.image.height, model.image.width) if model else USUAL
+    size, found = guessed_size(source, usual)
+    if size is not None:
+        done = {"crop": "cropped", "pad": "padded"}[config.data.resize]
+        height, width = size
+        tell(
+            f"{found} are {done} and scaled to {height} x {width}; --image-size and --resize change that"
+        )
+    return replace(config, data=replace(config.data, image_size=size))
 
 
 def settled(config: TrainConfig, data: ImageSet, tell: Callable[[str], object]) -> TrainConfig:

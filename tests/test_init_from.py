@@ -6,18 +6,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from runs import SMALL, fit, images, initializer, tiny, trainer
+from click.testing import CliRunner
+from PIL import Image
+from runs import SMALL, fit, images, initializer, tiny, trainer, write_data
 from torch import Tensor
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import Attribute, CDRLModel
+from cdrl_train.cli import main
 from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import load_for, stand_in
 from cdrl_train.engine.state import build_networks
 from cdrl_train.export import to_model
 from cdrl_train.init_from import start_from, with_networks_of
-from cdrl_train.settle import for_data, settled
+from cdrl_train.settle import for_data, settled, sized
 
 GARMENTS = Attribute("class", ("a", "b", "c"))
 COLOURS = Attribute("colour", ("red", "blue"))
@@ -154,3 +159,58 @@ def test_a_run_has_the_name_of_its_data(
         dataclasses.replace(tiny(f"data.source={preset_source}"), name="mnist"), source
     )
     assert (config.name, config.data.source) == (name, shown)
+
+
+def photographs(folder: Path, *sizes: tuple[int, int]) -> str:
+    """Colour pictures of these widths and heights: red on the left, blue on the right."""
+    folder.mkdir()
+    for k, (width, height) in enumerate(sizes):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 200
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("how", "corner"), [("crop", [200, 0, 0]), ("pad", [0, 0, 0])])
+def test_photographs_of_mixed_sizes_get_one_size_and_that_is_told(
+    tmp_path: Path, how: str, corner: list[int]
+) -> None:
+    source = photographs(tmp_path / "photos", (80, 40), (120, 90), (33, 70))
+    told: list[str] = []
+    config = sized(tiny(f"data.resize={how}"), source, None, told.append)
+    assert config.data.image_size == (32, 32)
+    done = {"crop": "cropped", "pad": "padded"}[how]
+    assert (
+        f"pictures of 3 sizes from 70 x 33 to 90 x 120 are {done} and scaled to 32 x 32" in told[0]
+    )
+    data = load_for(source, config.data)
+    assert tuple(data.images.shape) == (3, 3, 32, 32)
+    assert data.images[0, :, 0, 0].tolist() == corner
+    assert data.images[0, :, 16, 2].tolist() == [200, 0, 0]
+    assert data.images[0, :, 16, -3].tolist() == [0, 0, 200]
+    assert sized(config, source, None, pytest.fail) == config  # a resumed run
+
+
+def test_a_size_that_fits_is_left_alone_and_arrays_are_scaled_on_request(tmp_path: Path) -> None:
+    source = photographs(tmp_path / "icons", (16, 24), (16, 24))
+    assert sized(tiny(), source, None, pytest.fail).data.image_size is None
+    data = load_for(write_data(tmp_path), tiny("data.image_size=[4,6]").data)
+    assert tuple(data.images.shape) == (16, 1, 4, 6)
+    empty = stand_in("torchvision:MNIST", tiny("data.image_size=[16,16]").data)
+    assert tuple(empty.images.shape) == (0, 1, 16, 16)
+
+
+def test_a_folder_of_photographs_becomes_a_model_of_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "my photos", *[(70 + k, 90) for k in range(6)])
+    small = ["--set", "warm_start.steps=1", "--set", "cooperative.steps=1", "--set", "log_every=1"]
+    small += ["--set", "warm_start.batch_size=2", "--set", "cooperative.batch_size=2"]
+    result = CliRunner().invoke(main, ["--data", "my photos", "--image-size", "96x72", *small])
+    assert result.exit_code == 0, result.output
+    assert "a step of 2 images of 96 x 72 takes about" in result.output
+    card = (tmp_path / "runs/my-photos/model/README.md").read_text()
+    assert "# my-photos" in card and "96 × 72, 3 channels" in card and "fashion" not in card.lower()
+    wrong = CliRunner().invoke(main, ["--data", "my photos", "--image-size", "big"])
+    assert (wrong.exit_code, wrong.output.count("\n")) == (2, 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import SUFFIXES, Folder, find_images, open_image, read_header
 from cdrl_infer.images.folders import summary
+from cdrl_train.data.fit import Fit
 from cdrl_train.data.image_set import ImageSet, announce, class_attribute, collect
 
 SPLITS = {
@@ -21,7 +22,12 @@ SPLITS = {
 
 
 def read_folder(
-    root: Path, split: str, in_memory: int, channels: int | None = None, grey: bool = False
+    root: Path,
+    split: str,
+    in_memory: int,
+    channels: int | None = None,
+    grey: bool = False,
+    fit: Fit | None = None,
 ) -> ImageSet:
     """The images below a folder; a line on stderr says how many there are of each class.
 
@@ -35,6 +41,7 @@ def read_folder(
         in_memory: see `collect`.
         channels: 1 or 3; None: 1 if all images are grey, else 3.
         grey: make grey images of coloured ones.
+        fit: how pictures get one size; None: they have to have one.
 
     Raises:
         InputError: no images, or images that are damaged, transparent or of several sizes, or coloured
@@ -46,20 +53,21 @@ def read_folder(
         raise InputError(f"{found.told()}; looked for {', '.join(SUFFIXES)}")
     if channels is None:
         channels = 1 if grey or all(map(_is_grey, files)) else 3
-    first = _pixels(files[0], channels, grey)
+    first = _pixels(files[0], channels, grey, fit)
 
     def parts() -> Iterator[NDArray[np.uint8]]:
         for file in files:
-            pixels = _pixels(file, channels, grey)
+            pixels = _pixels(file, channels, grey, fit)
             if pixels.shape != first.shape:
                 raise InputError(
                     f"all images must have one size: {files[0]} is {first.shape} (C, H, W), "
-                    f"{file} is {pixels.shape}"
+                    f"{file} is {pixels.shape}; --image-size scales them when training"
                 )
             yield pixels[None]
 
     shape = (len(files), channels, *first.shape[1:])
-    images = collect(shape, parts(), sources=files, split="upright", in_memory=in_memory)
+    kind = f"upright-{fit.how}" if fit else "upright"
+    images = collect(shape, parts(), sources=files, split=kind, in_memory=in_memory)
     classes = sorted({name for name in names.values() if name is not None})
     chosen = [names[file] for file in files]
     announce(summary(root, len(files), {n: chosen.count(n) for n in classes}, found.ignored))
@@ -100,7 +108,8 @@ def _is_grey(file: Path) -> bool:
     return header.mode in ("1", "L", "LA") or open_image(file).mode == "L"
 
 
-def _pixels(file: Path, channels: int, grey: bool) -> NDArray[np.uint8]:
+def _pixels(file: Path, channels: int, grey: bool, fit: Fit | None) -> NDArray[np.uint8]:
     """(C, H, W)."""
-    pixels = np.asarray(open_image(file, channels, grey))
+    picture = open_image(file, channels, grey)
+    pixels = np.asarray(fit.picture(picture) if fit else picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -10,6 +10,7 @@ from cdrl_infer.errors import InputError, did_you_mean
 from cdrl_infer.images import MODES, to_channels
 from cdrl_infer.model import ImageShape
 from cdrl_train.config import DataConfig
+from cdrl_train.data.fit import Fit
 from cdrl_train.data.folder import read_folder
 from cdrl_train.data.image_set import IN_MEMORY, ImageSet
 from cdrl_train.data.npz import read_npz
@@ -24,6 +25,7 @@ def load_images(
     in_memory: int = IN_MEMORY,
     channels: int | None = None,
     grey: bool = False,
+    fit: Fit | None = None,
 ) -> ImageSet:
     """Read a data set.
 
@@ -45,6 +47,7 @@ def load_images(
         in_memory: the most bytes of pixels to hold in memory; larger sets are mapped from a disk.
         channels: 1 or 3, for instance those of a model; grey images fit both. None: those of the data.
         grey: make grey images of coloured ones.
+        fit: how images get one size; None: they keep their own.
 
     Returns:
         (N, C, H, W) uint8 images with (N, A) labels.
@@ -52,7 +55,7 @@ def load_images(
     Raises:
         InputError: there are no such data, or they are damaged, or lack an attribute.
     """
-    data = _read(source, split, in_memory, channels, grey)
+    data = _read(source, split, in_memory, channels, grey, fit)
     try:
         data = replace(data, images=to_channels(data.images, channels, grey))
     except InputError as error:
@@ -63,16 +66,33 @@ def load_images(
             f"{source}: expected images of {' or '.join(map(str, MODES))} channels and at least one "
             f"pixel, got {channels} channels of {height} x {width}"
         )
+    if fit is not None:
+        data = replace(data, images=fit.images(data.images))
     return data.with_attributes(attributes)
 
 
-def _read(source: str, split: str, in_memory: int, channels: int | None, grey: bool) -> ImageSet:
+def load_for(source: str, config: DataConfig) -> ImageSet:
+    """The images of a run; see `load_images`."""
+    return load_images(
+        source,
+        attributes=config.attributes,
+        in_memory=config.in_memory_mib * 2**20,
+        grey=config.grey,
+        fit=None if config.image_size is None else Fit(config.image_size, config.resize),
+    )
+
+
+def _read(
+    source: str, split: str, in_memory: int, channels: int | None, grey: bool, fit: Fit | None
+) -> ImageSet:
     name, rest = split_source(source)
     if name:
         return SOURCES[name].read(rest, split, in_memory)
     path = Path(source)
     if source and path.is_dir():
-        return read_folder(path, split, in_memory, channels if channels in MODES else None, grey)
+        return read_folder(
+            path, split, in_memory, channels if channels in MODES else None, grey, fit
+        )
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path, split, in_memory)
     hint = did_you_mean(source, SOURCES)
@@ -99,15 +119,22 @@ def empty(source: str) -> ImageSet | None:
     return SOURCES[name].empty(rest) if name else None
 
 
-def expected(source: str, config: DataConfig) -> tuple[ImageShape, tuple[int, ...]]:
-    """The shape of one image and how many values each attribute has.
-
-    The images are read only if their source does not know its shape without them.
+def stand_in(source: str, config: DataConfig) -> ImageSet:
+    """A set of the shape and attributes of a run's data; it has the images only if they must be read.
 
     Raises:
         InputError: as for `load_images`.
     """
     data = empty(source)
     if data is None:
-        data = load_images(source, in_memory=config.in_memory_mib * 2**20, grey=config.grey)
-    return ImageShape(*data.images.shape[1:]), data.with_attributes(config.attributes).num_classes
+        return load_for(source, config)
+    images = to_channels(data.images, None, config.grey)
+    if config.image_size is not None:
+        images = Fit(config.image_size).images(images)
+    return replace(data, images=images).with_attributes(config.attributes)
+
+
+def expected(source: str, config: DataConfig) -> tuple[ImageShape, tuple[int, ...]]:
+    """The shape of one image and how many values each attribute has; see `stand_in`."""
+    data = stand_in(source, config)
+    return ImageShape(*data.images.shape[1:]), data.num_classes
