@@ -106,11 +106,20 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, orientation: int
     tag = Image.Exif()
     tag[0x0112] = orientation
     held = GREY if orientation == 1 else GREY.transpose(Image.Transpose(back[orientation]))
-    path = stored(held, tmp_path, exif=tag)
-    assert read_header(path).size == GREY.size
-    for given in (path, Image.open(path)):
+    for name in ("a.tif", "a.png"):
+        packed = {"compression": "tiff_lzw"} if name == "a.tif" else {}
+        path = stored(held, tmp_path, name, exif=tag, **packed)
+        assert read_header(path).size == GREY.size
+    for given in (path, Image.open(path), tmp_path / "a.tif", Image.open(tmp_path / "a.tif")):
         assert np.array_equal((255 * read_images(given, SHAPE))[0, 0].round(), PIXELS[0])
     assert np.array_equal(load_images(str(tmp_path)).images[0, 0], PIXELS[0])
+
+
+def test_a_tiff_that_pillow_scrambles_is_refused(tmp_path: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    with pytest.raises(InputError, match=r"a.tif cannot be read .* save it upright"):
+        open_image(stored(GREY, tmp_path, "a.tif", exif=tag))
 
 
 def test_damaged_exif_does_not_spoil_a_picture(tmp_path: Path) -> None:
@@ -199,6 +208,7 @@ TENSOR = torch.from_numpy(PIXELS)[:, None]
     "given",
     [
         PIXELS,
+        (PIXELS / 255).astype(">f8"),
         PIXELS[:, None],
         PIXELS[..., None],
         np.stack([PIXELS] * 3, -1),
@@ -249,7 +259,7 @@ ENDLESS.append(ENDLESS)
         (TENSOR.to("meta"), "expected a dense tensor"),
         (TENSOR.float().to(torch.complex64), "expected uint8 or floats"),
         (np.zeros((3, 28, 28), np.uint8), r"5 x 7, got shape \(3, 28, 28\); give"),
-        ({"image": GREY}, "got dict"),
+        ({"image": GREY}, "got dict of 'image'; give its image alone"),
         (ENDLESS, "lists within lists"),
     ],
 )

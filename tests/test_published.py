@@ -228,6 +228,26 @@ def test_damaged_batches_are_named(tmp_path: Path) -> None:
         load_images(f"imagenet32:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\xff\xfe", "expected text in UTF-8"),
+        (b"", "expected 0 attributes"),
+        (None, "a regular file"),
+    ],
+)
+def test_damaged_lists_are_named(tmp_path: Path, content: bytes | None, fault: str) -> None:
+    write_celeba(tmp_path)
+    marks = tmp_path / "celeba" / "list_attr_celeba.txt"
+    if content is None:
+        with open(marks, "wb") as file:
+            file.truncate(2**40)
+    else:
+        marks.write_bytes(content)
+    with pytest.raises(InputError, match=f"list_attr_celeba.txt.*{fault}.*download"):
+        load_images(f"torchvision:CelebA:{tmp_path}")
+
+
 @pytest.mark.parametrize("kind", ["npz", "folder", "imagenet32", "celeba"])
 def test_large_sets_are_mapped_and_the_same(tmp_path: Path, kind: str) -> None:
     source, root = str(tmp_path), tmp_path

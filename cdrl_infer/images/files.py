@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.images.rules import plain
@@ -22,6 +22,7 @@ MAX_FILE = (
     2**29
 )  # bytes; the largest picture that Pillow's limit on pixels allows has about as many
 ORIENTATION = 0x0112  # the EXIF tag: how a camera was held
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +43,7 @@ class Header(NamedTuple):
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe may never end
             raise OSError("expected a regular file")
@@ -59,13 +60,24 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF
+            return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF is common, and the pixels are good without it
         return 1
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned or mirrored as its EXIF data say."""
+def upright(image: ImageFile.ImageFile) -> Image.Image:
+    """Decode a picture and turn or mirror it as its EXIF data say, so that it is what a viewer shows.
+
+    Raises:
+        OSError: the picture is a TIFF that Pillow would decode wrongly. A damaged picture can raise any
+            error.
+    """
+    sideways_tiff = image.format == "TIFF" and _orientation(image) in SIDEWAYS
+    if sideways_tiff and any(tile[0] != "libtiff" for tile in image.tile):
+        raise OSError("it is a TIFF without compression and on its side; save it upright")
+    image.load()  # this turns a TIFF
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -78,7 +90,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = _orientation(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS  # Pillow turns a TIFF
         size = (height, width) if turned else (width, height)
         return Header(image.mode, size, image.has_transparency_data)
 
@@ -91,7 +103,6 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
             more pixels than Pillow's limit against decompression bombs.
     """
     with _opened(path) as image:
-        image.load()
         return upright(image)
 
 

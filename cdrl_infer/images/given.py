@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images.files import Header, decode_image, upright
 from cdrl_infer.images.folders import image_files
 from cdrl_infer.images.rules import MODES, plain, to_channels
@@ -188,8 +188,13 @@ def _read(image: Any, shape: Shape, resize: bool, grey: bool) -> Tensor:
         image = _pixels(image, shape, resize, grey)
     if isinstance(image, (np.ndarray, Tensor)):
         return _values(image[None], shape, grey)[0]
+    keys = (
+        f" of {listing(map(repr, image))}; give its image alone"
+        if isinstance(image, Mapping)
+        else ""
+    )
     raise InputError(
-        f"expected a picture, a path, an array or a tensor, got {type(image).__name__}"
+        f"expected a picture, a path, an array or a tensor, got {type(image).__name__}{keys}"
     )
 
 
@@ -212,11 +217,12 @@ def opened(picture: Image.Image) -> Image.Image:
     Raises:
         InputError: the file is damaged.
     """
+    if not isinstance(picture, ImageFile.ImageFile):
+        return picture
     try:
-        picture.load()
+        return upright(picture)
     except Exception as error:  # a damaged picture can raise any error
         raise InputError(f"the picture cannot be decoded: {error}") from None
-    return upright(picture) if isinstance(picture, ImageFile.ImageFile) else picture
 
 
 def as_tensor(array: Array) -> Tensor:
@@ -230,8 +236,8 @@ def as_tensor(array: Array) -> Tensor:
             raise InputError(f"expected a dense tensor, got {array.layout} on {array.device}")
         return array.detach().cpu()
     try:
-        return torch.from_numpy(array.copy())
-    except (TypeError, ValueError):  # objects, texts, foreign byte orders …
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError):  # objects, texts …
         raise InputError(f"expected an array of numbers, got an array of {array.dtype}") from None
 
 

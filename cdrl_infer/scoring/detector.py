@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -156,5 +157,7 @@ def _are_pictures(X: Any) -> bool:
     """Whether X holds images rather than rows; scikit-learn refuses everything else well."""
     first = X[0] if isinstance(X, (list, tuple)) and X else None
     return (
-        isinstance(first, Image.Image) or getattr(first, "ndim", 0) > 1 or getattr(X, "ndim", 0) > 2
+        isinstance(first, (Image.Image, str, os.PathLike))
+        or getattr(first, "ndim", 0) > 1
+        or getattr(X, "ndim", 0) > 2
     )

@@ -14,7 +14,7 @@ from cdrl_infer.errors import InputError
 from cdrl_infer.images import open_image
 from cdrl_infer.model import Attribute, ImageShape
 from cdrl_train.data.image_set import ImageSet, collect
-from cdrl_train.data.published import Published
+from cdrl_train.data.published import Published, read_rows
 
 CROP, SIZE = 140, 64  # of 178 x 218 aligned pictures, the usual cut (Song & Ermon 2019)
 LISTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
@@ -55,19 +55,18 @@ class CelebA(Published):
 def _read_lists(folder: Path, wanted: str) -> tuple[list[str], list[str], torch.Tensor]:
     """The names of the N pictures in a part, the names of the A attributes, and the labels (N, A)."""
     marks, partition = (folder / name for name in LISTS)
-    rows = [row.split() for row in partition.read_text(encoding="utf-8").splitlines() if row]
-    names = [name for name, part in rows if part == wanted]
-    _, header, *table = marks.read_text(encoding="utf-8").splitlines()
-    attributes = header.split()
-    values = {name: row for name, *row in (row.split() for row in table if row)}
-    incomplete = [name for name in names if len(values.get(name, ())) != len(attributes)]
+    names = [row[0] for row in read_rows(partition) if row[1:] == [wanted]]
+    rows = read_rows(marks)
+    attributes = rows[1] if len(rows) > 1 else []
+    values = {name: row for name, *row in rows[2:] if set(row) <= {"1", "-1"}}
+    incomplete = [name for name in names if not 0 < len(attributes) == len(values.get(name, ()))]
     if not names or incomplete:
         fault = f"{incomplete[0]} has others" if names else "there are no pictures"
         raise InputError(
             f"{marks}: expected {len(attributes)} attributes of each picture in {partition.name}, but "
             f"{fault}; download both again"
         )
-    labels = torch.tensor([[int(mark) > 0 for mark in values[name]] for name in names]).long()
+    labels = torch.tensor([[mark == "1" for mark in values[name]] for name in names]).long()
     return names, attributes, labels
 
 

@@ -10,7 +10,7 @@ import torch
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import ImageShape
 from cdrl_train.data.image_set import ImageSet, class_attribute
-from cdrl_train.data.published import Published
+from cdrl_train.data.published import Published, read_bytes
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -34,7 +34,7 @@ class Cifar10(Published):
             return self.labelled(pixels, np.asarray(data.targets), root)
         rows = []
         for file in files:
-            content = file.read_bytes() if file.is_file() else b""
+            content = read_bytes(file)
             if not content or len(content) % RECORD:
                 raise InputError(
                     f"{file}: expected records of {RECORD} bytes, found {len(content)} bytes; "

@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import ImageShape
 from cdrl_train.data.image_set import ImageSet, class_attribute
-from cdrl_train.data.published import Published
+from cdrl_train.data.published import MAX_BYTES, Published
 
 FASHION_MNIST_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-
-
-MAX_BYTES = 2**28  # of a file, unpacked; the largest has 47 MB
 
 
 class Idx(Published):

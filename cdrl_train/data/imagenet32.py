@@ -16,7 +16,7 @@ from cdrl_infer.model import ImageShape
 from cdrl_infer.storage.authors import imagenet_names
 from cdrl_train.data.image_set import ImageSet, class_attribute, collect
 from cdrl_train.data.npz import read_arrays
-from cdrl_train.data.published import Published
+from cdrl_train.data.published import Published, read_rows
 
 
 class ImageNet32(Published):
@@ -71,7 +71,7 @@ def _class_names(root: Path) -> list[str]:
     if not numbering.is_file():
         return [str(k) for k in range(1, 1001)]
     names = imagenet_names()
-    rows = [row.split() for row in numbering.read_text(encoding="utf-8").splitlines() if row]
+    rows = read_rows(numbering)
     try:
         by_number = {int(number): names[wordnet] for wordnet, number, _ in rows}
         return [by_number[k] for k in range(1, 1001)]

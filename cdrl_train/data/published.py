@@ -20,6 +20,8 @@ from cdrl_infer.model import Attribute, ImageShape
 from cdrl_train.data.image_set import ImageSet, no_images
 from cdrl_train.data.registry import Source
 
+MAX_BYTES = 2**28  # of a file, unpacked; the largest has 47 MB
+
 
 @dataclass(frozen=True)
 class Published(Source):
@@ -97,6 +99,33 @@ class Published(Source):
             )
         targets = torch.from_numpy(np.asarray(labels).astype(np.int64))
         return ImageSet(images, targets[:, None], self.attributes)
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a file of a public data set.
+
+    Raises:
+        InputError: it is no regular file of at most `MAX_BYTES`, or cannot be read.
+    """
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            raise OSError(f"expected a regular file of at most {MAX_BYTES:,} bytes")
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error}); download it again") from None
+
+
+def read_rows(file: Path) -> list[list[str]]:
+    """The words of each line in a text file that are not empty.
+
+    Raises:
+        InputError: see `read_bytes`; or it is no text in UTF-8.
+    """
+    try:
+        lines = read_bytes(file).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: expected text in UTF-8; download it again") from None
+    return [words for words in map(str.split, lines) if words]
 
 
 def _one_line(error: Exception) -> str:
