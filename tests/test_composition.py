@@ -186,12 +186,12 @@ def test_a_value_of_two_attributes_is_asked_by_both_names() -> None:
     [
         ("cat & dgo", r"unknown concept 'dgo', .*did you mean 'dog'\? \(at character 7 of"),
         ("cat &", "expected a concept, found the end at character 6 of 'cat &'"),
-        ("cat & ~cat", "cancels out: cat is asked and denied with equal weight in 'cat & ~cat'"),
-        (" & ".join(["(cat | dog)"] * 7), "may have at most 64 alternatives, .*, got 128"),
+        ("cat & ~cat", "cancels out: 'cat & ~cat' asks for and denies cat with equal weight"),
+        (" & ".join(["(cat | dog)"] * 7), "may have at most 64 alternatives .*, got 128"),
         (5, "expected a text or an expression of pipe.concept"),
         (None, "expected a text or an expression of pipe.concept"),
-        (Concept("cat", 0, 2), "the concept 'cat' is of another model"),
-        (Concept("dog", 1, 2) & Concept("cat", 0, 1), "the concept 'dog' is of another model"),
+        (Concept("cat", 0, 2), "the concept 'cat' belongs to another model"),
+        (Concept("dog", 1, 2) & Concept("cat", 0, 1), "the concept 'dog' belongs to another model"),
         (Concept("horse", 0, 1), "unknown concept 'horse'"),
     ],
 )
@@ -211,7 +211,7 @@ def test_guidance_is_the_weight_of_the_whole_expression(animals: CDRLPipeline) -
     assert torch.equal(values(out), values(animals.compose("(cat | dog)^2", **call)))
     assert not torch.equal(values(out), values(animals.compose("cat | dog", **call)))
     for scale in (0, -1):
-        with pytest.raises(InputError, match="guidance_scale of an expression must be positive"):
+        with pytest.raises(InputError, match="guidance_scale must be positive for an expression"):
             animals.compose("cat", guidance_scale=scale)
 
 
@@ -234,8 +234,8 @@ def test_names_of_concepts_are_texts(animals: CDRLPipeline) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"guidance_scale": 2.0}, "guidance_scale 2 needs class_labels to guide to"),
-        ({"guidance_scale": 2.0, "class_labels": [None, None]}, "needs class_labels to guide to"),
+        ({"guidance_scale": 2.0}, "guidance_scale 2 needs class_labels"),
+        ({"guidance_scale": 2.0, "class_labels": [None, None]}, "needs class_labels"),
         (
             {"guidance_scale": math.nan, "class_labels": "cat"},
             "guidance_scale must be a finite number, got nan",

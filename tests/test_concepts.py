@@ -194,15 +194,15 @@ def test_names_within_expressions() -> None:
         ("red)", "expected &, | or the end, found ')'", 4),
         ("red & () & blue", "expected a concept, found ')'", 8),
         ("red (blue)", "expected &, | or the end, found '('", 5),
-        ("red^", "expected a number, the weight, found the end", 5),
-        ("red ^ blue", "expected a number, the weight, found 'b'", 7),
+        ("red^", "expected a weight, which is a number, found the end", 5),
+        ("red ^ blue", "expected a weight, which is a number, found 'b'", 7),
         ("red^2^3", "expected &, | or the end, found '^'", 6),
         ("red^2 blue", "expected &, | or the end, found 'b'", 7),
         ("blue & red^-1", "expected a positive, finite weight (~ is NOT), found '-'", 12),
         ("red^0", "expected a positive, finite weight (~ is NOT), found '0'", 5),
         ("red^1e999", "expected a positive, finite weight (~ is NOT), found '1'", 5),
-        ("red & 'blue", 'quotes come in pairs), found "\'"', 7),
-        ("red * blue", "expected a concept or an operator (quotes come in pairs), found '*'", 5),
+        ("red & 'blue", 'is a quote not closed?), found "\'"', 7),
+        ("red * blue", "expected a concept or an operator (is a quote not closed?), found '*'", 5),
         ("red & bleu", "unknown concept 'bleu'", 7),
         ("(red |  'bleu')", "unknown concept 'bleu'", 9),
         ("red & plain", "could be colour:plain, back ground:plain; write one of these", 7),
@@ -253,7 +253,7 @@ def test_names_unlike_all_others_suggest_none() -> None:
     ],
 )
 def test_what_cancels_is_refused(text: str, gone: str) -> None:
-    with pytest.raises(InputError, match=f"cancels out: {gone} is asked and denied") as caught:
+    with pytest.raises(InputError, match=f"asks for and denies {gone} with") as caught:
         check_says_something(read(text))
     assert "\n" not in str(caught.value)
 

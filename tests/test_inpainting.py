@@ -249,7 +249,7 @@ NAN = np.full((8, 8), np.nan, dtype=np.float32)
         ({"image": [GREY, GREY], "num_images": 3}, "expected 3 images, one per image, got 2"),
         ({"image": [GREY, GREY], "seeds": [1]}, "expected 2 seeds, one per image, got 1"),
         ({"expression": "bag", "class_labels": "Bag"}, "or an expression, got both; leave one out"),
-        ({"expression": "bag", "guidance_scale": 0}, "of an expression must be positive, got 0"),
+        ({"expression": "bag", "guidance_scale": 0}, "must be positive for an expression, got 0"),
         ({"expression": "bagg"}, "unknown concept 'bagg'"),
         ({"class_labels": "Bagg"}, "unknown attribute 0 'Bagg'"),
         ({"guidance_scale": 2}, "guidance_scale 2 needs class_labels"),

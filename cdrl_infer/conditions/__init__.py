@@ -1,1 +1,1 @@
-"""Conditions on the images to draw: labels, guidance, concepts."""
+"""What the images shall show: labels, guidance, expressions of concepts."""

@@ -1,4 +1,4 @@
-"""Conditions on the images to draw: labels, guidance, concepts. They give energies and proposals."""
+"""A condition says what the images shall show, and gives the energy and the proposal for that."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Condition(ABC):
 
     Attributes:
         labels: (N, A) integers, 0 = not given; None if there are none.
-        expression: of concepts; None if there is none.
+        expression: the expression of concepts; None if there is none.
     """
 
     labels: Tensor | None = None
@@ -35,11 +35,11 @@ class Condition(ABC):
 
     @abstractmethod
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """Energy and proposal of some of the images, on the networks' device.
+        """The energy and the proposal for some of the images, on the networks' device.
 
         Args:
-            model: the networks.
-            part: which of the N images.
+            model: has the networks.
+            part: selects these images among the N.
             random: one stream per image of the part.
         """
 
@@ -55,17 +55,17 @@ class Labelled(Condition):
         self.labels = labels
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """Energy and proposal under the labels."""
+        """The energy and the proposal given the labels."""
         chosen = None if self.labels is None else self.labels[part].to(_device(model))
         return NeuralEnergy(model.ebm, chosen), make_proposal(model.initializer, chosen)
 
 
 class Guided(Labelled):
-    """Classifier-free guidance: ``r = g r_c`` in the words of `ComposedEnergy`.
+    """Classifier-free guidance: a `ComposedEnergy` with ``r = g r_c``.
 
     Args:
         labels: (N, A) integers, 0 = not given.
-        scale: g; 1 is plain `Labelled`, 0 unconditional.
+        scale: g; 1 gives the same as `Labelled`, 0 ignores the labels.
     """
 
     def __init__(self, labels: Tensor, scale: float) -> None:
@@ -74,7 +74,7 @@ class Guided(Labelled):
         self.scale = scale
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """Both with the labels' effect multiplied by g."""
+        """The energy and the proposal, with the effect of the labels multiplied by g."""
         chosen = self.asked[part].to(_device(model))
         labels = torch.stack([torch.zeros_like(chosen), chosen])
         weights = torch.full((1, len(chosen)), self.scale, device=chosen.device)
@@ -87,11 +87,11 @@ class Guided(Labelled):
 class Composed(Condition):
     """An expression of concepts, the same for all images.
 
-    The energy is that of the expression. A proposal cannot be a mixture: each image draws one of the
-    alternatives once, by their shares, and keeps its proposal; the energy may still lead to another.
+    A proposal cannot be a mixture. So each image draws one alternative at random, by the shares, and all
+    its proposals follow that alternative. The energy may still lead the image to another alternative.
 
     Raises:
-        InputError: an expression that cancels out, or has too many alternatives.
+        InputError: the expression cancels out or has too many alternatives.
     """
 
     expression: Expression
@@ -101,7 +101,7 @@ class Composed(Condition):
         self.expression = expression
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
-        """Energy of the expression; draws one uniform number per image if it has alternatives."""
+        """The energy and the proposal; draws one uniform number per image if there are alternatives."""
         device = _device(model)
         concepts, branches = self.expression.concepts, self.expression.branches()
         rows = torch.zeros(1 + len(concepts), 1, len(model.labels), dtype=torch.int64)
@@ -133,11 +133,11 @@ def on_labels(
     Args:
         asked: see `cdrl_infer.conditions.labels.read_labels`.
         guidance_scale: g.
-        attributes: those of the model.
+        attributes: the attributes of the model.
         count: N.
 
     Raises:
-        InputError: a label that the model does not know, or guidance without labels.
+        InputError: the model does not know a label, or there is guidance without labels.
     """
     scale = number("guidance_scale", guidance_scale)
     labels = read_labels(asked, attributes, count)
@@ -145,26 +145,26 @@ def on_labels(
         return Labelled(labels)
     if labels is None or not bool(labels.any()):
         raise InputError(
-            f"guidance_scale {scale:g} needs class_labels to guide to; give some, or leave it at 1"
+            f"guidance_scale {scale:g} needs class_labels; give class_labels, or set guidance_scale=1"
         )
     return Guided(labels, scale)
 
 
 def on_concepts(asked: Any, guidance_scale: Any, concept: Callable[[str], Concept]) -> Composed:
-    """The condition that an expression and a guidance scale, its weight, ask for.
+    """The condition that an expression and a guidance scale ask for.
 
     Args:
         asked: a text or an `Expression`.
-        guidance_scale: positive.
-        concept: finds the model's concept of a name, or raises `InputError`.
+        guidance_scale: the weight of the whole expression, positive.
+        concept: finds the model's concept by its name, or raises `InputError`.
 
     Raises:
-        InputError: an expression that cannot be read, is of another model, or cancels out.
+        InputError: the expression cannot be read, belongs to another model, or cancels out.
     """
     scale = number("guidance_scale", guidance_scale)
     if scale <= 0:
         raise InputError(
-            f"guidance_scale of an expression must be positive, got {scale:g}; write ~ for NOT"
+            f"guidance_scale must be positive for an expression, got {scale:g}; write ~ for NOT"
         )
     if isinstance(asked, str):
         asked = parse(asked, concept)
@@ -172,7 +172,7 @@ def on_concepts(asked: Any, guidance_scale: Any, concept: Callable[[str], Concep
         raise InputError(f"expected a text or an expression of pipe.concept(...), got {asked!r}")
     for found in asked.concepts:
         if concept(found.name) != found:
-            raise InputError(f"the concept {found.name!r} is of another model")
+            raise InputError(f"the concept {found.name!r} belongs to another model")
     return Composed(asked if scale == 1 else asked**scale)
 
 

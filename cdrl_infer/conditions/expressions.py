@@ -1,9 +1,9 @@
 """Concepts and expressions of them: ``sneaker & ~sandal``, ``red^1.5 & (dress | coat)``.
 
-An expression stands for a density relative to the unconditional one,
-``r(y) = log p(y|expression) - log p(y) + const`` in nats, made of ``r_c(y) = E(y|∅) - E(y|c)`` of single
-concepts c (Du et al. 2020, "Compositional visual generation with energy based models"; Liu et al. 2022;
-Du et al. 2023, "Reduce, reuse, recycle"):
+An expression stands for a log-ratio ``r(y) = log p(y|expression) - log p(y) + const`` in nats. The
+log-ratio of a single concept c is ``r_c(y) = E(y|∅) - E(y|c)``. Operators combine them (Du et al. 2020,
+"Compositional visual generation with energy based models"; Liu et al. 2022; Du et al. 2023, "Reduce,
+reuse, recycle"):
 
 ============  ==========================  ===========================================
 ``a & b``     ``r_a + r_b``               product of experts
@@ -12,8 +12,8 @@ Du et al. 2023, "Reduce, reuse, recycle"):
 ``a^w``       ``w r_a``                   w > 1 sharper, 0 < w < 1 softer
 ============  ==========================  ===========================================
 
-NOT of a whole expression is moved inwards by De Morgan's rules until it stands before single concepts.
-The operators bind in the order ``^``, ``~``, ``&``, ``|``; brackets group as usual.
+De Morgan's rules move a NOT of a whole expression inwards, to the single concepts. ``^`` binds most
+tightly, then ``~``, ``&`` and ``|``; brackets group as usual.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ OPERATORS = frozenset("&|~()^*\"'")  # a name with one of these is written in qu
 class Branch(NamedTuple):
     """One alternative of an expression."""
 
-    weights: dict[Concept, float]  # the sum of each concept's weights; those of NOT are negative
-    share: float  # of the mixture; the parts of an OR have equal shares
+    weights: dict[Concept, float]  # the sum of each concept's weights; NOT makes a weight negative
+    share: float  # the share of this alternative in the mixture; an OR has parts of equal shares
 
 
 class Expression(ABC):
-    """An expression of concepts; ``&``, ``|``, ``~`` and, for a weight, ``**`` make new ones."""
+    """An expression of concepts. ``&``, ``|``, ``~`` and ``** weight`` make new expressions."""
 
     def __and__(self, other: Expression) -> Expression:
         return And((*_parts(And, self), *_parts(And, other)))
@@ -62,14 +62,18 @@ class Expression(ABC):
 
     @abstractmethod
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """``r`` in nats, (B,), from the (B,) of each concept."""
+        """``r`` (B,) in nats.
+
+        Args:
+            ratios: ``r_c`` (B,) in nats of each concept c.
+        """
 
     @abstractmethod
     def branches(self) -> list[Branch]:
         """The alternatives, with every OR multiplied out.
 
         Raises:
-            InputError: more than `MAX_BRANCHES` of them.
+            InputError: there are more than `MAX_BRANCHES` alternatives.
         """
 
     @property
@@ -93,15 +97,15 @@ class Concept(Expression):
     label: int
 
     def negated(self) -> Expression:
-        """``-r``."""
+        """The concept with the weight -1."""
         return Weighted(self, -1.0)
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """The concept's own."""
+        """``r_c`` of this concept."""
         return ratios[self]
 
     def branches(self) -> list[Branch]:
-        """Itself."""
+        """The concept as the only alternative."""
         return [Branch({self: 1.0}, 1.0)]
 
     def __str__(self) -> str:
@@ -112,10 +116,10 @@ class Concept(Expression):
 
 @dataclass(frozen=True)
 class Weighted(Expression):
-    """``w r``; only a single concept may have a negative weight.
+    """An expression with a weight w; only a single concept may have a negative weight.
 
     Raises:
-        InputError: a weight that is zero or not finite, or a negative one of more than a concept.
+        InputError: the weight is zero or not finite, or negative for more than a single concept.
     """
 
     inner: Expression
@@ -134,17 +138,17 @@ class Weighted(Expression):
             )
 
     def negated(self) -> Expression:
-        """The weight is kept: ``~(a^w) = (~a)^w``."""
+        """NOT of the inner expression, with the same weight: ``~(a^w) = (~a)^w``."""
         if isinstance(self.inner, Concept):
             return self.inner if self.weight == -1 else Weighted(self.inner, -self.weight)
         return Weighted(self.inner.negated(), self.weight)
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """``w r``."""
+        """``w r`` (B,), with ``r`` of the inner expression."""
         return self.weight * self.inner.log_ratio(ratios)
 
     def branches(self) -> list[Branch]:
-        """The alternatives of the inner expression, weighted."""
+        """The alternatives of the inner expression, with their weights multiplied by w."""
         return [
             Branch({c: self.weight * w for c, w in branch.weights.items()}, branch.share)
             for branch in self.inner.branches()
@@ -159,20 +163,20 @@ class Weighted(Expression):
 
 @dataclass(frozen=True)
 class And(Expression):
-    """``Σ r``: all of the parts."""
+    """All parts together: ``r`` is the sum over the parts."""
 
     parts: tuple[Expression, ...]
 
     def negated(self) -> Expression:
-        """NOT of one part at least."""
+        """An OR of the negated parts."""
         return Or(tuple(part.negated() for part in self.parts))
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """The sum."""
+        """The sum over the parts, (B,)."""
         return torch.stack([part.log_ratio(ratios) for part in self.parts]).sum(0)
 
     def branches(self) -> list[Branch]:
-        """Every combination of one alternative of each part."""
+        """All combinations of one alternative from each part."""
         parts = [part.branches() for part in self.parts]
         _check_branches(math.prod(map(len, parts)))
         joined: list[Branch] = []
@@ -189,16 +193,16 @@ class And(Expression):
 
 @dataclass(frozen=True)
 class Or(Expression):
-    """``log mean exp r``: one of the parts; their normalisers are assumed to be equal."""
+    """One of the parts: ``r`` is ``log mean exp`` over the parts. It assumes equal normalisers."""
 
     parts: tuple[Expression, ...]
 
     def negated(self) -> Expression:
-        """NOT of every part."""
+        """An AND of the negated parts."""
         return And(tuple(part.negated() for part in self.parts))
 
     def log_ratio(self, ratios: Mapping[Concept, Tensor]) -> Tensor:
-        """The logarithm of the mean density."""
+        """The logarithm of the mean of ``exp r`` over the parts, (B,)."""
         each = torch.stack([part.log_ratio(ratios) for part in self.parts])
         return each.logsumexp(0) - math.log(len(self.parts))
 
@@ -213,7 +217,7 @@ class Or(Expression):
 
 
 def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
-    """The parts that a value adds to an AND or OR, so that ``a | b | c`` has three equal parts."""
+    """The parts that an operand adds to an AND or OR, so ``a | b | c`` has three equal parts."""
     if not isinstance(value, Expression):
         raise InputError(f"expected a concept or an expression of concepts, got {value!r}")
     return value.parts if isinstance(value, kind) else (value,)
@@ -222,8 +226,8 @@ def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
 def _check_branches(count: int) -> None:
     if count > MAX_BRANCHES:
         raise InputError(
-            f"an expression may have at most {MAX_BRANCHES} alternatives, with every OR multiplied out, "
-            f"got {count}"
+            f"an expression may have at most {MAX_BRANCHES} alternatives when every OR is multiplied "
+            f"out, got {count}"
         )
 
 
@@ -233,6 +237,6 @@ def check_says_something(expression: Expression) -> None:
         gone = [concept.name for concept, weight in branch.weights.items() if abs(weight) < 1e-9]
         if gone:
             raise InputError(
-                f"the expression cancels out: {listing(gone)} is asked and denied with equal weight "
-                f"in '{expression}'; leave it out or change a weight"
+                f"the expression cancels out: '{expression}' asks for and denies {listing(gone)} with "
+                "equal weight; leave that out or change a weight"
             )

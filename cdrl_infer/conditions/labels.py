@@ -1,4 +1,4 @@
-"""Class labels: from names and indices to the network's integers, and back."""
+"""Convert names and indices of class labels to the network's integers, and back."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ Names = list[str | None] | list[tuple[str | None, ...]]
 
 
 def read_labels(asked: Any, attributes: Sequence[Attribute], count: int) -> Tensor | None:
-    """The labels of ``count`` images as a network takes them.
+    """The labels of ``count`` images as integers for a network.
 
     Args:
         asked: a list with one entry per image, or one entry for all images. An entry is a name, an index
-            (0 = the first value) or None (not given); for several attributes, a sequence of those.
-        attributes: those of the model.
+            (0 = the first value) or None (not given). For several attributes, an entry is a sequence of
+            these.
+        attributes: the attributes of the model.
         count: N.
 
     Returns:
         (N, A) integers, 0 = not given; None if there are no attributes.
 
     Raises:
-        InputError: a label that the model does not know, or a wrong number of them.
+        InputError: the model does not know a label, or the number of labels is wrong.
     """
     rows = asked if isinstance(asked, list) else [asked] * count
     if not attributes:
         if any(row is not None for row in rows):
-            raise InputError("the model is unconditional, got class_labels; leave them out")
+            raise InputError("the model is unconditional, got class_labels; leave class_labels out")
         return None
     table = torch.zeros(count, len(attributes), dtype=torch.int64)
     for k, row in enumerate(rows):
@@ -54,7 +55,7 @@ def read_labels(asked: Any, attributes: Sequence[Attribute], count: int) -> Tens
 
 
 def label_index(attribute: Attribute, label: Any) -> int:
-    """The network's label of a name or an index among the attribute's values; 0 for None."""
+    """The network's integer for a name or an index of an attribute's value; 0 for None."""
     if label is None:
         return 0
     if isinstance(label, str):

@@ -1,4 +1,4 @@
-"""From text to expressions: ``red^1.5 & (dress | ~coat)``; see `cdrl_infer.conditions.expressions`."""
+"""Read expressions from text, such as ``red^1.5 & (dress | ~coat)``; see `conditions.expressions`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 def parse(text: str, concept: Callable[[str], Concept]) -> Expression:
     """Read an expression.
 
-    Names may contain spaces, hyphens and slashes. A name with operators in it must stand in quotes.
+    Names may contain spaces, hyphens and slashes. A name that contains an operator needs quotes.
 
     Args:
         text: such as ``"red^1.5 & (dress | ~coat)"``.
-        concept: finds the concept of a name, or raises `InputError`.
+        concept: finds the concept by its name, or raises `InputError`.
 
     Raises:
         InputError: the text is not an expression; the message names the character, counted from 1.
@@ -37,7 +37,8 @@ def parse(text: str, concept: Callable[[str], Concept]) -> Expression:
 
 
 class _Parser:
-    """Recursive descent: or → and → not → weight → name or bracket."""
+    """A recursive descent parser. Each method reads one kind of operator and calls the next method:
+    or → and → not → weight → name or bracket."""
 
     def __init__(self, text: str, concept: Callable[[str], Concept]) -> None:
         self.text = text
@@ -77,7 +78,7 @@ class _Parser:
         self.position = match.end()
         number = NUMBER.match(self.text, self.position)
         if number is None:
-            self._fail("expected a number, the weight")
+            self._fail("expected a weight, which is a number")
         start = self.position
         self.position = number.end()
         weight = float(number[1])
@@ -110,7 +111,7 @@ class _Parser:
             return None
         match = TOKEN.match(self.text, self.position)
         if match is None:
-            self._fail("expected a concept or an operator (quotes come in pairs)")
+            self._fail("expected a concept or an operator (is a quote not closed?)")
         return match
 
     def _take(self, operator: str) -> bool:
@@ -128,11 +129,11 @@ class _Parser:
 
 
 def find_concept(name: str, attributes: Mapping[str, tuple[str, ...]]) -> Concept:
-    """The concept of a value's name, or of ``attribute:value`` if several attributes have it.
+    """The concept with a name: a value, or ``attribute:value`` if several attributes have the value.
 
     Args:
-        name: an exact match goes before one that differs in case.
-        attributes: the names of the model's attributes and of their values.
+        name: the name. An exact match has priority over a match that ignores case.
+        attributes: the names of the model's attributes, and the values of each.
 
     Raises:
         InputError: no value has that name, or several have it.

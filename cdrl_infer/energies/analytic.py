@@ -1,4 +1,4 @@
-"""Energies known in closed form at every level: ground truth for samplers, teaching, examples.
+"""Energies with a closed form at every level, to test samplers, to teach, and for examples.
 
 The points are vectors (B, D). Results have the floating type of the points.
 """
@@ -27,7 +27,7 @@ def _column(value: Tensor | float, u: Tensor) -> Tensor:
 class AnalyticEnergy(Energy):
     """``E(y) = -log p(y)``, normalised, where ``y = m_t (α_{t-1} x + σ̄_{t-1} ε)`` for data x.
 
-    A subclass gives the density of ``u = signal · x + noise · ε``, from which every level follows.
+    A subclass defines the density of ``u = signal · x + noise · ε``. The energy of every level follows.
     """
 
     @property
@@ -81,7 +81,7 @@ class GaussianMixtureEnergy(AnalyticEnergy):
         covariances: (K, D, D), or (K, D) variances along the axes.
 
     Raises:
-        InputError: shapes that do not fit, a weight or a variance that is not positive.
+        InputError: the shapes do not fit, or a weight or a variance is not positive.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class GaussianMixtureEnergy(AnalyticEnergy):
         return torch.einsum("k,kde->de", self.weights, self.covariances + between)
 
     def log_components(self, u: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
-        """``log(w_k p(u | k))``, (B, D) -> (B, K); its softmax says which component u is from."""
+        """``log(w_k p(u | k))``, (B, D) -> (B, K). Its softmax is the probability of each component."""
         self._check(u)
         a, n = _column(signal, u)[:, None], _column(noise, u)[:, None]
         z: Tensor = torch.einsum(
@@ -146,7 +146,7 @@ class GaussianMixtureEnergy(AnalyticEnergy):
         return self.log_components(u, signal, noise).logsumexp(1)
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """(num, D): a component, then a draw of it."""
+        """(num, D) draws: choose a component, then draw from it."""
         k = torch.multinomial(self.weights, num, replacement=True, generator=generator)
         z = torch.randn(num, self.means.shape[1], generator=generator, dtype=torch.float64)
         z = z * self._variances[k].sqrt()
@@ -156,13 +156,13 @@ class GaussianMixtureEnergy(AnalyticEnergy):
 class ExponentialGaussianEnergy(AnalyticEnergy):
     """Skewed data ``x_d = μ_d + ς_d ε + e_d`` with ``e_d ~ Exp(rate_d)``, independent in d.
 
-    It stays in the family at every level: ``u = a x + n ε`` has location ``a μ``, variance
-    ``v = a²ς² + n²`` and rate ``ρ = rate/a``, and
+    The noised data ``u = a x + n ε`` are of the same family, with location ``a μ``, variance
+    ``v = a²ς² + n²`` and rate ``ρ = rate/a``:
 
     ``log p(u) = log ρ - ρ δ + ρ² v / 2 + log Φ(δ/√v - ρ √v)``, ``δ = u - a μ``.
 
-    Mean ``μ + 1/rate``, variance ``ς² + 1/rate²``, third central moment ``2/rate³``: the tail is on
-    the right, so a sign error shows.
+    The mean is ``μ + 1/rate``, the variance ``ς² + 1/rate²`` and the third central moment ``2/rate³``.
+    The tail lies on the right, so tests find a wrong sign.
 
     Args:
         location: (D,) μ.
@@ -170,7 +170,7 @@ class ExponentialGaussianEnergy(AnalyticEnergy):
         rate: (D,) positive.
 
     Raises:
-        InputError: shapes that differ, a spread or a rate that is not positive.
+        InputError: the shapes differ, or a spread or a rate is not positive.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class ExponentialGaussianEnergy(AnalyticEnergy):
         return 2 / self.rate**3
 
     def log_density(self, u: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
-        """The sum over d of the formula above."""
+        """The sum over d of the formula of the class, (B, D) -> (B,) nats."""
         self._check(u)
         a, n = _column(signal, u), _column(noise, u)
         delta = u - a * self.location.to(u)
@@ -221,17 +221,17 @@ class ExponentialGaussianEnergy(AnalyticEnergy):
         return (rho.log() - rho * delta + (rho * sd).square() / 2 + cut).sum(1)
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """(num, D): a normal plus an exponential draw."""
+        """(num, D) draws: a normal number plus an exponential number."""
         normal = torch.randn(num, len(self.rate), generator=generator, dtype=torch.float64)
         tail = torch.empty_like(normal).exponential_(generator=generator) / self.rate
         return self.location + self.spread * normal + tail
 
 
 class PosteriorMeanProposal:
-    """The initializer that regression would find: ``q(y | x_t) = N(E[y | x_t], τ_t² I)``.
+    """The ideal result of regression for the initializer: ``q(y | x_t) = N(E[y | x_t], τ_t² I)``.
 
-    By Tweedie's formula for the step ``x_t = √r_t x_{t-1} + σ_t ε``:
-    ``E[y | x_t] = m_t (x_t + σ_t² ∇log p(x_t)) / √r_t``, with ``√r_t = α_t/α_{t-1}``.
+    Tweedie's formula for the step ``x_t = √r_t x_{t-1} + σ_t ε`` with ``√r_t = α_t/α_{t-1}`` gives
+    ``E[y | x_t] = m_t (x_t + σ_t² ∇log p(x_t)) / √r_t``.
 
     Args:
         energy: the data's distribution.

@@ -1,4 +1,4 @@
-"""What an energy is: nats, lower is likelier. At one level it is a potential, a function of y alone."""
+"""Energies in nats; lower is likelier. At one level an energy is a potential, a function of y alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cdrl_infer.schedule import Level
 
 
 class Potential(Protocol):
-    """``E(y)`` at one level; all that a transition kernel needs to know."""
+    """``E(y)`` at one level. A transition kernel needs nothing else of an energy."""
 
     def __call__(self, y: Tensor) -> Tensor:
         """(B, ...) points -> (B,) energies in nats."""
@@ -25,7 +25,7 @@ class Potential(Protocol):
 
 
 class FunctionPotential:
-    """A potential whose gradient is found by automatic differentiation.
+    """A potential that finds its gradient by automatic differentiation.
 
     Args:
         function: (B, ...) points -> (B,) energies in nats; differentiable.
@@ -41,7 +41,7 @@ class FunctionPotential:
     def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and gradient (B, ...), both detached.
 
-        Works under `torch.no_grad`; under `torch.inference_mode` no gradient exists.
+        This works under `torch.no_grad`, but not under `torch.inference_mode`.
         """
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
@@ -55,9 +55,9 @@ class Energy(ABC):
 
     @abstractmethod
     def at(self, level: Level) -> Potential:
-        """The energy at one level, or at the level of each image if the level is a batch of B.
+        """The energy at one level. If the level is a batch of B, each image has its own level.
 
-        Computes once what does not depend on y, such as a network's conditioning.
+        The call computes what does not depend on y, such as a network's conditioning.
         """
 
     def __call__(self, y: Tensor, level: Level) -> Tensor:

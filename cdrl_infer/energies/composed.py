@@ -1,4 +1,4 @@
-"""Guidance and composition: energies of one network under several labels, combined."""
+"""Guidance and composition combine the energies of one network given several labels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cdrl_infer.schedule import Level
 
 
 class ComposedEnergy(Energy):
-    """``E(y) = E(y|∅) - r(y)``, with r made of the log-ratios ``r_k(y) = E(y|∅) - E(y|c_k)`` in nats.
+    """``E(y) = E(y|∅) - r(y)``; r is a function of the log-ratios ``r_k(y) = E(y|∅) - E(y|c_k)`` in nats.
 
-    Classifier-free guidance is ``r = g r_1``, that is ``(1 - g) E(y|∅) + g E(y|c)`` (Ho & Salimans 2022;
-    CDRL's w is g - 1); for the rest see `cdrl_infer.conditions.expressions`. Everything
-    goes through the network in one batch of (1 + k) B, all at one level.
+    ``r = g r_1`` is classifier-free guidance, ``(1 - g) E(y|∅) + g E(y|c)`` (Ho & Salimans 2022; CDRL's w
+    is g - 1). `cdrl_infer.conditions.expressions` has other functions r. The network sees one batch of
+    (1 + k) B images, all at one level.
 
     Args:
         network: an `EBMNetwork`.
-        labels: (1 + k, B, A) integers, the unconditional ones (all 0) first.
-        log_ratio: from r_1 … r_k (k, B) to r (B,); differentiable.
+        labels: (1 + k, B, A) integers; the first is all 0, for no labels.
+        log_ratio: differentiable function of r_1 … r_k (k, B) with the value r (B,).
     """
 
     def __init__(

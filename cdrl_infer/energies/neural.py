@@ -1,4 +1,4 @@
-"""The energy of a network: the one place where the sign and the step variance are dealt with."""
+"""The energy of a network. Only this module handles the sign and the unit of a network's output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EBMNetwork(Protocol):
     output_unit: Literal["nats", "step"]
 
     def condition(self, level: Level, labels: Tensor | None = None) -> Any:
-        """What depends on level and labels alone."""
+        """Compute what depends only on the level and the labels."""
         ...
 
     def __call__(self, y: Tensor, condition: Any) -> Tensor:
@@ -26,7 +26,7 @@ class EBMNetwork(Protocol):
 
 
 class NeuralEnergy(Energy):
-    """``E(y) = -f(y)`` for a network in nats, ``-f(y)/s_t²`` for one in units of the step variance.
+    """``E(y) = -f(y)`` if the network's ``output_unit`` is "nats", and ``-f(y)/s_t²`` if it is "step".
 
     Args:
         network: an `EBMNetwork`.
@@ -40,8 +40,8 @@ class NeuralEnergy(Energy):
     def at(self, level: Level) -> FunctionPotential:
         """(B, C, H, W) -> (B,) nats.
 
-        The network's conditioning on level and labels is computed here, once. If gradients are enabled
-        it keeps its graph, so that the parameters of a network in training learn through it.
+        The call computes the network's conditioning on level and labels. With gradients enabled, the
+        conditioning keeps its graph, so its parameters learn too.
         """
         condition = self.network.condition(level, self.labels)
 

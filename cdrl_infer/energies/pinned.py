@@ -1,4 +1,4 @@
-"""Inpainting: the known pixels of an image are held at every level, only the others move."""
+"""Inpainting holds the known pixels of an image at every level; only the other pixels move."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cdrl_infer.schedule import Level, NoiseSchedule
 
 @dataclass(frozen=True)
 class PinnedPixels:
-    """A noised path of an image, x_0 … x_T, and where it is held.
+    """The known image with the noise of every level, x_0 … x_T, and a mask of the unknown pixels.
 
     Args:
-        mask: (B, 1 or C, H, W) bool, True where pixels are to be painted.
+        mask: (B, 1 or C, H, W) bool, True for pixels to paint.
         path: (T + 1, B, C, H, W) x_i of the known image.
     """
 
@@ -37,19 +37,19 @@ class PinnedPixels:
         return cls(mask, torch.stack(path))
 
     def hold(self, x: Tensor, i: int) -> Tensor:
-        """x_i (B, C, H, W) with the known pixels put in place."""
+        """x_i (B, C, H, W), with the known pixels taken from the path."""
         return torch.where(self.mask, x, self.path[i])
 
 
 class PinnedEnergy(Energy):
-    """``E(y)`` of an image whose known pixels are put in place first, so only the others matter.
+    """``E(y)`` after the known pixels of y are replaced by the known image.
 
-    In the known pixels the density is flat: a kernel may leave them anywhere. One level for the whole
-    batch.
+    So the energy does not depend on the known pixels of y, and a kernel may leave any values there. All
+    images of a batch have the same level.
 
     Args:
-        prior: the energy of a whole image, recovery term included.
-        pinned: what is held.
+        prior: the energy of a whole image, with the recovery term.
+        pinned: the known pixels.
     """
 
     def __init__(self, prior: Energy, pinned: PinnedPixels) -> None:
@@ -79,6 +79,6 @@ class PinnedPotential:
         return value, grad * self.pinned.mask
 
     def held(self, y: Tensor) -> Tensor:
-        """y with the known pixels put in place."""
+        """y, with the known pixels taken from the known image."""
         scale = self.level.scale
         return self.pinned.hold(y / scale, int(self.level.t) - 1) * scale

@@ -1,4 +1,4 @@
-"""The recovery likelihood: a prior energy tied to the noisier image that y is recovered from."""
+"""The recovery likelihood: the energy of y given the noisier image x_t."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RecoveryEnergy(Energy):
 
 
 class RecoveryPotential:
-    """`RecoveryEnergy` at one level; the gradient of the quadratic term is written out."""
+    """`RecoveryEnergy` at one level, with the gradient of the quadratic term in closed form."""
 
     def __init__(self, prior: Potential, x_t: Tensor, level: Level) -> None:
         self.prior = prior

@@ -1,1 +1,1 @@
-"""Networks: backbones, and the heads that make energies and initializers of them."""
+"""Networks: backbones, and heads that turn a backbone into an energy or an initializer."""

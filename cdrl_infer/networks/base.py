@@ -1,4 +1,4 @@
-"""The contracts of networks: what a model asks of each, and what a head asks of its backbone."""
+"""Base classes of networks: what a model needs from a network, and a head from its backbone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Layer = nn.Conv2d | nn.Linear
 class Network(Configurable, nn.Module):
     """A network of a model: an energy, an initializer or the backbone of one.
 
-    The arguments of its constructor are annotated and hold what JSON can hold (or a `Backbone`): a model
-    folder stores them. All its tensors are parameters or persistent buffers in floating point: a model
-    folder stores no others.
+    A model folder stores the arguments of the constructor, so they have annotations and are JSON values
+    or a `Backbone`. A model folder stores only parameters and persistent buffers in floating point, so a
+    network has no other tensors.
 
     Attributes:
         in_channels: channels of the images.
         num_classes: how many values each attribute has; () for an unconditional network.
-        num_pixels: height times width of the images, for a network that fixes it; else None.
+        num_pixels: height times width of the images; None if the network accepts several sizes.
         size_multiple: height and width of the images must be divisible by this.
     """
 
@@ -35,10 +35,10 @@ class Network(Configurable, nn.Module):
     size_multiple: int = 1
 
     def spectral_norm_layers(self) -> list[Layer]:
-        """The layers that training normalises by their largest singular value, if it is asked to.
+        """The layers that training with spectral norm divides by their largest singular value.
 
         Raises:
-            ConfigError: there are none, as in a network with layers that start at zero.
+            ConfigError: the network has no such layers.
         """
         raise ConfigError(
             f"spectral_norm is not defined for {type(self).__name__}; "
@@ -49,16 +49,17 @@ class Network(Configurable, nn.Module):
 class Backbone(Network, ABC):
     """A network from images to images, (B, C, H, W) -> (B, C, H, W), for the heads in `heads.py`.
 
-    A subclass takes ``in_channels`` and ``num_classes`` (and, if it fixes them, ``num_pixels``) in its
-    constructor, beside arguments of its own, and sets the attributes of `Network`. `BACKBONES.register`
-    gives it a name. An output that starts at zero makes training start at the head's Gaussian.
+    The constructor of a subclass takes ``in_channels``, ``num_classes`` and arguments of its own, and
+    sets the attributes of `Network`. It also takes ``num_pixels`` if the backbone fixes the size.
+    `BACKBONES.register` gives the class a name. If the output starts at zero, training starts at the
+    head's Gaussian.
     """
 
     registry: ClassVar[Registry[Any]] = BACKBONES
 
     @abstractmethod
     def condition(self, logsnr: Tensor, labels: Tensor | None) -> Any:
-        """Everything that depends on noise level and labels alone, for `forward`.
+        """Compute for `forward` what depends only on the noise level and the labels.
 
         Args:
             logsnr: the log signal-to-noise ratio of the input, () or (B,).
@@ -69,12 +70,12 @@ class Backbone(Network, ABC):
     def forward(self, x: Tensor, condition: Any) -> Tensor:
         """(B, C, H, W) -> the same shape, given the output of `condition`.
 
-        The result is twice differentiable in x if the backbone is to serve in an energy.
+        An energy needs a result that is twice differentiable in x.
         """
 
 
 class Head(Network):
-    """A network around a backbone; its images are those of the backbone."""
+    """A network around a backbone, for images of the same shape."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -83,5 +84,5 @@ class Head(Network):
         self.num_pixels, self.size_multiple = backbone.num_pixels, backbone.size_multiple
 
     def spectral_norm_layers(self) -> list[Layer]:
-        """Those of the backbone."""
+        """The backbone's layers; see `Network.spectral_norm_layers`."""
         return self.backbone.spectral_norm_layers()

@@ -1,4 +1,4 @@
-"""The Gaussian that energies start from: it has the mean square of the noised data."""
+"""The Gaussian at which energies start; its mean square is that of the noised data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Heads: what makes an energy or an initializer of a backbone.
+"""Heads turn a backbone into an energy or an initializer.
 
-The energies are after Salimans & Ho, "Should EBMs model the energy or the score?" (2021), and Du et al.,
-"Reduce, Reuse, Recycle" (ICML 2023). A backbone sees every pixel, so its energy learns a sharper score
-than one number pooled from a classifier-like network does, for about the same compute.
+The energies follow Salimans & Ho, "Should EBMs model the energy or the score?" (2021), and Du et al.,
+"Reduce, Reuse, Recycle" (ICML 2023). A backbone has an output for every pixel. So its energy learns a
+sharper score than a network that pools the image to one number, for about the same compute.
 
 In the formulas, ``x = y/m`` is the image at the level's own scale, ``p = 1/(α²v + σ̄²)`` the precision of
 noised Gaussian data with mean square v, and ``c = √(α²v p)``.
@@ -21,7 +21,7 @@ from cdrl_infer.schedule import Level
 
 
 class EnergyCondition(NamedTuple):
-    """Constants of a level: of the backbone, and 1/m, p and c/σ̄, each () or (B,)."""
+    """Constants of a level: the backbone's condition, and 1/m, p and c/σ̄, each () or (B,)."""
 
     backbone: Any
     inverse_scale: Tensor
@@ -32,8 +32,8 @@ class EnergyCondition(NamedTuple):
 class InnerProductEnergy(Head):
     """``log p(y) = -½ p ‖x‖² - (c/σ̄) ⟨x, U(x)⟩`` in nats.
 
-    The first term is the density of noised Gaussian data. The second is the rest, scaled so that U
-    answers with numbers of order one at every level (``σ̄ ∇_x E`` is the noise in x).
+    The first term is the density of noised Gaussian data. The second is the rest. Its scale keeps U of
+    order one at every level, because ``σ̄ ∇_x E`` is the noise in x.
 
     Args:
         backbone: U.
@@ -67,8 +67,8 @@ class InnerProductEnergy(Head):
 class SquaredDistanceEnergy(InnerProductEnergy):
     """``log p(y) = -½ ‖x - D(x)‖²/σ̄²`` in nats, ``D(x) = (1 - σ̄√p) x + c U(x)``.
 
-    The distance to a denoised image D(x). With U = 0 it is the density of noised Gaussian data.
-    Arguments are those of `InnerProductEnergy`.
+    It measures the distance to a denoised image D(x). With U = 0 it is the density of noised Gaussian
+    data. The arguments are the same as for `InnerProductEnergy`.
     """
 
     def forward(self, y: Tensor, condition: EnergyCondition) -> Tensor:

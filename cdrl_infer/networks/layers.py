@@ -17,13 +17,13 @@ def noise_angle(logsnr: Tensor) -> Tensor:
 
 
 def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """Set weights and bias to zero: training starts as if the layer were not there."""
+    """Set the weights and the bias to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class LabelEmbedding(nn.Module):
-    """The sum of one learnt vector for each attribute's value; index 0 means "not given".
+    """Adds one learnt vector for the value of each attribute; index 0 means "not given".
 
     Args:
         num_classes: how many values each of the A attributes has, without "not given".
@@ -69,8 +69,8 @@ def add_labels(
         labels: (B, A) integers, 0 = not given; None for an unconditional network.
 
     Raises:
-        InputError: labels are missing, have another number of attributes, or are given to an
-            unconditional network.
+        InputError: labels are missing, or have a wrong number of attributes, or the network is
+            unconditional and takes none.
     """
     if table is None:
         if labels is not None:

@@ -1,4 +1,4 @@
-"""Networks for images of a few values, such as points in the plane: every value sees every other."""
+"""Fully connected networks for images of a few values, such as points in the plane."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from cdrl_infer.networks.layers import (
 )
 from cdrl_infer.schedule import Level
 
-FREQUENCIES = 16  # of the embedding of the noise level
-WAVES = 4  # sines (and as many cosines) of each value
+FREQUENCIES = 16  # sines (and as many cosines) in the embedding of the noise level
+WAVES = 4  # sines (and as many cosines) of each input value
 
 
 class ResidualMLP(nn.Module):
-    """Residual blocks ``h + B silu(A silu(h) + shift)`` between two linear layers, the last one zero.
+    """Residual blocks ``h + B silu(A silu(h) + shift)`` between two linear layers; the last starts at 0.
 
-    The input is the values and their ``sin(πkx)`` and ``cos(πkx)``, k = 1 … `WAVES`. Without these,
-    edges are learnt slowly (Tancik et al., NeurIPS 2020).
+    The first layer sees the values x and ``sin(πkx)``, ``cos(πkx)`` for k = 1 … `WAVES`. Without the
+    waves, the network learns edges slowly (Tancik et al., NeurIPS 2020).
 
     Args:
         inputs: D, the number of input values.
         outputs: the number of output values.
-        width: values of h, and of the embedding of noise level and labels that gives the shifts.
+        width: number of values in h, and in the embedding of noise level and labels.
         num_blocks: number of blocks, at least 1.
         num_classes: values of each attribute; () for an unconditional network.
 
@@ -117,8 +117,8 @@ class MLP(Backbone):
 class MLPEnergy(Network):
     """``log p(y) = -½‖x‖²/(α²v + σ̄²) + c h(x)/σ̄`` in nats, ``x = y/m``, ``c = √(α²v/(α²v + σ̄²))``.
 
-    The first term is the density of noised Gaussian data. The second is the rest: h is a `ResidualMLP`,
-    scaled as in `InnerProductEnergy` so that its slope is of order one at every level.
+    The first term is the density of noised Gaussian data. The second is the rest, where h is a
+    `ResidualMLP`. As in `InnerProductEnergy`, the scale keeps the slope of h of order one at every level.
 
     Args:
         in_channels: image channels.
@@ -151,7 +151,7 @@ class MLPEnergy(Network):
     def condition(
         self, level: Level, labels: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Everything that is constant in a level: the blocks' shifts, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
+        """The constants of a level: the blocks' shifts, 1/m, 1/(α²v + σ̄²) and c/σ̄."""
         conditioning = self.mlp.condition(level.logsnr, labels)
         return conditioning, *gaussian_constants(level, self.data_variance)
 

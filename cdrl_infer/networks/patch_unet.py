@@ -1,6 +1,6 @@
-"""A small U-Net for small machines: pixels folded into channels, no norms, smooth activations.
+"""A small U-Net for small machines. It folds pixels into channels and has no normalisation layers.
 
-It is twice differentiable, and cheap to differentiate twice: score matching of an energy needs that.
+Score matching of an energy needs second derivatives; this network is cheap to differentiate twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Conditioning = list[tuple[Tensor, Tensor]]
 
 
 class ModulatedBlock(nn.Module):
-    """``x + conv(silu(conv(silu(x)) · (1 + a) + b))``; a, b from the conditioning. Starts as identity."""
+    """``x + conv(silu(conv(silu(x)) · (1 + a) + b))``, at first the identity; a and b embed the level."""
 
     def __init__(self, width: int, embedding_dim: int) -> None:
         super().__init__()
@@ -57,7 +57,8 @@ class PatchUNet(Backbone):
         in_channels: image channels.
         widths: channels at each resolution, halved (average pooling) from one to the next.
         num_blocks: residual blocks per resolution, on the way down and again on the way up.
-        patch_size: pixels folded into channels at the entry, so the first resolution is H / patch_size.
+        patch_size: side of the blocks of pixels that become channels; the first resolution is
+            H / patch_size.
         embedding_dim: width of the noise-level and label embedding.
         num_classes: values of each attribute; () for an unconditional network.
 

@@ -1,4 +1,4 @@
-"""The network classes that a model folder or a run's options may name; see `cdrl_infer.networks.base`.
+"""The network classes by name. Model folders and the options of runs use these names.
 
 ::
 

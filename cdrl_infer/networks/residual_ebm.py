@@ -1,8 +1,8 @@
 """The paper's energy: a residual network that pools the image to one number.
 
 Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR 2024),
-appendix; after Gao et al. 2021. The layers are plain: a finished model has the spectral norm of its
-training folded into the weights.
+appendix; after Gao et al. 2021. The layers apply no spectral norm: the export of a model folds the
+norm of its training into the weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Activation = Literal["leaky_relu", "silu"]
 
 
 class ResidualCondition(NamedTuple):
-    """Constants of a level: each block's shift (B, width, 1, 1), the head's weights (B, width)."""
+    """The constants of a level: shifts (B, width, 1, 1) of the blocks, and head weights (B, width)."""
 
     shifts: list[Tensor]
     head: Tensor
@@ -38,8 +38,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 class ResidualBlock(nn.Module):
     """``shortcut(x) + gain · conv2(act(conv1(act(x)) + shift))``, ``shift = act(embed(act(e)))``.
 
-    ``gain`` is learnt, one per channel; the shortcut is a 3×3 convolution where the width changes.
-    With ``pool``, x is first halved by average pooling.
+    ``gain`` is one learnt number per channel. The shortcut is a 3×3 convolution if the width changes,
+    else the identity. With ``pool``, average pooling first halves the size of x.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class ResidualBlock(nn.Module):
 class ResidualEBM(Network):
     """``f(y, λ) = ⟨Σ_hw act'(h(y, λ)), W act(e)⟩``, the log-density times the step variance s_t².
 
-    h is a stack of residual blocks, 2×2 average-pooled between widths; e embeds the noise level and
-    the labels; act' is ReLU beside leaky ReLU, SiLU beside SiLU. Defaults are the paper's (34.8 M
-    values for CIFAR-10).
+    h is a stack of residual blocks with 2×2 average pooling between widths. e embeds the noise level
+    and the labels. act' is ReLU if act is leaky ReLU, and SiLU if act is SiLU. The defaults are the
+    paper's (34.8 M parameters for CIFAR-10).
 
     Args:
         in_channels: image channels.
@@ -135,7 +135,7 @@ class ResidualEBM(Network):
         self.head = nn.Linear(embedding_dim, widths[-1], bias=False)
 
     def spectral_norm_layers(self) -> list[Layer]:
-        """Every layer that the paper spectrally normalises: all but the head."""
+        """All layers except the head, as in the paper."""
         return [m for m in self.modules() if isinstance(m, Layer) and m is not self.head]
 
     def condition(self, level: Level, labels: Tensor | None = None) -> ResidualCondition:

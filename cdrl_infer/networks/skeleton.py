@@ -1,4 +1,4 @@
-"""Networks without memory: built on the meta device, and refused if their sizes are absurd."""
+"""Build networks on the meta device, where they take no memory, and refuse absurd sizes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ FACTORIES = (torch.empty, torch.ones, torch.zeros)
 
 
 def skeleton(make: Callable[[], T], *, num_stored: int) -> T:
-    """Build a network on the meta device: it has names and shapes, and gets its tensors later.
+    """Build a network on the meta device: its tensors have names and shapes, but no values yet.
 
     Args:
         make: builds a network.
-        num_stored: how many tensors are stored for it. Building stops at several times as many, so
-            that absurd sizes in an untrusted file cost no time. (The caller names the tensors that are
-            missing where the excess is smaller.)
+        num_stored: how many tensors the file holds for it. Building stops at several times as many, so
+            absurd sizes in an untrusted file cost no time. The caller reports smaller differences.
 
     Raises:
-        ConfigError: no file of weights can have these sizes; or an error of ``make``.
+        ConfigError: no file of weights can have these sizes, or ``make`` raised it.
     """
     with torch.device("meta"), _Frugal(min(4 * num_stored + 64, MOST_TENSORS)):
         return make()
 
 
 class _Frugal(TorchFunctionMode):
-    """Counts new tensors, and skips `normal_`: on the meta device it fills nothing, and imports modules
-    for a second."""
+    """Counts new tensors. Skips `normal_`, which does nothing on the meta device but takes a second."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -52,7 +50,7 @@ class _Frugal(TorchFunctionMode):
             self.left -= 1
             if self.left < 0 or math.prod(shape) > LARGEST_TENSOR:
                 raise ConfigError(
-                    "absurd sizes, expected those of the stored weights; take the files from the "
-                    "original again"
+                    "the sizes of the network are absurd, expected those of the stored weights; "
+                    "download or copy the files again"
                 )
         return func(*args, **(kwargs or {}))

@@ -1,8 +1,8 @@
-"""The U-Net of the paper's initializer: DDPM-style, with group norm and attention.
+"""The U-Net of the paper's initializer, with group norm and attention.
 
-Ho et al. 2020 for the architecture, Nichol & Dhariwal 2021 for the scale-shift conditioning; sizes
-from Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood" (ICLR
-2024).
+The architecture is from Ho et al. 2020 (DDPM), the scale-shift conditioning from Nichol & Dhariwal 2021,
+the sizes from Zhu et al., "Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood"
+(ICLR 2024).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Resample = Literal["down", "up"]
 
 
 class SelfAttention(nn.Module):
-    """``x + out(softmax(qᵀk / √width) v)`` over all positions, one head, of the group-normed x."""
+    """``x + out(softmax(qᵀk / √width) v)`` over all positions, with one head and group norm before."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -49,8 +49,9 @@ class SelfAttention(nn.Module):
 class UNetBlock(nn.Module):
     """``attend(shortcut(Rx) + conv2(drop(silu(norm2(conv1(R silu(norm1(x)))) · (1 + a) + b))))``.
 
-    R halves (average pooling) or doubles (nearest) the size, or is absent; a and b come from the
-    conditioning; the shortcut is a 1×1 convolution where the width changes; attention is optional.
+    R halves the size (average pooling), doubles it (nearest) or does nothing. The embedding gives a and
+    b. The shortcut is a 1×1 convolution if the width changes, else the identity. ``attend`` is
+    `SelfAttention` or the identity.
     """
 
     def __init__(
@@ -96,22 +97,24 @@ class UNetBlock(nn.Module):
 
 
 class UNet(Backbone):
-    """U-Net with self-attention; its output has the shape of its input and starts at 0.
+    """U-Net with self-attention. Its output has the shape of its input and starts at 0.
 
-    Every block on the way down leaves a skip connection, also a block that halves the size. On the way
-    up, each resolution has one block more. Defaults are the paper's for CIFAR-10 (3.8 M values).
+    Every block on the way down gives a skip connection, even a block that halves the size. So each
+    resolution has one block more on the way up. The defaults are the paper's for CIFAR-10 (3.8 M
+    parameters).
 
     Args:
         in_channels: image channels.
-        widths: channels at each resolution, halved from one to the next; multiples of ``groups``.
+        widths: channels at each resolution, multiples of ``groups``; each resolution is half the one
+            before.
         num_blocks: residual blocks per resolution on the way down.
-        attention_levels: resolutions (0 = the full one) with self-attention after each block; the
-            middle always has it.
+        attention_levels: the resolutions (0 = the full one) that have self-attention after each block.
+            The middle block always has it.
         frequencies: sines (and as many cosines) of the noise-level embedding, at least 2.
         embedding_dim: width of the noise-level and label embedding.
         num_classes: values of each attribute; () for an unconditional network.
-        dropout: share of the values dropped before each block's second convolution, in training.
-        groups: groups of the group norms.
+        dropout: share of values that training drops before the second convolution of each block.
+        groups: number of groups in the group norms.
 
     Raises:
         ConfigError: a size out of range.
