@@ -1,4 +1,4 @@
-"""Proposals: the points where the chains of a transition start."""
+"""Proposals draw the points where the chains of a transition start."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class InitializerNetwork(Protocol):
     """A network that gives the mean of the proposal."""
 
     def condition(self, level: Level, labels: Tensor | None = None) -> Any:
-        """What depends on level and labels alone."""
+        """Compute what depends only on the level and the labels."""
         ...
 
     def __call__(self, x: Tensor, condition: Any) -> Tensor:
-        """x_t (B, C, H, W) -> the mean for y, the same shape."""
+        """x_t (B, C, H, W) -> the mean of y, of the same shape."""
         ...
 
 
@@ -48,26 +48,26 @@ class InitializerProposal:
         return self.network(x_t, self.network.condition(level, self.labels))
 
     def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
-        """One draw per image, (B, C, H, W), without a graph."""
+        """One draw per image, (B, C, H, W), without gradients."""
         with torch.no_grad():
             return self.around(self.mean(x_t, level), level, random)
 
     def around(self, mean: Tensor, level: Level, random: RandomSource) -> Tensor:
-        """``mean + τ_t ε``: one draw per image given its mean, (B, ...)."""
+        """``mean + τ_t ε``: one draw per image around its mean, (B, ...)."""
         tau = level.expand(level.proposal_variance.sqrt(), mean)
         return mean + tau * random.normal(mean.shape[1:])
 
 
 class ComposedProposal(InitializerProposal):
-    """The initializer's Gaussian around ``g(x_t|∅) + Σ_k w_k (g(x_t|c_k) - g(x_t|∅))``.
+    """The initializer's Gaussian with the mean ``g(x_t|∅) + Σ_k w_k (g(x_t|c_k) - g(x_t|∅))``.
 
-    The means are combined with the weights of the energies, the noise is not (CDRL section 3.4); all go
-    through the network in one batch of (1 + k) B.
+    The weights are those of the energies, and the variance stays τ_t² (CDRL section 3.4). The network
+    sees one batch of (1 + k) B images.
 
     Args:
         network: gives ``g``.
-        labels: (1 + k, B, A) integers, the unconditional ones (all 0) first.
-        weights: (k, B) w of each image.
+        labels: (1 + k, B, A) integers, 0 = not given; ``labels[0]`` is all 0.
+        weights: (k, B), the weights w_1 … w_k of each image.
     """
 
     def __init__(self, network: InitializerNetwork, labels: Tensor, weights: Tensor) -> None:
@@ -85,7 +85,7 @@ class ComposedProposal(InitializerProposal):
 
 
 class IdentityProposal:
-    """``y⁰ = x_t``: DRL, which has no initializer (Gao et al., ICLR 2021). It draws no noise."""
+    """``y⁰ = x_t``, for DRL, which has no initializer (Gao et al., ICLR 2021). It draws no noise."""
 
     def mean(self, x_t: Tensor, level: Level) -> Tensor:
         """x_t itself, (B, ...)."""
@@ -107,7 +107,8 @@ def make_proposal(
 
     Args:
         network: the initializer; None for DRL.
-        labels, weights: see `InitializerProposal`, or with weights `ComposedProposal`.
+        labels: see `InitializerProposal`; with weights, see `ComposedProposal`.
+        weights: see `ComposedProposal`; None for one set of labels.
     """
     if network is None:
         return IdentityProposal()
@@ -117,7 +118,7 @@ def make_proposal(
 
 
 def posterior_mean(x: Tensor, x_t: Tensor, level: Level) -> Tensor:
-    """``m_t E[x_{t-1} | x_t, x]`` of the forward process (Ho et al. 2020, eq. 7)."""
+    """The mean of y given x_t and the clean x, ``m_t E[x_{t-1} | x_t, x]`` (Ho et al. 2020, eq. 7)."""
     from_x_t = level.alpha_in / level.alpha * level.sigma_bar**2 / level.sigma_bar_in**2
     from_x = level.alpha * level.noise_variance / level.sigma_bar_in**2
     mean = level.expand(from_x_t, x) * x_t + level.expand(from_x, x) * x

@@ -1,4 +1,4 @@
-"""Where random numbers come from: one stream per image, or one for a whole batch."""
+"""Sources of random numbers: one stream per image, or one stream for a whole batch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class RandomSource(Protocol):
 
 
 class PerImageRandom:
-    """One generator per image, so image k does not depend on the batch it is drawn in.
+    """One generator per image, so an image does not depend on the other images of its batch.
 
     Args:
-        generators: B generators; each image draws from its own.
-        device: where the numbers are wanted. They are drawn on the generator's own device.
+        generators: B generators, one per image. Each draws on its own device.
+        device: the device of the results.
     """
 
     def __init__(self, generators: Sequence[torch.Generator], device: torch.device | str) -> None:
@@ -37,7 +37,7 @@ class PerImageRandom:
     def from_seeds(
         cls, seeds: Sequence[int], device: torch.device | str, draw_on: torch.device | str = "cpu"
     ) -> PerImageRandom:
-        """Fresh generators with these seeds, drawing on ``draw_on`` (the same bits on every CPU)."""
+        """New generators with these seeds on the device ``draw_on``. Every CPU gives the same bits."""
         return cls([torch.Generator(draw_on).manual_seed(seed) for seed in seeds], device)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -52,13 +52,13 @@ class PerImageRandom:
 
 
 class BatchRandom:
-    """One generator for a whole batch: what training uses.
+    """One generator for a whole batch, for training.
 
     Args:
-        batch_size: of the whole batch.
-        generator: whose device the numbers are on.
-        rows: the part of the batch that is handed out. The numbers of all of it are drawn, so that an
-            image has the same noise however the batch is split over processes.
+        batch_size: number of images in the whole batch.
+        generator: draws the numbers, on its device.
+        rows: the rows of the batch to return. The generator draws the numbers of all rows, so the noise
+            of an image does not depend on how processes share the batch.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class BatchRandom:
         self.rows = rows
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """(B, *shape) standard normals, B the number of rows handed out."""
+        """(B, *shape) standard normals for the B rows."""
         return torch.randn(
             self.batch_size, *shape, generator=self.generator, device=self.generator.device
         )[self.rows]
 
     def uniform(self) -> Tensor:
-        """(B,) numbers in [0, 1), likewise."""
+        """(B,) numbers in [0, 1) for the B rows."""
         return torch.rand(self.batch_size, generator=self.generator, device=self.generator.device)[
             self.rows
         ]

@@ -1,4 +1,4 @@
-"""Registries: named things that a config, a command or a call may ask for."""
+"""Registries map names to things, for configs, commands and calls."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things of one kind, which anyone may add to.
-
-    ::
+    """A mapping from names to things of one kind. Users can add things::
 
         KERNELS.register("barker", Barker)
 
     Args:
-        kind: what the things are called in messages, such as "kernel".
-        own: the package's own things: ``"module:attribute"`` by name. A module is imported when its
-            thing is first used.
+        kind: the word for a thing in messages, such as "kernel".
+        own: the things of the package, as ``"module:attribute"`` by name. The first use of a thing
+            imports its module.
     """
 
     def __init__(self, kind: str, own: Mapping[str, str] | None = None) -> None:
@@ -30,10 +28,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self._found: dict[str, T] = {}
 
     def register(self, name: str, thing: T) -> T:
-        """Add a thing under a name; returns the thing.
+        """Add a thing under a name and return the thing.
 
         Raises:
-            InputError: the name is not printable text, or another thing has it.
+            InputError: the name is not printable text, or another thing has this name.
         """
         if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
             raise InputError(
@@ -45,7 +43,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return thing
 
     def forget(self, name: str) -> None:
-        """Take back a registration; the things of the package stay."""
+        """Remove a registered thing; the things of the package stay."""
         if name not in self._places:
             self._found.pop(name, None)
 
@@ -58,18 +56,18 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._found[name]
 
     def find(self, name: object, where: str = "") -> T:
-        """The thing of that name.
+        """The thing with this name.
 
         Args:
-            name: as a user or a file gave it.
-            where: the file or option that the name is from, for the message.
+            name: a name from a user or a file.
+            where: the file or option that has the name, for the message.
 
         Raises:
             ConfigError: no thing has that name; the message lists the known names.
         """
         if isinstance(name, str) and name in self:
             return self[name]
-        hint = did_you_mean(str(name), self) or "; one of your own must be registered first"
+        hint = did_you_mean(str(name), self) or f"; register your own {self.kind} first"
         raise ConfigError(
             f"{f'{where}: ' if where else ''}unknown {self.kind} {name!r:.60}, expected one of "
             f"{listing(self)}{hint}"
@@ -84,13 +82,13 @@ class Registry(Mapping[str, T], Generic[T]):
         return next((name for name, place in self._places.items() if place == places), None)
 
     def checked_name(self, thing: object) -> str:
-        """The name of a thing; raise `ConfigError` if it is not registered."""
+        """The name of a thing; raise `ConfigError` if the thing is not registered."""
         name = self.name_of(thing)
         if name is None:
             label = getattr(thing, "__name__", repr(thing))
             raise ConfigError(
                 f"{label:.60} is not a registered {self.kind}, so no file can name it; call "
-                f"register({label!r:.60}, {label:.60}) on that registry, see docs/extending.md"
+                f"register({label!r:.60}, {label:.60}) on the registry, see docs/extending.md"
             )
         return name
 

@@ -1,4 +1,4 @@
-"""The levels loop: propose, refine, rescale, and one denoising step at the end."""
+"""CDRL's sampling algorithm: each level proposes, refines and rescales; one denoising step at the end."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 
 class LevelEnd(NamedTuple):
-    """The result of a transition; the callback gets one after each."""
+    """The result of one transition, for the callback."""
 
-    t: int  # the transition t -> t-1 that has just ended; T first, 1 last
+    t: int  # the transition t -> t-1 that has just ended; T is the first, 1 the last
     proposal: Tensor  # what the initializer proposed for x_{t-1} (B, C, H, W)
     refined: Tensor  # x_{t-1} after the kernel's steps (B, C, H, W)
     acceptance: Tensor  # (B,) mean acceptance of each image's steps; see `ChainEnd`
@@ -38,15 +38,15 @@ class SamplerOutput(NamedTuple):
     """The result of sampling, image by image."""
 
     samples: Tensor  # (B, C, H, W), not clamped
-    energies: Tensor  # (B,) nats, of x_0 at the lowest level
-    acceptance: Tensor  # (B, T) mean acceptance at t = T … 1; NaN at a transition of no steps
+    energies: Tensor  # (B,) nats, the energy of x_0 at level 0
+    acceptance: Tensor  # (B, T) mean acceptance at t = T … 1; NaN for a transition of zero steps
 
 
 class Adaptation(NamedTuple):
     """The result of `CooperativeSampler.adapt`, for t = T … 1."""
 
     step_scale: tuple[float, ...]
-    acceptance: tuple[float, ...]  # mean over the images and K steps with it; NaN if K = 0
+    acceptance: tuple[float, ...]  # mean over the images and K steps at this scale; NaN if K = 0
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,23 @@ class CooperativeSampler:
             R times: x_t ~ q(x_t | x_{t-1}), and the three lines above again
         x̂ = (x_0 + κ σ̄_0² ∇log p(x_0)) / α_0     Tweedie
 
-    The paper has no restarts, R = 0. Drawing y given x_t and x_t given x_{t-1} in turn is a Gibbs sampler
-    of the pair: with more turns x_{t-1} forgets how x_t was found and follows its own level's energy.
-    That corrects errors of the way down where the levels do not fit each other: with pinned pixels
-    (Lugmayr et al. 2022, RePaint), composed energies (Du et al. 2023), and errors made earlier
-    (Xu et al. 2023, Restart sampling).
+    The paper has no restarts, R = 0. Restarts draw x_{t-1} given x_t and x_t given x_{t-1} in turn, which
+    is a Gibbs sampler of the pair. After more turns, x_{t-1} depends less on errors of earlier levels and
+    more on the energy of its own level. This helps with pinned pixels (Lugmayr et al. 2022, RePaint),
+    composed energies (Du et al. 2023) and sampling errors (Xu et al. 2023, Restart sampling).
 
     Args:
         schedule: the levels.
-        langevin_steps: K, one int for all transitions or T ints for t = T … 1, the order in which they
-            run.
-        kernel: the transition kernel; Langevin's is the paper's.
-        step_scale: multiplies the schedule's step variance, s² = step_scale · s_t²; one float for all
-            transitions or T floats, likewise.
+        langevin_steps: K, one int for all transitions, or T ints in the order t = T … 1.
+        kernel: the transition kernel; the paper has Langevin.
+        step_scale: multiplies the schedule's step variance, s² = step_scale · s_t². One float for all
+            transitions, or T floats in the order t = T … 1.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.storage.authors`.
-        restarts: R; each costs as much as the way down without restarts.
+        restarts: R; each restart costs as much as sampling without restarts.
 
     Raises:
-        InputError: a negative number of steps or restarts, a step scale that is not positive and finite,
-            or a wrong number of either.
+        InputError: a number of steps or restarts is negative, a step scale is not positive and finite, or
+            the number of values is not 1 or T.
     """
 
     schedule: NoiseSchedule
@@ -128,13 +126,13 @@ class CooperativeSampler:
         """Draw one sample per stream of ``random``.
 
         Args:
-            energy: the prior energy at each level, labels bound.
-            proposal: where each level's chain starts, labels bound.
-            random: the noise; x_T first, then per level the proposal's and K times the kernel's, and
-                for each restart x_t's and the same again.
-            shape: (C, H, W) of one image (or any shape, for energies on other spaces).
+            energy: the prior energy at each level; it has the labels.
+            proposal: draws the starting points at each level; it has the labels.
+            random: the noise. The order is: x_T; at each level, the proposal and K kernel steps; for each
+                restart, x_t and the same again.
+            shape: (C, H, W) of one image, or any shape for energies on other spaces.
             on_level_end: called after each level.
-            pinned: pixels that are known, for inpainting: held in every x_t.
+            pinned: the known pixels for inpainting; every x_t keeps them.
         """
         x = random.normal(shape)
         if pinned is not None:
@@ -165,7 +163,7 @@ class CooperativeSampler:
         pinned: PinnedPixels | None,
         x: Tensor,
     ) -> LevelEnd:
-        """From x_t to x_{t-1}, once: propose and refine."""
+        """Propose and refine once: from x_t to x_{t-1}."""
         start = proposal.sample(x, level, random)
         step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)
@@ -182,7 +180,7 @@ class CooperativeSampler:
         """Tweedie's formula at level 0: the posterior mean of the clean image given x_0.
 
         Returns:
-            That mean (B, C, H, W), and the energies (B,) of x_0.
+            The posterior mean (B, C, H, W), and the energies (B,) of x_0 in nats.
         """
         value, grad = energy.at(level).value_and_grad(x * level.scale)
         score = -level.scale * grad  # ∇_x log p(x_0), by the chain rule through y = m_1 x_0
@@ -200,24 +198,22 @@ class CooperativeSampler:
         target: float | None = None,
         steps: int = 60,
     ) -> Adaptation:
-        """A warm-up apart from sampling: find the step scales that accept ``target`` of all moves.
+        """Find the step scales with which the kernel accepts the share ``target`` of all moves.
 
-        At each transition the scale is first tuned, then fixed for the K steps that lead to the next. The
-        same noise finds the same scales. To sample with them::
+        This is a warm-up before sampling. Each transition tunes its scale and then makes K steps with it.
+        The same noise gives the same scales. To sample with the scales::
 
             replace(sampler, step_scale=found.step_scale)
 
         Args:
-            energy: as in `sample`.
-            proposal: as in `sample`.
-            random: the noise, one stream per image; some 16 images will do.
-            shape: as in `sample`.
+            energy, proposal, shape: see `sample`.
+            random: the noise, one stream per image; about 16 images are enough.
             target: mean acceptance wanted, in (0, 1); by default the kernel's `optimal_acceptance`.
-            steps: kernel steps per transition, for the tuning.
+            steps: number of kernel steps that tune the scale of a transition.
 
         Raises:
-            InputError: a kernel that accepts every move, or a value outside its range.
-            NumericalError: chains that left the finite numbers.
+            InputError: the kernel accepts every move, or a value is out of range.
+            NumericalError: the chains became infinite or NaN.
         """
         if self.kernel.optimal_acceptance is None:
             raise InputError(
@@ -250,8 +246,8 @@ class CooperativeSampler:
             end = self.kernel.run(start(), potential, step_size * scale, random, k)
             if not bool(end.y.isfinite().all()):
                 raise NumericalError(
-                    f"adapting left the finite numbers at transition {t}; expected a proposal and an "
-                    "energy that are finite there: check the model"
+                    f"the chains became infinite or NaN at transition {t}, expected a finite energy and "
+                    "a finite proposal; check the model"
                 )
             x = end.y / level.scale
             scales.append(self.scale_at(t) * scale)
@@ -260,5 +256,5 @@ class CooperativeSampler:
 
 
 def _each(value: T | Sequence[T], count: int) -> Sequence[T]:
-    """One value for each transition, t = T … 1; a sequence as it is."""
+    """One value for each transition; a sequence stays as it is."""
     return value if isinstance(value, Sequence) else [value] * count

@@ -1,8 +1,8 @@
-"""The noise levels of CDRL: every number that belongs to a level, in one place.
+"""The noise levels of CDRL, and all constants of a level.
 
 Source: Zhu, Xie, Wu, Gao, "Learning Energy-Based Models by Cooperative Diffusion Recovery
-Likelihood", ICLR 2024 (arXiv 2309.05153), section 3 and appendix; the log-SNR curve is that of
-Salimans & Ho 2022.
+Likelihood", ICLR 2024 (arXiv 2309.05153), section 3 and appendix. The log-SNR curve is from Salimans &
+Ho 2022.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ StepRule = Literal["paper", "curvature"]
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The constants of one transition ``t -> t-1``; each a float32 tensor of shape () or (B,).
+    """The constants of one transition ``t -> t-1``, as float32 tensors of shape () or (B,).
 
-    ``x_t`` is the noisier image that goes in, ``y = m_t x_{t-1}`` is what the EBM models.
+    The transition starts from the noisier image ``x_t``. The EBM models ``y = m_t x_{t-1}``.
     """
 
     t: Tensor  # transition index, 1 … T (int64)
@@ -35,20 +35,20 @@ class Level:
     sigma_bar: Tensor  # σ̄_{t-1}
     noise_variance: Tensor  # σ_t² = 1 - α_t²/α_{t-1}²
     scale: Tensor  # m_t = √(α_t²/α_{t-1}²), and 1 at t = T
-    recovery: Tensor  # rec_t: 1, and 0 at t = T
+    recovery: Tensor  # rec_t = 1, and 0 at t = T
     step_variance: Tensor  # s_t², the variance of the noise in one Langevin step
     proposal_variance: Tensor  # τ_t² = β̃_t m_t²
 
     def diffused(self, x: Tensor, noise: Tensor) -> Tensor:
-        """From clean images: ``x_{t-1} = α_{t-1} x + σ̄_{t-1} ε``, (B, ...) each."""
+        """Add the noise of level t-1 to clean images x: ``x_{t-1} = α_{t-1} x + σ̄_{t-1} ε``, (B, ...)."""
         return self.expand(self.alpha, x) * x + self.expand(self.sigma_bar, x) * noise
 
     def diffused_in(self, x: Tensor, noise: Tensor) -> Tensor:
-        """From clean images: ``x_t = α_t x + σ̄_t ε``, (B, ...) each."""
+        """Add the noise of level t to clean images x: ``x_t = α_t x + σ̄_t ε``, (B, ...)."""
         return self.expand(self.alpha_in, x) * x + self.expand(self.sigma_bar_in, x) * noise
 
     def noised(self, x: Tensor, noise: Tensor) -> Tensor:
-        """The forward transition: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``, (B, ...) each."""
+        """The forward transition ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε``, (B, ...)."""
         kept = self.expand((1 - self.noise_variance).sqrt(), x)
         return kept * x + self.expand(self.noise_variance.sqrt(), x) * noise
 
@@ -59,25 +59,24 @@ class Level:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Six (by default) variance-preserving noise levels, ``x_i = α_i x + σ̄_i ε``.
+    """Variance-preserving noise levels ``x_i = α_i x + σ̄_i ε`` for i = 0 … T.
 
-    ``λ_i = -2 log tan(a·i/T + b)``, ``α_i² = sigmoid(λ_i)``, ``σ̄_i² = sigmoid(-λ_i)``; computed in
-    float64, kept as float32.
+    ``λ_i = -2 log tan(a·i/T + b)``, ``α_i² = sigmoid(λ_i)``, ``σ̄_i² = sigmoid(-λ_i)``. They are computed
+    in float64 and stored as float32.
 
     Args:
         num_levels: T, the number of transitions (and of EBMs).
         logsnr_max: λ_0, the log signal-to-noise ratio of the cleanest level.
-        logsnr_min: λ_T, that of the noisiest.
-        step_rule: how the Langevin step variance follows the level. ``"paper"``:
-            ``s_t² = step_size · (σ̄_{t-1}/σ̄_0) · σ_t²``. ``"curvature"``:
-            ``s_t² = step_size / L_t`` with ``L_t = 1/(m_t² σ̄_{t-1}²) + rec_t/σ_t²``, the largest
-            curvature of ``-log p(y | x_t)``, so that one step size suits all levels (the unadjusted
-            chain is stable below 4; its variance is too large by a factor of at most
-            ``1 / (1 - step_size/4)``).
-        step_size: ``4e-4`` in the paper (there called b²); a fraction of ``1/L_t`` for "curvature".
+        logsnr_min: λ_T, the log signal-to-noise ratio of the noisiest level.
+        step_rule: the Langevin step variance of a level. ``"paper"`` is
+            ``s_t² = step_size · (σ̄_{t-1}/σ̄_0) · σ_t²``. ``"curvature"`` is ``s_t² = step_size / L_t``,
+            where ``L_t = 1/(m_t² σ̄_{t-1}²) + rec_t/σ_t²`` is the largest curvature of
+            ``-log p(y | x_t)``. With it, one step size suits all levels: the unadjusted chain is stable
+            below 4, and its variance is too large by a factor of at most ``1 / (1 - step_size/4)``.
+        step_size: ``4e-4`` in the paper (named b² there); a fraction of ``1/L_t`` for "curvature".
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value is out of range.
     """
 
     num_levels: int = 6
@@ -140,10 +139,10 @@ class NoiseSchedule:
         return {name: value.float() for name, value in table.items()}
 
     def level(self, t: int | Tensor, device: torch.device | str | None = None) -> Level:
-        """The constants of transition ``t``: one int for a whole batch, or (B,) integers in 1 … T.
+        """The constants of transition ``t``, an int for a whole batch or (B,) integers, in 1 … T.
 
         Raises:
-            ValueError: ``t`` outside 1 … T.
+            ValueError: ``t`` lies outside 1 … T.
         """
         index = torch.as_tensor(t, dtype=torch.int64, device="cpu")
         if index.numel() and not bool(((index >= 1) & (index <= self.num_levels)).all()):
@@ -153,5 +152,5 @@ class NoiseSchedule:
         return Level(t=index.to(device), **values)
 
     def config(self) -> dict[str, int | float | str]:
-        """The constructor's arguments."""
+        """The arguments of the constructor, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -112,7 +112,7 @@ def test_warm_up_on_an_energy_that_is_not_finite() -> None:
         def at(self, level: Level) -> FunctionPotential:
             return FunctionPotential(lambda y: math.nan * y.sum(1))
 
-    with pytest.raises(NumericalError, match="adapting left the finite numbers at transition 3"):
+    with pytest.raises(NumericalError, match="the chains became infinite or NaN at transition 3"):
         CooperativeSampler(THREE, 2, MALA()).adapt(
             Broken(), IdentityProposal(), streams(0, 1), (2,), steps=3
         )

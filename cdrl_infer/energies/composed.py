@@ -21,7 +21,7 @@ class ComposedEnergy(Energy):
 
     Args:
         network: an `EBMNetwork`.
-        labels: (1 + k, B, A) integers; the first is all 0, for no labels.
+        labels: (1 + k, B, A) integers, 0 = not given; ``labels[0]`` is all 0.
         log_ratio: differentiable function of r_1 … r_k (k, B) with the value r (B,).
     """
 

@@ -1,3 +1,3 @@
-"""Markov transition kernels: they know a potential and a step size, and nothing of levels."""
+"""Markov transition kernels. A kernel needs a potential and a step size; it does not know levels."""
 
 from cdrl_infer.kernels.registry import KERNELS as KERNELS

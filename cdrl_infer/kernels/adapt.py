@@ -1,4 +1,4 @@
-"""Step sizes from acceptance rates: a warm-up, after which the step is fixed."""
+"""A warm-up finds the step size that gives a wanted acceptance rate; then the step size is fixed."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def tune(
 
         x ← x + 4 k^-0.6 (acceptance - target),     x = log scale,  k = 1, 2 … steps
 
-    Robbins & Monro 1951, on the mean acceptance of the batch; the x of the later half are averaged
-    (Polyak & Juditsky 1992). New chains start every ``chain_steps`` steps: proposals are not yet draws
-    of the law, so short chains accept more or less than long ones. MALA accepts less as the step grows.
-    HMC's trajectories may come back near their start; then several scales meet the target, and the
-    first guess decides which is found.
+    This is Robbins & Monro 1951 for the mean acceptance of the batch. The result is the average of x over
+    the second half of the steps (Polyak & Juditsky 1992). New chains start every ``chain_steps`` steps:
+    a chain does not start in equilibrium, so short chains and long chains accept different shares. MALA
+    accepts less as the step grows. An HMC trajectory may return to its start. Then several scales reach
+    the target, and the first guess decides which of them the function finds.
 
     Args:
-        kernel: what to tune.
-        start: draws where chains begin, (B, ...).
-        potential: what they sample.
+        kernel: the kernel to tune.
+        start: draws the points (B, ...) where chains start.
+        potential: the potential of the chains.
         step_size: s², () or (B,), the first guess.
-        random: their noise.
-        chain_steps: K of the chains to come; if it is 0 the first guess stands, 1.
+        random: the noise of the chains.
+        chain_steps: K, the length of the chains; for 0 the scale is 1.
         target: the mean acceptance wanted.
-        steps: made in all.
+        steps: number of steps in total.
     """
     if chain_steps == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""What a transition kernel is: one step of many independent chains."""
+"""The base class of transition kernels: one step of many independent chains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cdrl_infer.random import RandomSource
 
 
 class State(Protocol):
-    """Where the chains are, and whatever else a kernel carries from step to step."""
+    """The points of the chains, and anything else that a kernel keeps between steps."""
 
     @property
     def y(self) -> Tensor:
-        """(B, ...), one chain a row."""
+        """(B, ...), one row per chain."""
         ...
 
 
@@ -26,28 +26,28 @@ StateT = TypeVar("StateT", bound=State)
 
 
 class StepInfo(NamedTuple):
-    """What one step did to each chain; an unadjusted kernel gives 1 and True throughout."""
+    """What one step did to each chain; an unadjusted kernel always gives 1 and True."""
 
     acceptance: Tensor  # (B,) the probability of accepting the proposed move
-    accepted: Tensor  # (B,) bool, whether it was accepted
+    accepted: Tensor  # (B,) bool, whether the chain made the move
 
 
 class ChainEnd(NamedTuple):
-    """Where several steps led."""
+    """The points of the chains after several steps."""
 
     y: Tensor  # (B, ...)
-    acceptance: Tensor  # (B,) mean of each chain's acceptance probabilities; NaN after no step
+    acceptance: Tensor  # (B,) mean acceptance probability of each chain; NaN for zero steps
 
 
 class Kernel(ABC, Generic[StateT]):
-    """A Markov transition for chains that share nothing, so each may have a step size of its own.
+    """A Markov transition of independent chains; each chain may have its own step size.
 
-    A kernel is a frozen dataclass of its options. `cdrl_infer.kernels.KERNELS` has those with a name.
+    A kernel is a frozen dataclass of its options. `cdrl_infer.kernels.KERNELS` has the kernels by name.
     """
 
     @property
     def optimal_acceptance(self) -> float | None:
-        """The mean acceptance that step sizes should be adapted to; None if no move is ever rejected."""
+        """The best mean acceptance, for adapting step sizes; None if the kernel accepts every move."""
         return None
 
     @abstractmethod
@@ -61,16 +61,16 @@ class Kernel(ABC, Generic[StateT]):
         """One transition of every chain.
 
         Args:
-            state: where the chains are.
-            potential: what they sample.
+            state: the state of the chains.
+            potential: the energy that the chains sample.
             step_size: s², the variance of the noise in one Langevin step; () or (B,).
-            random: their noise.
+            random: the noise of the chains.
         """
 
     def run(
         self, y: Tensor, potential: Potential, step_size: Tensor, random: RandomSource, steps: int
     ) -> ChainEnd:
-        """Where ``steps`` transitions lead from y (B, ...); no step costs no gradient."""
+        """Make ``steps`` transitions from y (B, ...)."""
         if steps == 0:
             return ChainEnd(y, torch.full(y.shape[:1], math.nan, device=y.device))
         state = self.init(y, potential)

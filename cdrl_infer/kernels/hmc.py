@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo, and MALA, which is its shortest trajectory: exact for every step size."""
+"""Hamiltonian Monte Carlo (HMC), and MALA, which is HMC with one leapfrog step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdrl_infer.random import RandomSource
 
 
 class HMCState(NamedTuple):
-    """Where the chains are (B, ...), with the energies (B,) and gradients (B, ...) found there."""
+    """The points of the chains (B, ...), with their energies (B,) and gradients (B, ...)."""
 
     y: Tensor
     energy: Tensor
@@ -25,7 +25,7 @@ class HMCState(NamedTuple):
 
 @dataclass(frozen=True)
 class HMC(Kernel[HMCState]):
-    """Leapfrog steps on ``H(y, p) = E(y) + ½‖p‖²``, then accepted or rejected, chain by chain.
+    """L leapfrog steps on ``H(y, p) = E(y) + ½‖p‖²``; then each chain accepts or rejects its move.
 
     ::
 
@@ -33,26 +33,26 @@ class HMC(Kernel[HMCState]):
         L times:  p ← p - ½ s ∇E(y),  y ← y + s p,  p ← p - ½ s ∇E(y)
         accept with probability min(1, exp(H(before) - H(after)))
 
-    Duane et al. 1987; Neal 2011, section 3. E's own law is stationary whatever the step. Costs L
-    gradients per step and one at the start of a chain.
+    Duane et al. 1987; Neal 2011, section 3. ``exp(-E)`` is the stationary density for every step size.
+    A step costs L gradients, and the start of a chain costs one.
 
-    One leapfrog step, L = 1, is MALA (Roberts & Tweedie 1996). The proposal is Langevin's,
-    ``y' = y - ½ s² ∇E(y) + s p``. With ``p' = p - ½ s (∇E(y) + ∇E(y'))`` at its end,
-    ``-s p' = y - (y' - ½ s² ∇E(y'))``, so ``½‖p‖² - ½‖p'‖² = log q(y | y') - log q(y' | y)``
-    for ``q(y' | y) = N(y - ½ s² ∇E(y), s² I)``: the ratio is Metropolis and Hastings' own.
+    L = 1 is MALA (Roberts & Tweedie 1996). It proposes a Langevin step, ``y' = y - ½ s² ∇E(y) + s p``.
+    The momentum at the end is ``p' = p - ½ s (∇E(y) + ∇E(y'))``, so ``-s p' = y - (y' - ½ s² ∇E(y'))``
+    and ``½‖p‖² - ½‖p'‖² = log q(y | y') - log q(y' | y)`` for ``q(y' | y) = N(y - ½ s² ∇E(y), s² I)``.
+    This is the ratio of Metropolis and Hastings.
 
-    A move to where energy or gradient is not finite is rejected. A chain that *starts* there comes out
-    as NaN, as with an unadjusted kernel, so the caller can see it.
+    The kernel rejects a move to a point whose energy or gradient is not finite. A chain that *starts* at
+    such a point becomes NaN, as with an unadjusted kernel, so the caller can see it.
 
-    Energies are compared in the precision of the network. In float32 those of the bundled model, up to
-    1,100 nats, are within 3e-4 nats of their float64 values, and so are acceptance probabilities. In
-    bfloat16 (autocast) they would be off by several nats, so acceptance would mean nothing.
+    The kernel compares energies in the precision of the network. In float32 the energies of the bundled
+    model (up to 1,100 nats) and the acceptance probabilities have errors below 3e-4. In bfloat16
+    (autocast) the errors would be several nats, and acceptance would mean nothing.
 
     Args:
-        leapfrog_steps: L, at least 1. A trajectory is about s·L long.
+        leapfrog_steps: L, at least 1. The length of a trajectory is about s·L.
 
     Raises:
-        InputError: a value outside its range.
+        InputError: leapfrog_steps is out of range.
     """
 
     leapfrog_steps: int = 5
@@ -65,14 +65,14 @@ class HMC(Kernel[HMCState]):
 
     @property
     def optimal_acceptance(self) -> float:
-        """The mean acceptance at which a step moves farthest for its cost, in many dimensions.
+        """The mean acceptance that gives the longest moves for the cost, in many dimensions.
 
         0.574 for L = 1 (Roberts & Rosenthal 1998), else 0.651 (Beskos et al. 2013).
         """
         return 0.574 if self.leapfrog_steps == 1 else 0.651
 
     def init(self, y: Tensor, potential: Potential) -> HMCState:
-        """Start chains at y (B, ...); one gradient."""
+        """Start chains at y (B, ...). It costs one gradient."""
         value, grad = potential.value_and_grad(y)
         sound = value.isfinite() & grad.isfinite().flatten(1).all(1)
         return HMCState(y.where(per_chain(sound, y), math.nan), value, grad)
@@ -80,7 +80,7 @@ class HMC(Kernel[HMCState]):
     def step(
         self, state: HMCState, potential: Potential, step_size: Tensor, random: RandomSource
     ) -> tuple[HMCState, StepInfo]:
-        """One transition of every chain; L gradients."""
+        """One transition of every chain. It costs L gradients."""
         momentum = random.normal(state.y.shape[1:])
         s = per_chain(step_size.sqrt(), state.y)
         proposed, end_momentum = state, momentum
@@ -94,9 +94,9 @@ class HMC(Kernel[HMCState]):
 
 @dataclass(frozen=True)
 class MALA(HMC):
-    """The Metropolis-adjusted Langevin algorithm: `HMC` with one leapfrog step, as shown there.
+    """The Metropolis-adjusted Langevin algorithm: `HMC` with one leapfrog step.
 
-    With the same step size it proposes what `Langevin` does, and costs as much per step.
+    With the same step size it proposes the move that `Langevin` makes. A step costs the same.
     """
 
     leapfrog_steps: int = field(default=1, init=False)
@@ -105,7 +105,7 @@ class MALA(HMC):
 def leapfrog(
     state: HMCState, p: Tensor, s: Tensor, potential: Potential
 ) -> tuple[HMCState, Tensor]:
-    """``p ← p - ½ s ∇E(y), y ← y + s p, p ← p - ½ s ∇E(y)``: reversible, keeps volumes."""
+    """``p ← p - ½ s ∇E(y), y ← y + s p, p ← p - ½ s ∇E(y)``. It is reversible and preserves volume."""
     p = p - 0.5 * s * state.grad
     y = state.y + s * p
     value, grad = potential.value_and_grad(y)
@@ -115,13 +115,13 @@ def leapfrog(
 def log_ratio(old: HMCState, new: HMCState, p: Tensor, p_new: Tensor) -> Tensor:
     """``H(old) - H(new)``, (B,) nats.
 
-    ``½‖p‖² - ½‖p'‖²`` is summed as ``½ Σ (p - p')(p + p')``, whose terms are as small as the
-    result; two sums of the size of the dimension would lose digits.
+    It computes ``½‖p‖² - ½‖p'‖²`` as ``½ Σ (p - p')(p + p')``. The difference of two large sums would
+    lose digits.
     """
     kinetic = 0.5 * ((p - p_new) * (p + p_new)).flatten(1).sum(1)
     return old.energy - new.energy + kinetic
 
 
 def choose(accepted: Tensor, new: HMCState, old: HMCState) -> HMCState:
-    """Chain by chain the new state where accepted (B,), else the old one with all that is known there."""
+    """For each chain, the new state if ``accepted`` (B,) is true, else the old state."""
     return HMCState(*(a.where(per_chain(accepted, a), b) for a, b in zip(new, old, strict=True)))

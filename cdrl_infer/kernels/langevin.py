@@ -1,4 +1,4 @@
-"""Unadjusted Langevin: a gradient step and noise."""
+"""Unadjusted Langevin steps: a gradient step plus noise."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from cdrl_infer.random import RandomSource
 
 
 class LangevinState(NamedTuple):
-    """Where the chains are: (B, ...).
-
-    No energy or gradient is carried along: an unadjusted step neither compares energies nor visits a
-    point twice.
-    """
+    """The points of the chains (B, ...). An unadjusted step needs no earlier energy or gradient."""
 
     y: Tensor
 
@@ -27,11 +23,11 @@ class LangevinState(NamedTuple):
 class Langevin(Kernel[LangevinState]):
     """``y ← y - ½ s² ∇E(y) + s ε``, with ε standard normal.
 
-    Roberts & Tweedie 1996; one gradient per step. Its stationary law is that of E only to first
-    order in s².
+    Roberts & Tweedie 1996. A step costs one gradient. The stationary density is ``exp(-E)`` up to an
+    error of order s².
 
     Args:
-        noise_scale: multiplies ε; 1 samples, 0 descends.
+        noise_scale: multiplies ε; 1 samples, 0 is gradient descent.
     """
 
     noise_scale: float = 1.0
@@ -43,7 +39,7 @@ class Langevin(Kernel[LangevinState]):
     def step(
         self, state: LangevinState, potential: Potential, step_size: Tensor, random: RandomSource
     ) -> tuple[LangevinState, StepInfo]:
-        """One transition of every chain; every move is made."""
+        """One transition of every chain; it accepts every move."""
         _, grad = potential.value_and_grad(state.y)
         noise = random.normal(state.y.shape[1:])
         s2 = per_chain(step_size, state.y)
