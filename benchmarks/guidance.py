@@ -20,6 +20,7 @@ from subject import MADE_WITH, SamplePools, Subject, steps_name
 from cdrl_infer.cli import command
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
+from cdrl_infer.optional import needed
 from cdrl_train.evaluation.cache import FeatureCache
 from cdrl_train.evaluation.extractors import Extractor, load_extractor
 from cdrl_train.evaluation.fidelity import NEIGHBOURS, precision_recall
@@ -75,12 +76,8 @@ def load_figure() -> type[Figure]:
     Raises:
         InputError: it is not installed.
     """
-    try:
+    with needed("matplotlib", "--figure", "benchmark"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"{error}: --figure needs more packages: pip install 'cdrl[benchmark]'"
-        ) from None
     return Figure
 
 

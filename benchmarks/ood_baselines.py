@@ -175,7 +175,7 @@ def pytorch_ood_detectors(
     """
     try:
         from pytorch_ood.detector import KLMatching, Mahalanobis, MaxLogit, ViM
-    except (ImportError, RuntimeError):  # RuntimeError: torchvision of another torch
+    except Exception:  # missing, or its torchvision is of another torch
         return []
     last = outputs.last
     features, logits = outputs.split(outputs(images.numpy()))

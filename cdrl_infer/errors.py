@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a message
+
 
 class CDRLError(Exception):
-    """Base of all errors this package raises on bad input; the text is one line."""
+    """Base of all errors this package raises on bad input; the text is one short, printable line."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), LONGEST)
 
 
 class ConfigError(CDRLError, ValueError):
@@ -52,8 +57,9 @@ def shown(text: object, limit: int = 200) -> str:
 
     Args:
         text: anything; `str` of it is shown.
-        limit: number of characters after which the text is cut.
+        limit: the most characters to show; a longer text lacks its middle. Its end often says how to
+            mend an error.
     """
     line = " ".join(str(text).split())
-    cut = line if len(line) <= limit else line[:limit] + "…"
+    cut = line if len(line) <= limit else f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
     return "".join(c if c.isprintable() else "?" for c in cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,13 +12,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from cdrl_infer import __version__
+from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.cli.sample import main
+from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.hmc import HMC
 from cdrl_infer.pipeline import CDRLPipeline
 
@@ -343,3 +347,21 @@ def test_as_a_program_with_a_kernel_of_the_users(folder: Path, tmp_path: Path) -
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (2 * 66 + 2, 68)
         assert image.text["kernel"] == "gentle"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp850", "gbk"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_text_that_an_encoding_lacks_is_escaped(encoding: str, stream: str) -> None:
+    @click.command("say", cls=OneLineErrors)
+    def say() -> None:
+        click.echo("… × ä 猫 \udcff", err=stream == "stderr")
+        raise InputError("猫 \ud800 … é")
+
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, stream, file)
+        with pytest.raises(SystemExit, match="2"):
+            say.main([])
+    file.flush()
+    said = file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert r"\udcff" in said and ("猫" in said) == (encoding == "gbk")

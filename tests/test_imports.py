@@ -21,7 +21,7 @@ LONGEST = 400  # lines
 LAYERS = {
     "cdrl_infer": """
         errors version files random
-        device registry untrusted
+        optional device registry untrusted
         config
         schedule
         model networks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cdrl_infer.errors import CDRLError, InputError, NetworkError, NumericalError
+from cdrl_infer.errors import (
+    LONGEST,
+    CDRLError,
+    InputError,
+    NetworkError,
+    NumericalError,
+    shown,
+)
 from cdrl_infer.files import added_files, replaced_file
 
 if TYPE_CHECKING:
@@ -58,6 +66,7 @@ class OneLineErrors(click.Command):
         """Run, and exit."""
         kwargs["standalone_mode"] = False
         code = 2
+        _print_any_text()
         try:
             sys.exit(super().main(*args, **kwargs) or 0)
         except click.ClickException as error:
@@ -71,8 +80,15 @@ class OneLineErrors(click.Command):
         except (click.Abort, KeyboardInterrupt):
             click.echo(f"{self.name}: interrupted", err=True)
             sys.exit(130)
-        click.echo(f"{self.name}: error: {' '.join(message.split())}", err=True)
+        click.echo(f"{self.name}: error: {shown(message, LONGEST)}", err=True)
         sys.exit(code)
+
+
+def _print_any_text() -> None:
+    """Escape the characters that the encoding of stdout or stderr lacks, as \\u2026 for "…"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _disk_is_full(error: Exception) -> bool:

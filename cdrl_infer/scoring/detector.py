@@ -15,15 +15,14 @@ from cdrl_infer.arguments import check_choice, check_seed, number, positive
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
 from cdrl_infer.model import CDRLModel, ImageShape
+from cdrl_infer.optional import needed
 from cdrl_infer.scoring.reference import check_share, fewest_images, measure
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scorer import Scorer
 
-try:
+with needed("scikit-learn", "CDRLDetector", "score"):
     from sklearn.base import BaseEstimator, OutlierMixin
     from sklearn.utils.validation import check_is_fitted, validate_data
-except ImportError:
-    raise InputError("CDRLDetector needs scikit-learn: pip install 'cdrl[score]'") from None
 
 
 class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import captioned, make_grid, viewing_scale
+from cdrl_infer.optional import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,13 +41,11 @@ def new_figure() -> Figure:
     """An empty plot; it needs no display.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib cannot be imported.
     """
-    try:
+    with needed("matplotlib", "a plot", "score"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("plots need matplotlib: pip install 'cdrl[score]'") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cdrl_infer.errors import CheckpointError, listing
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.networks.registry import NETWORKS
+from cdrl_infer.optional import needed
 from cdrl_infer.storage.folder import PICTURE
 
 if TYPE_CHECKING:
@@ -105,11 +106,12 @@ def with_figures(
     Raises:
         CheckpointError: the front matter cannot be read, or cannot be edited line by line.
     """
-    import yaml  # huggingface_hub needs it too
-    from huggingface_hub.repocard_data import (
-        eval_results_to_model_index,
-        model_index_to_eval_results,
-    )
+    with needed("pyyaml", "editing a card"):  # huggingface_hub needs it too
+        import yaml
+        from huggingface_hub.repocard_data import (
+            eval_results_to_model_index,
+            model_index_to_eval_results,
+        )
 
     found = FRONT_MATTER.match(card)
     front, rest = (found["front"], card[found.end() :]) if found else ("", card)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import Attribute, ImageShape
+from cdrl_infer.optional import needed
 from cdrl_train.data.image_set import ImageSet, no_images
 from cdrl_train.data.registry import Source
 
@@ -74,13 +75,10 @@ class Published(Source):
             InputError: torchvision cannot be imported, or the download failed.
         """
         try:
-            from torchvision import datasets
-        except Exception as error:  # missing, or built for another torch
-            raise self.missing(
-                file,
-                f"{command}  (torchvision, which would download it, cannot be imported: "
-                f"{_one_line(error)}; pip install 'cdrl[train]' installs one that fits)",
-            ) from error
+            with needed("torchvision", f"downloading {self.name}", "train"):
+                from torchvision import datasets
+        except InputError as error:
+            raise self.missing(file, f"{command}  ({error})") from error
         try:
             return getattr(datasets, self.name)(str(root), download=True, **options)
         except (RuntimeError, OSError) as error:

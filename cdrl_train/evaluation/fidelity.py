@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.optional import needed
 
 KID_SUBSETS, KID_SUBSET = 100, 1000
 IS_SPLITS = 10
@@ -27,12 +28,8 @@ SETTINGS: dict[str, dict[str, int | str]] = {
 
 def check_torch_fidelity() -> None:
     """InputError if torch-fidelity cannot be imported."""
-    try:
+    with needed("torch-fidelity", "measuring kid, is or Inception's features", "eval"):
         import torch_fidelity  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another torch
-        raise InputError(
-            f"kid, is and Inception need torch-fidelity ({error}): pip install 'cdrl[eval]'"
-        ) from error
 
 
 def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

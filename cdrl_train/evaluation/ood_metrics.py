@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.errors import NumericalError
+from cdrl_infer.optional import needed
 
 ACCEPTED = 0.95  # share of the data's images that pass, for FPR95
 CONFIDENCE = 0.95
@@ -33,13 +34,9 @@ class Interval(NamedTuple):
 
 
 def sklearn_metrics() -> Any:
-    """``sklearn.metrics``; InputError if scikit-learn is not installed."""
-    try:
+    """``sklearn.metrics``; InputError if it cannot be imported."""
+    with needed("scikit-learn", "the metric ood", "eval"):
         from sklearn import metrics
-    except ImportError as error:
-        raise InputError(
-            f"{error}: AUROC and AUPR need scikit-learn: pip install 'cdrl[eval]'"
-        ) from None
     return metrics
 
 
