@@ -137,7 +137,8 @@ def as_list(value: Any) -> Any:
 
 
 def show_bar(progress: bool | None) -> bool:
-    """Whether to show a bar: as asked, else if stderr is a terminal."""
-    if progress is not None:
-        return progress
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether to show a bar: as asked, else if stderr is a terminal; never without a stderr."""
+    if sys.stderr is None or getattr(sys.stderr, "closed", False):
+        return False
+    is_terminal = getattr(sys.stderr, "isatty", bool)  # a notebook's or a server's may lack it
+    return bool(is_terminal() if progress is None else progress)

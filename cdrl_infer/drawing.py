@@ -155,10 +155,10 @@ def draw(
     device = next(model.ebm.parameters()).device
     noise = options.noise(count)
     draw_on = device if options.draw_on == "device" else torch.device("cpu")
-    energies = torch.empty(count)
-    acceptance = torch.empty(count, schedule.num_levels)
+    energies = torch.empty(count, dtype=torch.float32)
+    acceptance = torch.empty(count, schedule.num_levels, dtype=torch.float32)
     pictures: list[Image.Image] = []
-    values = torch.empty(0 if as_pictures else count, *shape)
+    values = torch.empty(0 if as_pictures else count, *shape, dtype=torch.float32)
     total = schedule.num_levels * math.ceil(count / options.batch_size)
     with tqdm(total=total, unit="level", disable=not show_bar(options.progress)) as bar:
         for first in range(0, count, options.batch_size):
@@ -170,6 +170,7 @@ def draw(
             watcher = _Watcher(first, bar, options.callback_on_level_end)
             output = sampler.sample(energy, proposal, random, shape, watcher, pinned)
             check_finite(output.samples, first, "in the last denoising step")
+            check_finite(output.energies, first, "at level 0")
             energies[part], acceptance[part] = output.energies, output.acceptance
             unit = to_unit(output.samples) if own is None else own.kept(to_unit(output.samples))
             if as_pictures:
@@ -201,9 +202,9 @@ class _Watcher:
             self.callback(end, self.first)
 
 
-def check_finite(images: Tensor, first: int, where: str) -> None:
-    """Raise `NumericalError` and name the images (B, ...) that are not finite, counted from ``first``."""
-    bad = (~images.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+def check_finite(values: Tensor, first: int, where: str) -> None:
+    """Raise `NumericalError` if values (B, ...) are not finite; images are counted from ``first``."""
+    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise NumericalError(
             f"sampling left the finite numbers {where}, images {listing(first + k for k in bad)}; "

@@ -15,7 +15,7 @@ from cdrl_infer.conditions.conditions import Condition, on_concepts, on_labels
 from cdrl_infer.conditions.expressions import Concept, Expression
 from cdrl_infer.conditions.labels import ImageLabel
 from cdrl_infer.conditions.parser import find_concept
-from cdrl_infer.device import usable_device
+from cdrl_infer.device import default_switches, usable_device
 from cdrl_infer.drawing import CDRLPipelineOutput, KnownPixels, draw
 from cdrl_infer.errors import InputError
 from cdrl_infer.images import read_images, read_masks
@@ -42,11 +42,15 @@ class CDRLPipeline:
         name: the model's name in messages and metadata.
     """
 
+    @default_switches()
     def __init__(self, model: CDRLModel, name: str = "custom") -> None:
         self.model = model
         self.name = name
         self.device = torch.device("cpu")
         for network in self.model.networks.values():
+            if any(tensor.is_inference() for tensor in network.parameters()):  # made in such a mode
+                own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+                network.load_state_dict(own, assign=True)
             network.eval().requires_grad_(False)
         self.to("cpu")
 
@@ -141,6 +145,7 @@ class CDRLPipeline:
             )
         return pushed.url
 
+    @default_switches()
     def to(self, device: torch.device | str) -> CDRLPipeline:
         """Move the networks and return self; `InputError` if there is no such device here."""
         place = usable_device(device)
@@ -149,6 +154,7 @@ class CDRLPipeline:
         self.device = place
         return self
 
+    @default_switches()
     def __call__(
         self,
         *,
@@ -194,6 +200,7 @@ class CDRLPipeline:
             )
         return find_concept(name, {a.name: a.values for a in self.model.labels})
 
+    @default_switches()
     def compose(
         self, expression: str | Expression, *, guidance_scale: float = 1.0, **options: Any
     ) -> CDRLPipelineOutput:
@@ -220,6 +227,7 @@ class CDRLPipeline:
         sampler = chosen.sampler(self.model, restarts=1)
         return draw(self.model, sampler, condition, chosen, chosen.count())
 
+    @default_switches()
     def inpaint(
         self,
         image: ImageInput,
@@ -296,6 +304,7 @@ class CDRLPipeline:
         """
         return Scorer(self.model, self.name).score(images, score, **options)
 
+    @default_switches()
     def adapt_step_scale(
         self,
         kernel: str | Kernel[Any] = "mala",

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+FLOAT = torch.float32  # of all draws, whatever the default dtype is
+
 
 class RandomSource(Protocol):
     """Draws for a batch; each call advances the stream."""
@@ -42,12 +44,14 @@ class PerImageRandom:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) standard normals, row k from generator k."""
-        draws = [torch.randn(*shape, generator=g, device=g.device) for g in self.generators]
+        draws = [
+            torch.randn(*shape, generator=g, device=g.device, dtype=FLOAT) for g in self.generators
+        ]
         return torch.stack(draws).to(self.device)
 
     def uniform(self) -> Tensor:
         """(B,) numbers in [0, 1), number k from generator k."""
-        draws = [torch.rand((), generator=g, device=g.device) for g in self.generators]
+        draws = [torch.rand((), generator=g, device=g.device, dtype=FLOAT) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
 
@@ -70,12 +74,11 @@ class BatchRandom:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """(B, *shape) standard normals for the B rows."""
-        return torch.randn(
-            self.batch_size, *shape, generator=self.generator, device=self.generator.device
-        )[self.rows]
+        g = self.generator
+        whole = torch.randn(self.batch_size, *shape, generator=g, device=g.device, dtype=FLOAT)
+        return whole[self.rows]
 
     def uniform(self) -> Tensor:
         """(B,) numbers in [0, 1) for the B rows."""
-        return torch.rand(self.batch_size, generator=self.generator, device=self.generator.device)[
-            self.rows
-        ]
+        g = self.generator
+        return torch.rand(self.batch_size, generator=g, device=g.device, dtype=FLOAT)[self.rows]

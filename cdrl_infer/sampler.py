@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from cdrl_infer.device import default_switches
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
@@ -113,6 +114,7 @@ class CooperativeSampler:
         """The step scale at transition t."""
         return _each(self.step_scale, self.schedule.num_levels)[-t]
 
+    @default_switches()
     @torch.no_grad()
     def sample(
         self,
@@ -187,6 +189,7 @@ class CooperativeSampler:
         clean = (x + self.score_scale * level.sigma_bar**2 * score) / level.alpha
         return clean, value
 
+    @default_switches()
     @torch.no_grad()
     def adapt(
         self,

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cdrl_infer.device import default_switches
 from cdrl_infer.errors import ConfigError
 
 StepRule = Literal["paper", "curvature"]
@@ -103,6 +104,7 @@ class NoiseSchedule:
             )
         object.__setattr__(self, "_table", self._compute())
 
+    @default_switches()
     def _compute(self) -> dict[str, Tensor]:
         T = self.num_levels
         b = math.atan(math.exp(-self.logsnr_max / 2))
@@ -114,9 +116,9 @@ class NoiseSchedule:
 
         ratio = alpha2[1:] / alpha2[:-1]  # r_t
         noise_variance = 1 - ratio  # σ_t²
-        last = torch.arange(1, T + 1) == T
+        last = i[1:] == T
         scale = torch.where(last, 1.0, ratio.sqrt())  # m_t
-        recovery = torch.where(last, 0.0, 1.0).double()  # rec_t
+        recovery = 1 - last.double()  # rec_t
         if self.step_rule == "paper":
             step_variance = self.step_size * sigma_bar[:-1] / sigma_bar[0] * noise_variance
         else:

@@ -77,7 +77,9 @@ class Guided(Labelled):
         """The energy and the proposal, with the effect of the labels multiplied by g."""
         chosen = self.asked[part].to(_device(model))
         labels = torch.stack([torch.zeros_like(chosen), chosen])
-        weights = torch.full((1, len(chosen)), self.scale, device=chosen.device)
+        weights = torch.full(
+            (1, len(chosen)), self.scale, dtype=torch.float32, device=chosen.device
+        )
         return (
             ComposedEnergy(model.ebm, labels, lambda r: self.scale * r[0]),
             make_proposal(model.initializer, labels, weights),
@@ -109,9 +111,12 @@ class Composed(Condition):
             rows[1 + k, 0, concept.attribute] = concept.label
         count = part.stop - part.start
         labels = rows.expand(-1, count, -1).to(device)
-        table = torch.tensor([[b.weights.get(c, 0.0) for b in branches] for c in concepts])
+        table = torch.tensor(
+            [[b.weights.get(c, 0.0) for b in branches] for c in concepts], dtype=torch.float32
+        )
         if len(branches) > 1:
-            ends = torch.tensor([b.share for b in branches]).cumsum(0)[:-1].to(device)
+            shares = torch.tensor([b.share for b in branches], dtype=torch.float32)
+            ends = shares.cumsum(0)[:-1].to(device)
             branch = torch.bucketize(random.uniform(), ends, right=True)
         else:
             branch = torch.zeros(count, dtype=torch.int64, device=device)

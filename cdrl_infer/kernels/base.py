@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from cdrl_infer.energies.base import Potential
@@ -72,9 +71,9 @@ class Kernel(ABC, Generic[StateT]):
     ) -> ChainEnd:
         """Make ``steps`` transitions from y (B, ...)."""
         if steps == 0:
-            return ChainEnd(y, torch.full(y.shape[:1], math.nan, device=y.device))
+            return ChainEnd(y, y.new_full(y.shape[:1], math.nan))
         state = self.init(y, potential)
-        total = torch.zeros(y.shape[:1], device=y.device)
+        total = y.new_zeros(y.shape[:1])
         for _ in range(steps):
             state, info = self.step(state, potential, step_size, random)
             total += info.acceptance

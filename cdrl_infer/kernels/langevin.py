@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cdrl_infer.energies.base import Potential
@@ -44,5 +43,5 @@ class Langevin(Kernel[LangevinState]):
         noise = random.normal(state.y.shape[1:])
         s2 = per_chain(step_size, state.y)
         y = state.y - 0.5 * s2 * grad + s2.sqrt() * self.noise_scale * noise
-        always = torch.ones(len(y), device=y.device)
+        always = y.new_ones(len(y))
         return LangevinState(y), StepInfo(always, always.bool())

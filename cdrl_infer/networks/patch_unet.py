@@ -106,9 +106,8 @@ class PatchUNet(Backbone):
     def condition(self, logsnr: Tensor, labels: Tensor | None = None) -> Conditioning:
         """Scale and shift of each block."""
         logsnr = logsnr.reshape(-1)
-        rates = torch.exp(
-            torch.linspace(0, math.log(200), self.frequencies, device=logsnr.device)
-        ).to(logsnr.dtype)
+        octaves = (math.log(200), self.frequencies)
+        rates = torch.linspace(0, *octaves, dtype=logsnr.dtype, device=logsnr.device).exp()
         angle = 2 * noise_angle(logsnr)[:, None] * rates
         embedding = self.embed2(F.silu(self.embed1(torch.cat([angle.sin(), angle.cos()], dim=1))))
         embedding = F.silu(add_labels(embedding, self.labels, labels))

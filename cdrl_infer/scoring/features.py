@@ -22,6 +22,7 @@ from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.images import to_uint8
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import make_proposal, posterior_mean
+from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import NoiseSchedule
 
 SMALLEST = 1e-12  # smaller errors are raised to this before a logarithm is taken
@@ -111,8 +112,7 @@ class MeanProposal(Protocol):
 
 def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tensor:
     """ε_1 … ε_T of a seed, (T, *shape) standard normals: the same bits on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(schedule.num_levels, *shape, generator=generator)
+    return BatchRandom(schedule.num_levels, torch.Generator("cpu").manual_seed(seed)).normal(shape)
 
 
 class NoisedImages(Features):

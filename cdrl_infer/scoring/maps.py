@@ -48,9 +48,10 @@ def heat_map(model: CDRLModel, images: Tensor, seed: int) -> Tensor:
     for t in range(schedule.num_levels // 2 + 1, schedule.num_levels + 1):
         pull = torch.stack([each.denoised(t)[1] for each in noised]).mean(0)
         total += pull.square().sum(1)
-    if not bool(total.isfinite().all()):
+    blurred = blur(total, BLUR).float()
+    if not bool(blurred.isfinite().all()):
         raise NumericalError("a heat map is not finite; check the model")
-    return blur(total, BLUR).float()
+    return blurred
 
 
 def blur(maps: Tensor, deviation: float) -> Tensor:

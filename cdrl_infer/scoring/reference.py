@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from cdrl_infer.device import default_switches
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.scoring.features import FeatureTable, NoisedImages, draw_noise
@@ -145,7 +146,7 @@ class ReferenceStatistics:
         reference = self.scores(score, level)
         count = len(reference)
         check_share(fpr, count)
-        allowed = int((_share(torch.arange(count), count) <= fpr).sum())
+        allowed = int((_share(torch.arange(count, device="cpu"), count) <= fpr).sum())
         return float(reference[count - allowed])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -220,6 +221,7 @@ def fewest_images(num_levels: int) -> int:
     return 12 * num_levels
 
 
+@default_switches()
 def measure(
     model: CDRLModel,
     images: Tensor,
@@ -277,7 +279,7 @@ def measure(
 
 def random_order(count: int, seed: int) -> Tensor:
     """0 … count - 1, shuffled; the same for the same seed."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 def check_origin(data: str, count: int, seed: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl_infer.arguments import check_choice, check_seed, integer, number, positive, show_bar
+from cdrl_infer.device import default_switches
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import each_image
 from cdrl_infer.model import CDRLModel
@@ -62,6 +63,7 @@ class _Plan(NamedTuple):
     needs: ReferenceStatistics | None  # for the fit or for p-values
     reference: ReferenceStatistics | None  # for p-values; None if it is of another seed
     threshold: float | None
+    noise: Tensor
 
 
 class Scorer:
@@ -108,6 +110,7 @@ class Scorer:
             maps=joined("maps"),
         )
 
+    @default_switches()
     def stream(
         self,
         images: ImageInput,
@@ -197,7 +200,9 @@ class Scorer:
                     f"{self.name!r} lacks; {mend}"
                 )
             threshold = reference.threshold(score, fpr, t)
-        return _Plan(score, t, seed, statistics if fitted else reference, reference, threshold)
+        noise = draw_noise(self.model.schedule, self.model.image.shape, seed)
+        needs = statistics if fitted else reference
+        return _Plan(score, t, seed, needs, reference, threshold, noise)
 
     def _batches(
         self,
@@ -207,28 +212,30 @@ class Scorer:
         return_map: bool,
         bar: tqdm[Any],
     ) -> Iterator[ScoreOutput]:
-        rule, done = SCORES[plan.score], 0
-        noise = draw_noise(self.model.schedule, self.model.image.shape, plan.seed)
-        fit = None if plan.needs is None else plan.needs.fit
+        done = 0
         with bar:
             while part := list(islice(pictures, batch_size)):
-                batch = torch.stack(part)
-                values = rule(NoisedImages.of(self.model, batch, noise), plan.t, fit)
-                _check_finite(values, done, plan.score)
-                p_values = None
-                if plan.reference is not None:
-                    p_values = plan.reference.p_values(plan.score, values, plan.t)
-                yield ScoreOutput(
-                    scores=values,
-                    score=plan.score,
-                    seed=plan.seed,
-                    p_values=p_values,
-                    anomalous=None if plan.threshold is None else values > plan.threshold,
-                    threshold=plan.threshold,
-                    maps=heat_map(self.model, batch, plan.seed) if return_map else None,
-                )
-                done += len(batch)
-                bar.update(len(batch))
+                yield self._scored(plan, part, done, return_map)
+                done += len(part)
+                bar.update(len(part))
+
+    @default_switches()
+    def _scored(self, plan: _Plan, part: list[Tensor], done: int, return_map: bool) -> ScoreOutput:
+        """The scores of a batch; ``done`` images came before it."""
+        batch = torch.stack(part)
+        fit = None if plan.needs is None else plan.needs.fit
+        values = SCORES[plan.score](NoisedImages.of(self.model, batch, plan.noise), plan.t, fit)
+        _check_finite(values, done, plan.score)
+        reference = plan.reference
+        return ScoreOutput(
+            scores=values,
+            score=plan.score,
+            seed=plan.seed,
+            p_values=None if reference is None else reference.p_values(plan.score, values, plan.t),
+            anomalous=None if plan.threshold is None else values > plan.threshold,
+            threshold=plan.threshold,
+            maps=heat_map(self.model, batch, plan.seed) if return_map else None,
+        )
 
     def _check_weights(self, statistics: ReferenceStatistics) -> None:
         try:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from cdrl_infer.config import check_keys, from_config
+from cdrl_infer.device import default_switches
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError, did_you_mean, listing
 from cdrl_infer.files import added_files, finish_moving
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
@@ -92,6 +93,7 @@ def model_files(variant: str | None = None) -> list[str]:
     return [CONFIG, INDEX, *networks, *OPTIONAL]
 
 
+@default_switches()
 def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) -> CDRLModel:
     """Read a model folder, on the CPU, in float32.
 
