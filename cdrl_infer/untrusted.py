@@ -1,7 +1,11 @@
-"""Read files that are not trusted: with limits on size and depth, and never outside their folder."""
+"""Read files that are not trusted: with limits on size and depth, and never outside their folder.
+
+Also write safetensors files with the digest that is compared here.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
@@ -15,6 +19,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
@@ -22,6 +27,7 @@ from cdrl_infer.errors import CheckpointError, ConfigError, listing
 MAX_TEXT = 2**20  # bytes of a config or a card; the largest known one has 60,000
 MAX_HEADER = 2**20  # bytes of a safetensors header; the paper's largest network needs 30,000
 MAX_PICTURE = 2**22
+DIGEST = "sha256"  # in the metadata of a safetensors file; files of other writers may lack it
 GLOBALS = (
     "GLOBAL",
     "STACK_GLOBAL",
@@ -254,6 +260,33 @@ class StoredTensors:
                     f"{found} in {kind}; {hint}"
                 )
         try:
-            return {name: self.file.get_tensor(name) for name in shapes}
+            tensors = {name: self.file.get_tensor(name) for name in shapes}
         except SafetensorError as error:
             raise self._damaged(error) from None
+        if self.metadata().get(DIGEST) not in (None, _digest(tensors)):
+            raise CheckpointError(
+                f"{self.path}: the tensors do not match the file's {DIGEST}, so the file is damaged; "
+                "copy or download it again"
+            )
+        return tensors
+
+
+def to_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with a digest in its metadata; the same bytes for the same tensors."""
+    content = to_safetensors(tensors, metadata={**metadata, DIGEST: _digest(tensors)})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    # safetensors writes the metadata in a random order.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return struct.pack("<Q", len(text)) + text + content[end:]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors: names, types, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

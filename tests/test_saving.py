@@ -16,7 +16,7 @@ from cdrl_infer.errors import CheckpointError
 from cdrl_infer.files import added_files, replaced_file
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage.folder import check_replaceable, load_model, save_model
-from cdrl_infer.storage.weights import DIGEST
+from cdrl_infer.untrusted import DIGEST
 
 pytest_plugins = ["fork_fixtures"]
 
@@ -184,16 +184,20 @@ def test_a_link_is_followed_where_the_caller_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "there/file").read_text() == "new"
 
 
-def test_every_flipped_bit_of_the_weights_is_noticed(model: CDRLModel, tmp_path: Path) -> None:
-    save_model(model, tmp_path / "m", dtype=torch.float16)
-    file = tmp_path / "m/ebm/model.safetensors"
+@pytest.mark.parametrize("name", ["ebm/model.safetensors", "statistics.safetensors"])
+def test_every_flipped_bit_of_the_tensors_is_noticed(
+    model: CDRLModel, tmp_path: Path, name: str
+) -> None:
+    model.statistics = make_statistics([1.0, 2.0, 3.0], model=model)
+    save_model(model, tmp_path / "m")
+    file = tmp_path / "m" / name
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     for place in range(start, len(content), (len(content) - start) // 40):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         file.write_bytes(flipped)
-        with pytest.raises(CheckpointError, match=r"do not match the file's sha256, so the file"):
+        with pytest.raises(CheckpointError, match="do not match the file's sha256, so the file is"):
             load_model(tmp_path / "m")
 
 

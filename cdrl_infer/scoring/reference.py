@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from cdrl_infer.device import default_switches
@@ -25,7 +24,7 @@ from cdrl_infer.scoring.gaussian import Gaussian
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scores import Fit
 from cdrl_infer.scoring.weights import weights_digest, weights_digests
-from cdrl_infer.untrusted import StoredTensors
+from cdrl_infer.untrusted import StoredTensors, to_bytes
 
 STATISTICS = "statistics.safetensors"
 VERSION = "3"  # of the file; goes up when a feature is new or computed in another way
@@ -186,7 +185,7 @@ class ReferenceStatistics:
         }
         layout = torch.contiguous_format
         tensors = {k: tensor.clone(memory_format=layout) for k, tensor in self.tensors().items()}
-        return to_safetensors(tensors, metadata=metadata)
+        return to_bytes(tensors, metadata)
 
 
 def _share(higher: Tensor, count: int) -> Tensor:

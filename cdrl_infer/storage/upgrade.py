@@ -20,8 +20,8 @@ from cdrl_infer.errors import CDRLError, CheckpointError
 from cdrl_infer.files import added_files
 from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.storage.folder import CONFIG, FORMAT_VERSION, INDEX, check_replaceable
-from cdrl_infer.storage.weights import to_bytes
-from cdrl_infer.untrusted import check_header, read_json
+from cdrl_infer.storage.weights import METADATA
+from cdrl_infer.untrusted import check_header, read_json, to_bytes
 from cdrl_infer.version import __version__
 
 # By old class: the head, its backbone, and the start of the tensors' names that "backbone." replaces.
@@ -70,7 +70,7 @@ def upgrade(folder: Path) -> None:
             _write(new / role / CONFIG, network)
             for path in weights:
                 tensors = _tensors(path, HEADS[name][2] if name in HEADS else None)
-                (new / role / path.name).write_bytes(to_bytes(role, tensors))
+                (new / role / path.name).write_bytes(to_bytes(tensors, METADATA))
         _write(new / CONFIG, config)
         _write(new / INDEX, index)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from cdrl_infer.config import from_config
@@ -14,11 +13,10 @@ from cdrl_infer.errors import CheckpointError, ConfigError, did_you_mean, listin
 from cdrl_infer.model import Attribute, ImageShape, check_sizes, state_of
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.skeleton import skeleton
-from cdrl_infer.scoring.weights import digest
-from cdrl_infer.untrusted import StoredTensors, read_json
+from cdrl_infer.untrusted import StoredTensors, read_json, to_bytes
 
 VARIANTS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DIGEST = "sha256"  # in the metadata of a file of weights; files of other writers may lack it
+METADATA = {"format": "pt"}
 STORED_TYPES = ("F16", "BF16", "F32")
 NOT_THESE = "are these the weights of the network in config.json?"
 
@@ -66,14 +64,9 @@ def load_network(
     with StoredTensors(folder, weights, "the network's weights") as stored:
         network = skeleton(lambda: from_config(cls, config, where), num_stored=len(stored.names))
         check_sizes(role, network, image, labels)
-        tensors, expected = _read(stored, network), stored.metadata().get(DIGEST)
+        tensors = _read(stored, network)
     # Copies: a view into the file may lie unaligned, which changes the last bit of a sum.
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    if expected not in (None, digest({role: tensors})):
-        raise CheckpointError(
-            f"{folder / weights}: the weights do not match the file's {DIGEST}, so the file is "
-            "damaged; copy or download it again"
-        )
     _check_finite(tensors, str(folder / weights))
     network.load_state_dict(tensors, strict=True, assign=True)
     unstored = [name for name, buffer in network.named_buffers() if buffer.is_meta]
@@ -92,18 +85,7 @@ def to_weights(role: str, network: nn.Module, dtype: torch.dtype) -> bytes:
         for name, tensor in state_of(network).items()
     }
     _check_finite(tensors, f"the {role} to save, as {dtype}")
-    return to_bytes(role, tensors)
-
-
-def to_bytes(role: str, tensors: dict[str, Tensor]) -> bytes:
-    """The content of a file of weights; the same bytes for the same weights."""
-    kind, sha = ("format", "pt"), (DIGEST, digest({role: tensors}))
-    # safetensors writes the metadata in a random order.
-    in_order, reversed_ = (
-        ",".join(f'"{key}":"{value}"' for key, value in pairs).encode()
-        for pairs in ((kind, sha), (sha, kind))
-    )
-    return to_safetensors(tensors, metadata=dict([kind, sha])).replace(reversed_, in_order, 1)
+    return to_bytes(tensors, METADATA)
 
 
 def check_other_variants(folder: Path, role: str, network: nn.Module, variant: str | None) -> None:
