@@ -77,7 +77,7 @@ def test_statistics_are_of_their_weights_and_no_others() -> None:
             network.bfloat16().float()
         model.statistics.check_weights(rounded)
         for other in (other for key, other in models.items() if key != name):
-            with pytest.raises(ConfigError, match="are of other weights"):
+            with pytest.raises(ConfigError, match="belong to other weights"):
                 model.statistics.check_weights(other)
 
 

@@ -212,7 +212,7 @@ def test_networks_that_change_after_fit_are_refused() -> None:
     detector.predict(rows(4, 1))
     pipe.model.ebm.load_state_dict(make_model(CLASSES, seed=1).ebm.state_dict())
     for ask in (detector.predict, detector.score_samples, detector.decision_function):
-        with pytest.raises(ConfigError, match="found others; fit it again"):
+        with pytest.raises(ConfigError, match="since the detector was fitted; fit it again"):
             ask(rows(4, 1))
     detector.fit(rows(60, 0)).predict(rows(4, 1))
 

@@ -216,7 +216,7 @@ def test_distances_of_features(
         ("--metrics accuracy --classifier DATA", "expected a .pt2 file"),
         ("--metrics ood --outside noise", "--outside must be NAME=DATA"),
         ("--metrics ood --outside a=LARGE --score energy", "expected images (1, 8, 8)"),
-        ("--metrics ood --outside a=NOISE", "was not calibrated"),
+        ("--metrics ood --outside a=NOISE", "is not calibrated"),
         ("--metrics ood --outside a=NOISE --score enrgy", "unknown score 'enrgy'"),
         ("--metrics accuracy --classifier C --out results.txt", "expected a .json file"),
         ("--metrics accuracy --classifier C --out no/where.json", "cannot write to"),

@@ -140,8 +140,8 @@ def test_calibrating_is_deterministic(tiny: CDRLPipeline) -> None:
         (noise(35, 0), {}, "calibrating needs at least 36 images, got 35"),
         (noise(40, 0), {"seed": 2**32}, "a seed must be"),
         (noise(40, 0), {"batch_size": 0}, "batch_size must be at least 1"),
-        (noise(40, 0), {"data": "a\nb"}, "expected a printable name of the data"),
-        (noise(40, 0), {"data": ""}, "expected a printable name of the data"),
+        (noise(40, 0), {"data": "a\nb"}, "the name of the data must have 1 to 200 printable"),
+        (noise(40, 0), {"data": ""}, "the name of the data must have 1 to 200 printable"),
         (noise(40, 0)[:1].expand(40, 1, 8, 8), {}, "not positive definite; calibrate with more"),
     ],
 )
@@ -178,8 +178,8 @@ def test_images_are_chosen_at_random() -> None:
 # -- the weights they belong to -----------------------------------------------------------------
 
 OTHER = (
-    "'custom': the reference statistics are of other weights: expected the sha256 digest [0-9a-f]{12}… "
-    "or .*, found [0-9a-f]{12}…; calibrate again, `cdrl-eval --calib"
+    "'custom': the reference statistics belong to other weights: expected the sha256 digest "
+    "[0-9a-f]{12}… or .*, found [0-9a-f]{12}…; calibrate again: run `cdrl-eval --calib"
 )
 
 
@@ -262,7 +262,7 @@ def test_weights_that_changed_are_saved_without_the_statistics(
     assert not (tmp_path / "tiny" / STATISTICS).exists()
     (record,) = caplog.records
     assert f"{STATISTICS} is not written" in record.message
-    assert "are of other weights" in record.message and "calibrate again" in record.message
+    assert "belong to other weights" in record.message and "calibrate again" in record.message
     ebm = load_model(tmp_path / "tiny").ebm.state_dict()
     assert all(torch.equal(v, ebm[k]) for k, v in own.model.ebm.state_dict().items())
 

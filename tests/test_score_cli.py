@@ -208,7 +208,7 @@ def test_a_failure_leaves_what_was_there(score: Any, monkeypatch: pytest.MonkeyP
         ([], "Missing argument 'IMAGES...'"),
         (["empty"], "expected at least one image, found none in empty"),
         (["images", "--score", "enregy"], "--score: unknown score 'enregy'"),
-        (["images", "--level", "2"], "'combined' is not of one level"),
+        (["images", "--level", "2"], "'combined' takes no level"),
         (["images", "--score", "energy", "--level", "4"], "level must lie in 1 … 3, got 4"),
         (["images", "--seed", "-1"], "in 0 … 2**32 - 1, got -1"),
         (["images", "--threshold-fpr", "1"], "less than 1, got 1"),
@@ -259,8 +259,8 @@ def test_a_calibration_of_other_weights_is_refused(
         result = score("images", "--model", str(tmp_path / "other"), *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.count("\n") == 1
-        assert "'other': the reference statistics are of other weights" in result.stderr
-        assert "calibrate again, `cdrl-eval --calibrate" in result.stderr
+        assert "'other': the reference statistics belong to other weights" in result.stderr
+        assert "calibrate again: run `cdrl-eval --calibrate" in result.stderr
     assert listed() == before
 
 

@@ -249,7 +249,7 @@ def test_bad_images_of_a_generator_are_named(pipe: CDRLPipeline) -> None:
         ({"score": "energy", "level": 4}, "level must lie in 1 … 3, got 4"),
         ({"score": "energy", "level": 0}, "level must lie in 1 … 3, got 0"),
         ({"score": "energy", "level": 1.5}, "level must be an integer, got 1.5"),
-        ({"score": "typicality", "level": 2}, "'typicality' is not of one level, got level=2"),
+        ({"score": "typicality", "level": 2}, "'typicality' takes no level, got level=2"),
         ({"score": "energy", "seed": -1}, "a seed must be an integer in 0"),
         ({"score": "energy", "batch_size": 0}, "batch_size must be at least 1"),
         ({"threshold_fpr": 0.0}, r"must be at least 0.024 .* less than 1, got 0; calibrate"),
@@ -258,7 +258,7 @@ def test_bad_images_of_a_generator_are_named(pipe: CDRLPipeline) -> None:
         ({"threshold_fpr": "5%"}, "threshold_fpr must be a finite number, got '5%'"),
         (
             {"seed": 8, "threshold_fpr": 0.1},
-            "with seed 8, which 'custom' lacks; leave the seed out",
+            "with seed 8, and 'custom' has none; leave the seed out",
         ),
     ],
 )
@@ -275,11 +275,11 @@ def test_without_statistics(pipe: CDRLPipeline, images: Tensor) -> None:
         if name in FREE:
             assert pipe.score(images, name).p_values is None
             options: dict[str, Any] = {"threshold_fpr": 0.1}
-            with pytest.raises(InputError, match="'tiny' lacks; `cdrl-eval --calibrate"):
+            with pytest.raises(InputError, match="'tiny' has none; run `cdrl-eval --calibrate"):
                 pipe.score(images, name, **options)
         else:
             with pytest.raises(
-                InputError, match=r"not calibrated; `cdrl-eval --cali.*choose energ"
+                InputError, match=r"not calibrated; run `cdrl-eval --cali.*choose energ"
             ):
                 pipe.score(images, name)
 

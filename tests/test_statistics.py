@@ -179,9 +179,9 @@ def four_levels(tensors: Tensors, _: Metadata) -> None:
         (say(count="9999999999"), r"shape \(5000000000, 3\) in F64, found \(151, 3\)"),
         (say(seed="4294967296"), r"expected a seed in 0 … 2\*\*32 - 1, got 4294967296"),
         (say(seed=""), "expected an integer seed, found ''"),
-        (say(data=""), "expected a printable name of the data of at most 200 characters, got ''"),
-        (say(data="\x1b[2J"), "expected a printable name of the data"),
-        (say(data="x" * 201), "expected a printable name of the data"),
+        (say(data=""), "the name of the data must have 1 to 200 printable characters, got ''"),
+        (say(data="\x1b[2J"), "the name of the data must have 1 to 200 printable"),
+        (say(data="x" * 201), "the name of the data must have 1 to 200 printable"),
     ],
 )
 def test_hostile_files(
@@ -220,5 +220,5 @@ def test_a_folder_without_the_file(folder: Path) -> None:
 
 
 def test_statistics_must_fit_the_model(model: CDRLModel, statistics: ReferenceStatistics) -> None:
-    with pytest.raises(ConfigError, match="is of a model of 3 levels, this one has 4"):
+    with pytest.raises(ConfigError, match="is for a model of 3 levels, this one has 4"):
         replace(model, statistics=statistics, schedule=NoiseSchedule(num_levels=4))

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores as an outlier detector of scikit-learn."""
+"""An outlier detector with the interface of scikit-learn."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ with needed("scikit-learn", "CDRLDetector", "score"):
 
 
 class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """An outlier detector of scikit-learn: `Scorer.score`, calibrated by ``fit``.
+    """An outlier detector of scikit-learn. ``fit`` calibrates it, and `Scorer.score` gives the scores.
 
     ::
 
         detector = CDRLDetector(pipe, contamination=0.05).fit(X)
         detector.predict(others)  # -1 for odd images, else 1
 
-    Images, called X here, are rows of pixels (n, H * W * C), an array (n, H, W) or (n, H, W, C), a tensor
-    (n, C, H, W), or a list of pictures or arrays; uint8, or floats in [0, 1].
+    The images X are rows of pixels (n, H * W * C), an array (n, H, W) or (n, H, W, C), a tensor
+    (n, C, H, W), or a list of pictures or arrays, as uint8 or as floats in [0, 1].
 
     Args:
-        pipe: a `CDRLPipeline` or a `Scorer`. It is not changed, and its own calibration is not used.
+        pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it or use its calibration.
         score_name: a name in `cdrl_infer.scoring.SCORES`.
-        contamination: the share of in-distribution images that may be called outliers, in (0, 0.5]. The
-            threshold is set on the half of X that the scores are not fitted to, so it holds for new
-            images. In X itself about that share are outliers, not exactly.
+        contamination: the share of in-distribution images that may count as outliers, in (0, 0.5]. One
+            half of X fits the scores and the other half sets the threshold, so the threshold holds for
+            new images. The share of outliers in X itself is near this share.
         seed: the seed of the noise and of the halves.
-        batch_size: images scored at once.
+        batch_size: number of images to score at once.
 
     Attributes:
         statistics_: `ReferenceStatistics` of X.
-        scorer_: the `Scorer` that has them; its networks are those of ``pipe``.
+        scorer_: the `Scorer` with these statistics and the networks of ``pipe``.
         offset_: minus the threshold: ``decision_function = score_samples - offset_``.
         n_features_in_: H * W * C.
-        feature_names_in_: the names of the columns, if ``fit`` was given a table that has some.
+        feature_names_in_: the names of the columns, if ``fit`` saw a table with names.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Calibrate on in-distribution images; returns self.
 
         Args:
-            X: at least `fewest_images` of them (72 for six levels).
+            X: the images, at least `fewest_images` (72 for six levels).
             y: ignored.
 
         Raises:
-            InputError: a parameter that cannot be right, or images that are too few, of another size or
-                type, or with values out of range.
-            NumericalError: features that are not finite.
+            InputError: a parameter is invalid, there are too few images, or the images have another size,
+                another type or values out of range.
+            NumericalError: a feature is not finite.
         """
         model = getattr(self.pipe, "model", None)
         if not isinstance(model, CDRLModel):
@@ -99,13 +99,13 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """(n,) float64, lower = more anomalous: minus the scores of `Scorer.score`.
+        """Minus the scores of `Scorer.score`, (n,) float64; lower = more anomalous.
 
         Raises:
-            InputError: images of another size or type, or with values out of range.
+            InputError: the images have another size, another type or values out of range.
             ConfigError: the weights of the networks have changed since ``fit``.
-            NumericalError: a score that is not finite.
-            sklearn.exceptions.NotFittedError: before ``fit``.
+            NumericalError: a score is not finite.
+            sklearn.exceptions.NotFittedError: ``fit`` was not called.
         """
         check_is_fitted(self, "scorer_")
         images = self._images(X, self.scorer_.model)
@@ -115,16 +115,16 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         except ConfigError:
             raise ConfigError(
-                "expected the weights that the detector was fitted with, found others; fit it again"
+                "the weights of the model have changed since the detector was fitted; fit it again"
             ) from None
         return np.asarray(-found.scores)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(n,) float64, negative for outliers; see `score_samples`."""
+        """``score_samples - offset_``, (n,) float64, negative for outliers; see `score_samples`."""
         return np.asarray(self.score_samples(X) - self.offset_)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) integers, -1 for outliers and 1 for all others; see `score_samples`."""
+        """(n,) integers, -1 for outliers and 1 for other images; see `score_samples`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _images(self, X: Any, model: CDRLModel, *, fitting: bool = False) -> Tensor:
@@ -153,7 +153,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _are_pictures(X: Any) -> bool:
-    """Whether X holds images rather than rows; scikit-learn refuses everything else well."""
+    """Whether X holds images. Otherwise scikit-learn reads it as rows, and refuses what is no table."""
     first = X[0] if isinstance(X, (list, tuple)) and X else None
     return (
         isinstance(first, (Image.Image, str, os.PathLike))

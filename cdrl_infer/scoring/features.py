@@ -1,7 +1,7 @@
-"""The features that scores are made of: energies, denoising errors and proposal errors.
+"""The features that scores use: energies, denoising errors and proposal errors.
 
-Each image is noised at every level. The noise of a level is the same for all images, so the features
-of an image depend on the image and the seed alone.
+Noise is added to each image at every level. The noise of a level is the same for all images, so the
+features of an image depend only on the image and the seed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _lazy: Any = cached_property
 
 
 class Features:
-    """What a score may ask about B images, for the transitions t = 1 … T; all float64, on the CPU.
+    """The features of B images u for the transitions t = 1 … T; all float64, on the CPU.
 
-    ``y_t = m_t (α_{t-1} u + σ̄_{t-1} ε_t)`` is the noised image u, ``x_t = α_t u + σ̄_t ε_t``.
+    The noised images are ``y_t = m_t (α_{t-1} u + σ̄_{t-1} ε_t)`` and ``x_t = α_t u + σ̄_t ε_t``.
 
     Attributes:
         log_score_errors: (B, T) log D_t with ``D_t = ‖ m σ̄ ∇_y E(y_t) - ε_t ‖²``, the loss of denoising
             score matching.
         energies: (B, T) ``E_t = E(y_t)``, nats.
-        score_norms: (B, T) ``‖ m σ̄ ∇_y E(y_t) ‖²``; about the number of pixels for an image of the data.
+        score_norms: (B, T) ``‖ m σ̄ ∇_y E(y_t) ‖²``; near the number of pixels for images of the data.
         log_initializer_errors: (B, T) log I_t, ``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²``.
-        compressed_size: (B,) nats that the images take as PNG files with 8 bits per channel.
+        compressed_size: (B,) nats, the sizes of the images as PNG files with 8 bits per channel.
     """
 
     log_score_errors: Tensor
@@ -51,7 +51,7 @@ class Features:
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """T, the number of transitions."""
         return self.energies.shape[1]
 
     def energy(self, t: int) -> Tensor:
@@ -71,7 +71,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class FeatureTable(Features):
-    """Features that were computed before; see `Features` for the fields."""
+    """Stored features; see `Features` for the fields."""
 
     log_score_errors: Tensor  # first: `NoisedImages` then knows the energies and the norms
     energies: Tensor
@@ -86,7 +86,7 @@ class FeatureTable(Features):
 
     @classmethod
     def join(cls, tables: Sequence[FeatureTable]) -> FeatureTable:
-        """One table with the images of several."""
+        """One table with the images of several tables."""
         return cls(*map(torch.cat, zip(*(t.columns().values() for t in tables), strict=True)))
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class MeanProposal(Protocol):
     """A proposal with a mean, such as `InitializerProposal`."""
 
     def mean(self, x_t: Tensor, level: Any) -> Tensor:
-        """(B, ...) -> (B, ...)."""
+        """x_t (B, ...) -> the mean of y (B, ...)."""
         ...
 
 
@@ -116,11 +116,11 @@ def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tens
 
 
 class NoisedImages(Features):
-    """The features of a batch of images, each computed once, in float32, when it is first asked for.
+    """The features of a batch of images. The first use of a feature computes it, in float32.
 
     Args:
-        energy: the model's, or any other.
-        proposal: its mean is compared with the mean of the forward process.
+        energy: the energy of the model, or any other energy.
+        proposal: the features compare its mean with the mean of the forward process.
         schedule: the levels.
         u: (B, ...) the images, in [-1, 1].
         noise: (T, ...) ε_t, see `draw_noise`.
@@ -149,10 +149,10 @@ class NoisedImages(Features):
 
     @classmethod
     def of(cls, model: CDRLModel, images: Tensor, noise: Tensor) -> NoisedImages:
-        """The features by a model, without labels, on its device.
+        """The features that a model computes on its device, without labels.
 
         Args:
-            model: its networks; a model without an initializer proposes x_t.
+            model: has the networks; a model without an initializer proposes x_t.
             images: (B, C, H, W) in [0, 1].
             noise: (T, C, H, W), see `draw_noise`.
         """
@@ -165,18 +165,18 @@ class NoisedImages(Features):
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """T, the number of transitions."""
         return self.schedule.num_levels
 
     @torch.no_grad()
     def denoised(self, t: int) -> tuple[Tensor, Tensor]:
-        """The energy (B,) and ``m σ̄ ∇_y E`` (B, ...), the noise that it finds; computed at each call."""
+        """The energy (B,) in nats and ``m σ̄ ∇_y E`` (B, ...), the model's estimate of the noise."""
         level = self.schedule.level(t, self.u.device)
         value, grad = self.model_energy.at(level).value_and_grad(self._point(t))
         return _exact(value), _exact(level.scale * level.sigma_bar * grad)
 
     def energy(self, t: int) -> Tensor:
-        """``E_t``, (B,) nats; without a gradient unless one was computed before."""
+        """``E_t``, (B,) nats. It computes no gradient."""
         if t in self._measured:
             return self._measured[t][0]
         level = self.schedule.level(t, self.u.device)
@@ -227,7 +227,7 @@ def _squares(values: Tensor) -> Tensor:
 
 
 def _png_nats(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 -> (B,); channels are stacked unless there are 1 or 3."""
+    """(B, C, H, W) uint8 -> (B,) nats. 1 channel is grey, 3 are RGB; others form one grey stack."""
     sizes = []
     for image in images.cpu():
         pixels = image.permute(1, 2, 0) if len(image) == 3 else image.flatten(0, 1)

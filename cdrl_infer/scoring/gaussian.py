@@ -1,4 +1,4 @@
-"""The Gaussian of in-distribution features, which several scores measure a distance from."""
+"""A Gaussian of in-distribution features; several scores are distances from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RIDGE = 1e-6  # this share of each variance is added to it
 
 
 class Gaussian:
-    """``N(μ, C)`` of features of in-distribution images.
+    """``N(μ, C)``, fitted to features of in-distribution images.
 
     Args:
         mean: (F,) float64.
@@ -39,7 +39,7 @@ class Gaussian:
         """The mean and the covariance of rows (N, F).
 
         Raises:
-            InputError: there are too few rows, or they are too much alike.
+            InputError: there are too few rows, or the rows are too similar.
         """
         covariance = rows.T.cov()
         return cls(rows.mean(0), (covariance + covariance.T) / 2)  # torch's is not quite symmetric

@@ -17,25 +17,25 @@ BLUR = 1.5  # standard deviation of the blur in pixels
 def heat_map(model: CDRLModel, images: Tensor, seed: int) -> Tensor:
     """``Σ_t Σ_channels (mean_k m_t σ̄_{t-1} ∇_y E(y_tk))²`` of each pixel, over t > T/2, blurred a little.
 
-    With ``y_tk = m_t (α_{t-1} u + σ̄_{t-1} ε_tk)``, the mean is ``σ̄_{t-1}/α_{t-1}`` times the gradient,
-    in the image u, of the energy averaged over noise. It says how strongly the model wants each pixel
-    changed, in units of the noise. Each ε comes with -ε (antithetic variates): everything linear in ε
-    cancels, above all the noise itself, which is most of the gradient at y, so two pairs are enough.
-    Only the noisier half of the levels counts: there the model restores what is as large as an object,
-    at the others hardly more than texture and rounding. docs/scoring.md has measurements of the choices.
+    With ``y_tk = m_t (α_{t-1} u + σ̄_{t-1} ε_tk)``, the mean is ``σ̄_{t-1}/α_{t-1}`` times the gradient
+    in u of the energy averaged over the noise. It says how strongly the model wants to change each pixel,
+    in units of the noise. Each ε has a partner -ε (antithetic variates). So everything linear in ε
+    cancels, above all the noise itself, which is most of the gradient. So two pairs are enough. The map
+    uses only the noisier half of the levels, where the model restores structures as large as an object.
+    At the other levels it restores little but texture. docs/scoring.md has the measurements.
 
-    The same seed gives the same map; the other images of the batch change it by no more than rounding.
+    The same seed gives the same map, up to rounding that depends on the other images of the batch.
 
     Args:
-        model: its energy and schedule.
+        model: has the energy and the schedule.
         images: (B, C, H, W) in [0, 1].
         seed: the seed of the noise.
 
     Returns:
-        (B, H, W) float32 on the CPU, at least 0: 0 where the model would change nothing.
+        (B, H, W) float32 on the CPU, at least 0; 0 where the model would change nothing.
 
     Raises:
-        NumericalError: a map that is not finite.
+        NumericalError: a map is not finite.
     """
     schedule, shape = model.schedule, images.shape[1:]
     noises = draw_noise(schedule, (PAIRS, *shape), seed)
@@ -55,7 +55,7 @@ def heat_map(model: CDRLModel, images: Tensor, seed: int) -> Tensor:
 
 
 def blur(maps: Tensor, deviation: float) -> Tensor:
-    """Average (B, H, W) over neighbours by a Gaussian that is cut off after 3 standard deviations.
+    """Average maps (B, H, W) over neighbours with a Gaussian that ends at 3 standard deviations.
 
     At the edges it averages over the neighbours that exist, so a constant map does not change.
     """

@@ -1,4 +1,4 @@
-"""Pictures of scores: their distribution, and where in an image they come from."""
+"""Plots of the distribution of scores, and pictures of heat maps."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 40
-WIDE = 30  # positive scores that differ by a larger factor get a logarithmic axis
+WIDE = 30  # the axis is logarithmic if positive scores differ by a larger factor
 PANEL_PIXELS = 224  # side of the enlarged image
 BAR_PIXELS = 10  # height of the colour bar
 
 
 class Reference(NamedTuple):
-    """(M,) scores of in-distribution images, and the name of their set."""
+    """(M,) scores of in-distribution images, and the name of the data."""
 
     scores: np.ndarray
     name: str
 
 
 class Threshold(NamedTuple):
-    """The share ``fpr`` of in-distribution images scores above ``score``."""
+    """A threshold ``score``; the share ``fpr`` of in-distribution images lies above it."""
 
     score: float
     fpr: float
@@ -59,16 +59,16 @@ def draw_histogram(
     reference: Reference | None = None,
     threshold: Threshold | None = None,
 ) -> None:
-    """Draw the distribution of scores beside that of in-distribution images.
+    """Draw the distribution of scores, and that of in-distribution images to compare with.
 
-    Bars are shares of images, so the two can be compared whatever their numbers.
+    The bars are shares of images, so they do not depend on the numbers of images.
 
     Args:
         figure: the plot to draw in.
         scores: (N,) scores of the images.
         name: the name of the score.
         reference: the scores to compare with.
-        threshold: where to draw a line.
+        threshold: the position of a vertical line.
     """
     both = scores if reference is None else np.concatenate([scores, reference.scores])
     logarithmic = both.min() > 0 and both.max() > WIDE * both.min()
@@ -103,11 +103,11 @@ def save_figure(figure: Figure, path: Path, metadata: Mapping[str, str]) -> None
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1], of any shape, as cubehelix colours (..., 3) uint8 from black to white.
+    """Convert values in [0, 1] of any shape to cubehelix colours (..., 3) uint8 from black to white.
 
-    Brighter means more, also in print: the luma ``0.30 R + 0.59 G + 0.11 B`` is the value (Green 2011, "A
-    colour scheme for the display of astronomical intensity images"; start 0.5, -1.5 rotations, hue 1).
-    matplotlib has these colours too, but drawing heat maps should not need it.
+    Brighter means more, also in grey print, because the luma ``0.30 R + 0.59 G + 0.11 B`` is the value
+    (Green 2011, "A colour scheme for the display of astronomical intensity images"; start 0.5, -1.5
+    rotations, hue 1). matplotlib has these colours too, but heat maps should not need matplotlib.
     """
     v = values.astype(np.float64)[..., None]
     angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * v)
@@ -118,10 +118,10 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
-    """An image, the heat map over it, and the heat map alone, side by side, with a scale under them.
+    """Three panels and a scale: the image, the image with the heat map over it, and the heat map.
 
-    Every pixel becomes a flat square; nothing is smoothed. So the colour gives the value of the map:
-    black is 0, white is the largest value, which the scale names.
+    Every pixel becomes a flat square without smoothing, so the colour gives the value of the map. Black
+    is 0, and white is the largest value; the scale shows it.
 
     Args:
         image: (H, W), grey or RGB.
@@ -129,8 +129,8 @@ def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
         caption: a line of text at the bottom.
 
     Raises:
-        InputError: a map of another size than the image, or with negative values.
-        NumericalError: NaN or infinity in the map.
+        InputError: the map has another size than the image, or negative values.
+        NumericalError: the map has NaN or infinity.
     """
     values = heat.detach().cpu().double().numpy()
     if values.shape != (image.height, image.width):

@@ -1,8 +1,8 @@
-"""In-distribution images, by which a score is read: ``statistics.safetensors``.
+"""The reference statistics of a model, ``statistics.safetensors``; a calibration computes them.
 
-A calibration computes the features of N images. Scores that compare with in-distribution images are
-fitted to half A of them. p-values and thresholds come from half B, which the fit has not seen: so its
-images score like other in-distribution images.
+A calibration computes the features of N in-distribution images. Half A of the images fits the scores
+that compare with in-distribution images. p-values and thresholds come from half B. The fit has not seen
+half B, so its images score like other in-distribution images.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from cdrl_infer.scoring.weights import weights_digest, weights_digests
 from cdrl_infer.untrusted import StoredTensors, to_bytes
 
 STATISTICS = "statistics.safetensors"
-VERSION = "3"  # of the file; goes up when a feature is new or computed in another way
-MAX_COUNT, MAX_DATA = 2**21, 200  # images; characters of the name of their set
+VERSION = "3"  # the version of the file; it increases when a feature is new or changes
+MAX_COUNT, MAX_DATA = 2**21, 200  # number of images; characters in the name of the data
 MEND = "delete the file and calibrate the model again"
 NUMBER, DIGESTS = r"[0-9]{1,10}", r"[0-9a-f]{64}( [0-9a-f]{64}){0,2}"
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
-    """Features of in-distribution images; the scores of any name follow from them.
+    """Features of in-distribution images; every score can be computed from them.
 
     Args:
-        mean: (3T,) float64, the mean of `Features.all` over half A. Mean and covariance are stored, not
-            computed from the table: so scores are the same wherever the file is read.
-        covariance: (3T, 3T) float64, likewise.
-        fitted: features of half A, N - N // 2 images.
-        held_out: features of half B, N // 2 images.
-        weights: digests of the weights that this belongs to, see `check_weights`.
+        mean: (3T,) float64, the mean of `Features.all` over half A. The file stores the mean and the
+            covariance, so that scores are the same on every machine.
+        covariance: (3T, 3T) float64, the covariance of `Features.all` over half A.
+        fitted: the features of half A, N - N // 2 images.
+        held_out: the features of half B, N // 2 images.
+        weights: digests of the model's weights, see `check_weights`.
         seed: the seed of the noise.
-        data: the name of the images' set.
+        data: the name of the data.
 
     Raises:
-        ConfigError: values that are not finite, a covariance that is not symmetric and positive
-            definite, or digests, a seed or a name that cannot be recorded.
+        ConfigError: a value is not finite, the covariance is not symmetric and positive definite, or a
+            digest, the seed or the name is invalid.
     """
 
     mean: Tensor
@@ -77,12 +77,12 @@ class ReferenceStatistics:
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """T, the number of transitions."""
         return max(1, self.mean.numel() // 3)
 
     @property
     def count(self) -> int:
-        """N, the images of both halves."""
+        """N, the number of images in both halves."""
         return len(self.fitted) + len(self.held_out)
 
     @cached_property
@@ -91,18 +91,18 @@ class ReferenceStatistics:
         return Fit(self.fitted, Gaussian(self.mean, self.covariance))
 
     def scores(self, score: str, level: int = 1) -> Tensor:
-        """The scores of half B, sorted; computed once.
+        """The sorted scores of half B.
 
         Args:
             score: a name in `SCORES`.
-            level: the transition t of a score that can be taken at several.
+            level: the transition t, for a score that is `Score.levelled`.
 
         Returns:
             (M,) float64 with M = N // 2.
 
         Raises:
-            ConfigError: an unknown name.
-            NumericalError: a score that is not finite.
+            ConfigError: the name is unknown.
+            NumericalError: a score is not finite.
         """
         if (score, level) not in self._scores:
             values = SCORES.find(score)(self.held_out, level, self.fit)
@@ -116,8 +116,8 @@ class ReferenceStatistics:
     def p_values(self, score: str, values: Tensor, level: int = 1) -> Tensor:
         """The share of in-distribution images that score higher: ``(1 + #{B >= s}) / (M + 1)``.
 
-        For an in-distribution image, each of ``1/(M + 1) … 1`` has the same chance: a conformal p-value
-        (Bates et al. 2023, "Testing for outliers with conformal p-values").
+        For an in-distribution image, the values ``1/(M + 1) … 1`` are equally likely. It is a conformal
+        p-value (Bates et al. 2023, "Testing for outliers with conformal p-values").
 
         Args:
             score: see `scores`.
@@ -132,15 +132,15 @@ class ReferenceStatistics:
         return _share(len(reference) - lower, len(reference))
 
     def threshold(self, score: str, fpr: float, level: int = 1) -> float:
-        """The score above which p-values are at most ``fpr``, the share of false alarms.
+        """The threshold for a share of false alarms: scores above it have p-values of at most ``fpr``.
 
         Args:
             score: see `scores`.
-            fpr: in (0, 1).
+            fpr: the share of false alarms, in (0, 1).
             level: see `scores`.
 
         Raises:
-            InputError: a share outside (0, 1), or one too small for so few images.
+            InputError: the share lies outside (0, 1), or is too small for the number of images.
         """
         reference = self.scores(score, level)
         count = len(reference)
@@ -149,29 +149,29 @@ class ReferenceStatistics:
         return float(reference[count - allowed])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by the names they are stored under."""
+        """The tensors by their names in the file."""
         halves = {"fitted": self.fitted, "held_out": self.held_out}
         tables = {f"{half}/{k}": v for half, t in halves.items() for k, v in t.columns().items()}
         return {"mean": self.mean, "covariance": self.covariance, **tables}
 
     def check_levels(self, num_levels: int) -> None:
-        """Raise `ConfigError` unless this is of a model of that many levels."""
+        """Raise `ConfigError` unless the model has ``num_levels`` levels."""
         if self.num_levels != num_levels:
             raise ConfigError(
-                f"{STATISTICS} is of a model of {self.num_levels} levels, this one has {num_levels}"
+                f"{STATISTICS} is for a model of {self.num_levels} levels, this one has {num_levels}"
             )
 
     def check_weights(self, model: CDRLModel) -> None:
-        """Raise `ConfigError` unless this belongs to the model's weights.
+        """Raise `ConfigError` unless the calibration was made with the model's weights.
 
-        A calibration lists the digests of the weights it was measured with and of their roundings to
-        float16 and bfloat16, so each stored variant is recognised. Any others are other weights.
+        A calibration stores the digests of its weights and of their roundings to float16 and bfloat16. So
+        it recognises each stored variant of the model.
         """
         found = weights_digest(model)
         if found not in self.weights:
             raise ConfigError(
-                "the reference statistics are of other weights: expected the sha256 digest "
-                f"{self.weights[0]:.12}… or that of a rounding to fewer bits, found {found:.12}…"
+                "the reference statistics belong to other weights: expected the sha256 digest "
+                f"{self.weights[0]:.12}… or that of rounded weights, found {found:.12}…"
             )
 
     def to_bytes(self) -> bytes:
@@ -206,7 +206,7 @@ def stored_shapes(num_levels: int, count: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_share(fpr: float, held_out: int) -> None:
-    """Raise `InputError` for a share of false alarms that ``held_out`` images are too few for."""
+    """Raise `InputError` if ``held_out`` images are too few for this share of false alarms."""
     smallest = 1 / (held_out + 1)
     if not smallest <= fpr < 1:
         raise InputError(
@@ -216,7 +216,7 @@ def check_share(fpr: float, held_out: int) -> None:
 
 
 def fewest_images(num_levels: int) -> int:
-    """The smallest N of a calibration: each half has twice as many images as features."""
+    """The smallest N of a calibration. Each half then has twice as many images as features."""
     return 12 * num_levels
 
 
@@ -230,20 +230,20 @@ def measure(
     batch_size: int = 64,
     after_batch: Callable[[int], object] = lambda count: None,
 ) -> ReferenceStatistics:
-    """Compute the features of in-distribution images, shuffled and split into halves.
+    """Shuffle in-distribution images, split them into halves, and compute their features.
 
     Args:
-        model: its networks and schedule.
-        images: (N, C, H, W) of its shape, uint8 or floats in [0, 1].
-        data: the name of their set.
+        model: has the networks and the schedule.
+        images: (N, C, H, W) of the model's shape, uint8 or floats in [0, 1].
+        data: the name of the data.
         seed: the seed of the halves and of the noise.
-        batch_size: images at once.
-        after_batch: called with the number of images of each batch.
+        batch_size: number of images at once.
+        after_batch: called after each batch with its number of images.
 
     Raises:
-        InputError: images that are too few, or too much alike.
-        ConfigError: an origin that cannot be recorded, see `check_origin`.
-        NumericalError: features that are not finite.
+        InputError: there are too few images, or the images are too similar.
+        ConfigError: the name, the number of images or the seed is invalid, see `check_origin`.
+        NumericalError: a feature is not finite.
     """
     fewest = fewest_images(model.schedule.num_levels)
     if len(images) < fewest:
@@ -277,15 +277,15 @@ def measure(
 
 
 def random_order(count: int, seed: int) -> Tensor:
-    """0 … count - 1, shuffled; the same for the same seed."""
+    """The integers 0 … count - 1 in random order; the same seed gives the same order."""
     return torch.randperm(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 def check_origin(data: str, count: int, seed: int) -> None:
-    """Raise `ConfigError` for a name, a number of images or a seed that cannot be recorded."""
+    """Raise `ConfigError` for an invalid name of the data, number of images or seed."""
     if not 1 <= len(data) <= MAX_DATA or not data.isprintable():
         raise ConfigError(
-            f"expected a printable name of the data of at most {MAX_DATA} characters, got {data!a:.60}"
+            f"the name of the data must have 1 to {MAX_DATA} printable characters, got {data!a:.60}"
         )
     if not 2 <= count <= MAX_COUNT:
         raise ConfigError(f"expected 2 to {MAX_COUNT:,} images, got {count}")
@@ -294,16 +294,16 @@ def check_origin(data: str, count: int, seed: int) -> None:
 
 
 def read_statistics(folder: Path, num_levels: int) -> ReferenceStatistics | None:
-    """The statistics in a model's folder; None if it has none.
+    """Read the statistics from a model's folder; None if there is no such file.
 
     Args:
-        folder: the model's.
+        folder: the folder of the model.
         num_levels: T of the model.
 
     Raises:
-        CheckpointError: a file that is damaged, foreign or of another version, or a link that leads out
-            of the folder.
-        ConfigError: values that cannot be right.
+        CheckpointError: the file is damaged, of another kind or of another version, or it is a link that
+            leads out of the folder.
+        ConfigError: the file has invalid values.
     """
     path = folder / STATISTICS
     if not path.is_file():

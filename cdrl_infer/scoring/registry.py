@@ -1,4 +1,4 @@
-"""The scores by name; see `cdrl_infer.scoring.scores.Score` for how to add one."""
+"""The scores by name; `cdrl_infer.scoring.scores.Score` shows how to add a score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images -> scores, p-values, alarms and heat maps, for pipeline, detector and `cdrl-score`."""
+"""Scores, p-values, alarms and heat maps of images, for the pipeline, the detector and `cdrl-score`."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from cdrl_infer.scoring.scores import FittedScore
 
 ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray | Tensor | Iterable[Any]
 AT_HAND = (Image.Image, str, os.PathLike, np.ndarray, Tensor, list, tuple)  # can be read twice
-CALIBRATE = "`cdrl-eval --calibrate --model FOLDER --data DATA` does that"
+CALIBRATE = "run `cdrl-eval --calibrate --model FOLDER --data DATA`"
 
 
 @dataclass(frozen=True)
 class ScoreOutput:
-    """How odd images are, in the order they were given; all on the CPU.
+    """How odd the images are, in the order of the input; all tensors are on the CPU.
 
     Attributes:
         scores: (N,) float64, higher = more anomalous.
-        score: its name.
+        score: the name of the score.
         seed: the seed of the noise.
         p_values: (N,) float64, the share of in-distribution images that score higher; None if the model
-            was not calibrated, or not with this seed.
-        anomalous: (N,) bool, whether the score is above the threshold; None if none was asked for.
-        threshold: that threshold; None likewise.
-        maps: (N, H, W) float32, at least 0: where the images are odd; None if not asked for.
+            has no calibration with this seed.
+        anomalous: (N,) bool, whether the score is above the threshold; None without a threshold.
+        threshold: the threshold for alarms; None if ``threshold_fpr`` was not given.
+        maps: (N, H, W) float32, at least 0, high where an image is odd; None without ``return_map``.
     """
 
     scores: Tensor
@@ -55,19 +55,19 @@ class ScoreOutput:
 
 
 class _Plan(NamedTuple):
-    """What is asked for, checked."""
+    """The checked arguments of a call."""
 
     score: str
     t: int
     seed: int
-    needs: ReferenceStatistics | None  # for the fit or for p-values
-    reference: ReferenceStatistics | None  # for p-values; None if it is of another seed
+    needs: ReferenceStatistics | None  # the calibration, if the fit or the p-values need it
+    reference: ReferenceStatistics | None  # the calibration for p-values; None for another seed
     threshold: float | None
     noise: Tensor
 
 
 class Scorer:
-    """Scores images by a model.
+    """Scores images with a model.
 
     ::
 
@@ -76,7 +76,7 @@ class Scorer:
         out.anomalous  # an alarm; 5 % of in-distribution images raise one
 
     Args:
-        model: the networks; in eval mode, on any device.
+        model: the networks, in eval mode, on any device.
         name: the model's name in messages.
     """
 
@@ -85,12 +85,10 @@ class Scorer:
         self.name = name
 
     def score(self, images: ImageInput, score: str = "combined", **options: Any) -> ScoreOutput:
-        """Score all images: one number each, higher = more anomalous.
-
-        See `stream` for the arguments and the errors.
+        """Score all images; higher = more anomalous. See `stream` for the arguments and other errors.
 
         Raises:
-            InputError: also, there are no images.
+            InputError: there are no images.
         """
         parts = list(self.stream(images, score, **options))
         if not parts:
@@ -127,9 +125,9 @@ class Scorer:
     ) -> Iterator[ScoreOutput]:
         """Score images batch by batch; memory does not grow with their number.
 
-        A score depends on the image and the seed, and on the other images of its batch by no more than
-        rounding. docs/scoring.md says what the scores mean and how well they do. The call checks all
-        arguments; the iterator then does the work.
+        A score depends on the image and the seed. The other images of its batch change its rounding only.
+        docs/scoring.md explains the scores and their quality. The call checks all arguments; the iterator
+        does the work.
 
         Args:
             images: pictures, paths, arrays or tensors, or a list, a generator, a data set or a
@@ -137,22 +135,22 @@ class Scorer:
                 `cdrl_infer.images.each_image`.
             score: a name in `cdrl_infer.scoring.SCORES`.
             level: the transition t = 1 (least noise, the default) … T, for "energy" and "score-norm".
-            seed: the seed of the noise, which is the same for all images; by default the one that the
-                model was calibrated with, else 0.
-            threshold_fpr: also say which images are anomalous, so that this share of in-distribution
-                images is called so.
-            return_map: also say where they are odd; costs more.
-            resize: fit pictures of another size to the model's; without it they are refused.
-            grey: for a model of grey images, take the brightness of coloured ones; without it they are
-                refused.
-            batch_size: images scored at once.
-            progress: a bar on stderr; by default only if that is a terminal.
+            seed: the seed of the noise, which is the same for all images; by default the seed of the
+                model's calibration, else 0.
+            threshold_fpr: also mark anomalous images, with a threshold that marks this share of
+                in-distribution images.
+            return_map: also compute heat maps; this costs more.
+            resize: resize pictures to the model's size; otherwise another size is an error.
+            grey: for a model of grey images, convert coloured images to grey; otherwise they are an
+                error.
+            batch_size: number of images to score at once.
+            progress: show a bar on stderr; by default only if stderr is a terminal.
 
         Raises:
-            InputError: an argument that cannot be right, images that `each_image` refuses, or a score or
-                threshold that needs a calibration when the model has none.
-            ConfigError: a calibration that is needed belongs to other weights.
-            NumericalError: a score that is not finite.
+            InputError: an argument is invalid, `each_image` refuses an image, or the score or the
+                threshold needs a calibration and the model has none.
+            ConfigError: the score or the p-values need a calibration, and it belongs to other weights.
+            NumericalError: a score is not finite.
         """
         plan = self._plan(score, level, seed, threshold_fpr)
         batch_size = positive("batch_size", batch_size)
@@ -174,8 +172,8 @@ class Scorer:
         if fitted and statistics is None:
             free = [name for name, r in SCORES.items() if not isinstance(r, FittedScore)]
             raise InputError(
-                f"the score {score!r} compares with in-distribution images and {self.name!r} was not "
-                f"calibrated; {CALIBRATE}, or choose {listing(free)}"
+                f"the score {score!r} needs a calibrated model, and {self.name!r} is not calibrated; "
+                f"{CALIBRATE}, or choose {listing(free)}"
             )
         t, num_levels = (
             1 if level is None else integer("level", level),
@@ -183,7 +181,7 @@ class Scorer:
         )
         if t != 1 and not rule.levelled:
             raise InputError(
-                f"the score {score!r} is not of one level, got level={t}; leave it out"
+                f"the score {score!r} takes no level, got level={t}; leave the level out"
             )
         if not 1 <= t <= num_levels:
             raise InputError(f"level must lie in 1 … {num_levels}, got {t}")
@@ -196,8 +194,8 @@ class Scorer:
             if reference is None:
                 mend = CALIBRATE if statistics is None else "leave the seed out"
                 raise InputError(
-                    f"threshold_fpr needs the scores of in-distribution images with seed {seed}, which "
-                    f"{self.name!r} lacks; {mend}"
+                    f"threshold_fpr needs a calibration with seed {seed}, and {self.name!r} has none; "
+                    f"{mend}"
                 )
             threshold = reference.threshold(score, fpr, t)
         noise = draw_noise(self.model.schedule, self.model.image.shape, seed)
@@ -241,7 +239,7 @@ class Scorer:
         try:
             statistics.check_weights(self.model)
         except ConfigError as error:
-            raise ConfigError(f"{self.name!r}: {error}; calibrate again, {CALIBRATE}") from None
+            raise ConfigError(f"{self.name!r}: {error}; calibrate again: {CALIBRATE}") from None
 
 
 def _check_finite(scores: Tensor, first: int, name: str) -> None:

@@ -1,7 +1,7 @@
-"""The scores: (B,) numbers of a batch of images, higher = more anomalous.
+"""The scores: one number per image, higher = more anomalous.
 
-The energy alone is a poor score: images that are simpler than the data have a low one (Nalisnick et
-al. 2019, "Do Deep Generative Models Know What They Don't Know?").
+The energy alone is a poor score, because images that are simpler than the data have a low energy
+(Nalisnick et al. 2019, "Do Deep Generative Models Know What They Don't Know?").
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cdrl_infer.scoring.gaussian import Gaussian
 
 
 class Fit(NamedTuple):
-    """In-distribution images to compare with; other images than those that p-values are made of."""
+    """In-distribution images to compare with. p-values come from other in-distribution images."""
 
     features: FeatureTable
-    gaussian: Gaussian  # of `Features.all`
+    gaussian: Gaussian  # the Gaussian of `Features.all`
 
 
 class Score(ABC):
@@ -37,19 +37,19 @@ class Score(ABC):
         SCORES.register("steepness", Steepness())  # then pipe.score(images, "steepness")
 
     Attributes:
-        levelled: whether it can be taken at another transition than t = 1.
+        levelled: whether users may choose another transition than t = 1.
     """
 
     levelled: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, features: Features, level: int = 1, fit: Fit | None = None) -> Tensor:
-        """(B,) float64.
+        """The scores (B,), float64.
 
         Args:
-            features: of the batch.
+            features: the features of the batch.
             level: the transition t = 1 … T; 1 has the least noise.
-            fit: in-distribution images; a `FittedScore` needs it.
+            fit: in-distribution images to compare with; a `FittedScore` needs them.
         """
 
 
@@ -57,7 +57,7 @@ class FittedScore(Score):
     """A score that compares with in-distribution images."""
 
     def __call__(self, features: Features, level: int = 1, fit: Fit | None = None) -> Tensor:
-        """(B,) float64; InputError without a fit."""
+        """The scores (B,), float64; raise `InputError` without a fit."""
         if fit is None:
             raise InputError(
                 "expected in-distribution images to compare with, got none; calibrate first"
@@ -66,7 +66,7 @@ class FittedScore(Score):
 
     @abstractmethod
     def compared(self, features: Features, fit: Fit) -> Tensor:
-        """(B,) float64."""
+        """The scores (B,), float64."""
 
 
 class EnergyScore(Score):
@@ -96,9 +96,9 @@ class ScoreNorm(Score):
 
 
 class MultiLevel(FittedScore):
-    """``√((E - μ)ᵀ C⁻¹ (E - μ))`` with ``E = (E_1 … E_T)`` and μ, C those of in-distribution images.
+    """``√((E - μ)ᵀ C⁻¹ (E - μ))`` with ``E = (E_1 … E_T)``; μ and C are from in-distribution images.
 
-    Mahmood et al. 2021 (MSMA) with energies in place of score norms.
+    Mahmood et al. 2021 (MSMA), but with energies instead of score norms.
     """
 
     def compared(self, features: Features, fit: Fit) -> Tensor:
@@ -107,7 +107,7 @@ class MultiLevel(FittedScore):
 
 
 class Typicality(FittedScore):
-    """``|E_1 - μ_1| / √C_11``: an energy that is too low is as odd as one too high.
+    """``|E_1 - μ_1| / √C_11``: energies that are too low are as odd as energies that are too high.
 
     Nalisnick et al. 2019, "Detecting Out-of-Distribution Inputs … Using Typicality", for one image.
     """
@@ -118,7 +118,7 @@ class Typicality(FittedScore):
 
 
 class Complexity(Score):
-    """``E_1 - L``, L the nats of the image as a PNG file: simple images have low energies anyway.
+    """``E_1 - L``; L is the size of the image as a PNG file, in nats. Simple images have low energies.
 
     Serrà et al. 2020, "Input Complexity and Out-of-distribution Detection with Likelihood-based
     Generative Models".
@@ -132,9 +132,9 @@ class Complexity(Score):
 class InitializerScore(FittedScore):
     """``√((i - μ)ᵀ C⁻¹ (i - μ))`` with ``i = (log I_1 … log I_T)``: the errors of the proposals.
 
-    How far the initializer's mean is from the mean of the forward process given the image, over the
-    levels, as Graham et al. 2023 ("Denoising Diffusion Models for Out-of-Distribution Detection") do
-    with reconstructions. An error that is too small is odd as well: an empty image has one.
+    The error I_t compares the initializer's mean with the mean of the forward process given the image.
+    Graham et al. 2023 ("Denoising Diffusion Models for Out-of-Distribution Detection") use the errors of
+    reconstructions instead. Errors that are too small are odd as well: an empty image has small errors.
     """
 
     def compared(self, features: Features, fit: Fit) -> Tensor:
@@ -147,8 +147,8 @@ class InitializerScore(FittedScore):
 class Combined(FittedScore):
     """``√((f - μ)ᵀ C⁻¹ (f - μ))`` with ``f = (E_1 … E_T, log D_1 … log D_T, log I_1 … log I_T)``.
 
-    Energies, denoising errors and proposal errors, each compared with those of in-distribution images
-    and with each other. Mahmood et al. 2021 (MSMA) with more features.
+    It compares energies, denoising errors and proposal errors with those of in-distribution images.
+    Mahmood et al. 2021 (MSMA), but with more features.
     """
 
     def compared(self, features: Features, fit: Fit) -> Tensor:

@@ -1,4 +1,4 @@
-"""Digests, by which a calibration knows the weights it belongs to."""
+"""Digests of weights. A calibration stores them to recognise its model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ RECOGNISED = (torch.float32, torch.float16, torch.bfloat16)  # the types that we
 
 
 def weights_digest(model: CDRLModel, dtype: torch.dtype = torch.float32) -> str:
-    """The sha256 of the networks' states: names, shapes, and values rounded to a type.
+    """The sha256 of the names, shapes and values of all weights; the values are rounded to ``dtype``.
 
-    It does not depend on the device, nor on the layout in memory.
+    It does not depend on the device or on the layout in memory.
     """
     sha = hashlib.sha256()
     for role, network in model.networks.items():
@@ -28,5 +28,5 @@ def weights_digest(model: CDRLModel, dtype: torch.dtype = torch.float32) -> str:
 
 
 def weights_digests(model: CDRLModel) -> tuple[str, ...]:
-    """The digests of a model's weights and of their roundings to float16 and bfloat16."""
+    """The digests of a model's weights, and of the weights rounded to float16 and bfloat16."""
     return tuple(dict.fromkeys(weights_digest(model, dtype) for dtype in RECOGNISED))
