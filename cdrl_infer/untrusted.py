@@ -182,6 +182,8 @@ def load_pickle(path: Path, **options: Any) -> Any:
         entries = archive.infolist()
         if any(entry.compress_type for entry in entries):
             raise ValueError("packed data")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("entries that overlap")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged!r:.60} does not match its checksum")
         for entry in entries:

@@ -231,12 +231,9 @@ def check_replaceable(folder: Path) -> None:
         CheckpointError: it holds something else, or is not writable.
     """
     try:
-        present = folder.resolve()
+        present = target = folder.resolve()
         while not present.exists():
             present = present.parent
-        if present.is_dir() and folder.exists():
-            _finish_save(folder)
-            _check_content(folder)
         writable = os.access(present, os.W_OK | os.X_OK)
     except (OSError, RuntimeError) as error:  # RuntimeError: links that form a circle
         raise CheckpointError(f"{folder}: cannot save a model there ({error})") from None
@@ -244,6 +241,9 @@ def check_replaceable(folder: Path) -> None:
         raise CheckpointError(f"{folder}: expected a folder to save to, found a file: {present}")
     if not writable:
         raise CheckpointError(f"cannot save a model to {folder}: {present} is not writable")
+    if present == target:
+        _finish_save(folder)
+        _check_content(folder)
 
 
 def _check_content(folder: Path) -> None:
