@@ -118,7 +118,9 @@ def test_classes_of_ones_own_are_stored_by_their_registered_names(
     assert isinstance(loaded, Halved) and isinstance(loaded.backbone, Doubled)
     assert loaded.config["backbone"]["class"] == "doubled"
     BACKBONES._found.pop("doubled")
-    with pytest.raises(ConfigError, match=r"unknown backbone 'doubled'.*of your own must be regis"):
+    with pytest.raises(
+        ConfigError, match=r"unknown backbone 'doubled'.*register your own backbone"
+    ):
         load_model(tmp_path / "m")
 
 
