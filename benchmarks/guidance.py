@@ -76,7 +76,7 @@ def load_figure() -> type[Figure]:
     Raises:
         InputError: it is not installed.
     """
-    with needed("matplotlib", "--figure", "benchmark"):
+    with needed("matplotlib", "--figure needs", "benchmark"):
         from matplotlib.figure import Figure
     return Figure
 

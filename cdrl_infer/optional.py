@@ -17,7 +17,7 @@ def needed(package: str, purpose: str, extra: str = "") -> Iterator[None]:
 
     Args:
         package: the name by which pip knows it.
-        purpose: what needs it.
+        purpose: what needs it, with the verb, as "plots need".
         extra: the extra of ``cdrl`` that has it; "" if cdrl itself does.
     """
     try:
@@ -26,12 +26,12 @@ def needed(package: str, purpose: str, extra: str = "") -> Iterator[None]:
         misfits, found = _misfits(package), _installed(package) or ""
         name = f"'cdrl[{extra}]'" if extra else "cdrl"
         if isinstance(error, ModuleNotFoundError) and not misfits:
-            raise InputError(f"{purpose} needs {package}: pip install {name}") from None
+            raise InputError(f"{purpose} {package}: pip install {name}") from None
         reason = f"{type(error).__name__}: {shown(error, 120)}"
         beside = listing(f"{other} {_installed(other)}" for other in _requirements(package))
         wrong = listing(misfits, 3) or f"it does not fit what is installed: {beside}"
         raise InputError(
-            f"{purpose} needs {package}, but the installed {package} {found} cannot be imported "
+            f"{purpose} {package}, but the installed {package} {found} cannot be imported "
             f"({reason}); {wrong}; install versions that fit: pip install --upgrade {name}"
         ) from error
 

@@ -113,7 +113,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     text = read_text(folder, name)
     if text is None:
-        raise CheckpointError(f"{path}: expected a file of a CDRL model folder, found none")
+        raise CheckpointError(f"{path}: expected a file of JSON, found none")
     try:
         config = json.loads(
             text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from cdrl_infer.cli.command import IMPORT, open_target, parse_steps, uses_a_model
-from cdrl_infer.errors import CDRLError, CheckpointError, InputError
+from cdrl_infer.errors import LONGEST, CDRLError, CheckpointError, InputError, shown
 from cdrl_infer.files import replaced_file
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
@@ -43,7 +43,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
-    help="Split of the data; a folder has none. [test; with --calibrate train]",
+    help="Split of the data, if it has any. [test]",
 )
 @click.option(
     "-n",
@@ -149,7 +149,7 @@ def main(
 
     --calibrate measures the features of N images of the data, chosen by --seed, and writes them beside
     the weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
-    images score higher. Use images that the model was not trained on, if you can.
+    images score higher. Use images that the model was not trained on: the test split, or a folder.
 
     `accelerate launch -m cdrl_train.cli_eval …` shares the work out over processes.
 
@@ -185,7 +185,7 @@ def _evaluate(
     if processes.main:
         click.echo(report.text())
         for path in filter(None, [out, card]):
-            click.echo(f"written: {path}", err=True)
+            click.echo(f"written: {shown(path, LONGEST)}", err=True)
 
 
 def _request(model: str | None, options: dict[str, Any]) -> Request:
@@ -226,7 +226,7 @@ def _measured(
     report = evaluation.run(processes)
     if table is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        table.write_text(text + "\n", encoding="utf-8")
+        table.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))  # JSON's own escapes
     if card is not None and new_card is not None:
         new_card.write_bytes(updated_card(evaluation.pipe, card, report))
     return report
@@ -245,7 +245,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
 
     from cdrl_infer.arguments import check_seed, positive
     from cdrl_infer.pipeline import CDRLPipeline
-    from cdrl_infer.scoring.reference import STATISTICS
+    from cdrl_infer.scoring.reference import MAX_DATA, STATISTICS
     from cdrl_infer.storage.folder import load_model
     from cdrl_train.calibrate import calibrate, choose
     from cdrl_train.data.sources import data_name, load_images
@@ -253,7 +253,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     _refuse_what_measures()
     if model is None:
         raise InputError("--calibrate writes into the model's folder: name it, --model FOLDER")
-    source, split = options["source"], options["split"] or "train"
+    source, split = options["source"], options["split"] or "test"
     seed, batch_size = check_seed(options["seed"]), positive("--batch-size", options["batch_size"])
     count = None if options["count"] is None else positive("-n", options["count"])
     folder = Path(model)
@@ -263,6 +263,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     data = load_images(source, split, channels=pipe.model.image.channels)
     images = choose(data.images, count, seed)
     named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
+    named = shown(named, MAX_DATA - 1)
     target = folder / STATISTICS
     try:
         with replaced_file(target) as new:
@@ -270,7 +271,9 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
             new.write_bytes(statistics.to_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    click.echo(f"{target}: {statistics.count:,} images of {statistics.data}, seed {seed}")
+    click.echo(
+        f"{shown(target, LONGEST)}: {statistics.count:,} images of {statistics.data}, seed {seed}"
+    )
 
 
 def _refuse_what_measures() -> None:

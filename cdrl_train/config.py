@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdrl_infer.config import from_config
-from cdrl_infer.errors import ConfigError, InputError, did_you_mean, listing
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import SamplerDefaults
 from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.untrusted import read_json
 from cdrl_train.objectives import OBJECTIVES, Objective
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -267,9 +268,10 @@ class TrainConfig:
             InputError: no such file, or other content.
             ConfigError: as in `from_dict`.
         """
+        path = file.resolve()
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = read_json(path.parent, path.name)
+        except (CheckpointError, ConfigError) as error:
             raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
         try:
             return cls.from_dict(values)

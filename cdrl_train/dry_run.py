@@ -57,11 +57,13 @@ def dry_run(
     yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
     yield f"precision    {config.precision}"
     cost = count(config, image, num_classes)
-    yield f"ebm          {config.ebm['class']}, {cost.ebm:,} values"
-    if config.initializer is None:
-        yield "initializer  none"
-    else:
-        yield f"initializer  {config.initializer['class']}, {cost.initializer:,} values"
+    for role, network, size in (
+        ("ebm", config.ebm, cost.ebm),
+        ("initializer", config.initializer, cost.initializer),
+    ):
+        backbone = network.get("backbone") if network else None
+        on = f", on a {backbone['class']}" if backbone else ""
+        yield f"{role:<12} " + (f"{network['class']}, {size:,} values{on}" if network else "none")
     if cost.objectives:
         yield f"objectives   {cost.objectives:,} values of their own"
     yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cdrl_infer.cli.score import main as score
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.storage.folder import load_model
@@ -43,7 +46,9 @@ def names(folder: Path) -> set[str]:
 
 def test_calibrate(model: Path, data: Path) -> None:
     before = names(model)
-    result = run("--model", model, "--data", data, "--calibrate", "-n", 50, "--seed", 5)
+    result = run(
+        "--model", model, "--data", data, "--calibrate", "-n", 50, "--seed", 5, "--split", "train"
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{model / STATISTICS}: 50 images of clothes.npz, train, seed 5\n"
     assert names(model) == before | {STATISTICS}
@@ -58,7 +63,7 @@ def test_calibrate(model: Path, data: Path) -> None:
     out = pipe.score(images, threshold_fpr=0.2)
     assert out.seed == 5 and out.p_values is not None and out.anomalous is not None
 
-    result = run("--model", model, "--data", data, "--calibrate", "--split", "test")
+    result = run("--model", model, "--data", data, "--calibrate")
     assert result.exit_code == 0, result.output
     assert f"{STATISTICS}: 40 images of clothes.npz, test, seed 0" in result.stdout.replace(
         "\n", ""
@@ -91,8 +96,8 @@ def test_a_folder_of_pictures(model: Path, tmp_path: Path) -> None:
         ("--model nowhere --data DATA --calibrate", "nowhere: expected a model folder, found none"),
         ("--model MODEL --data nowhere --calibrate", "no data at 'nowhere'"),
         (
-            "--model MODEL --data DATA --calibrate -n 61",
-            "expected at most 60 images, all there are",
+            "--model MODEL --data DATA --calibrate -n 41",
+            "expected at most 40 images, all there are",
         ),
         ("--model MODEL --data DATA --calibrate -n 0", "-n must be at least 1, got 0"),
         ("--model MODEL --data DATA --calibrate -n 20", "needs at least 36 images, got 20"),
@@ -104,11 +109,18 @@ def test_a_folder_of_pictures(model: Path, tmp_path: Path) -> None:
             "device 'toaster' cannot be used",
         ),
         ("--model MODEL --data LARGE --calibrate", r"expected images (N, C, H, W) of (1, 8, 8)"),
+        ("--model MODEL --data DATA --metrics ood --outside \x1b=DATA", "must be NAME=DATA"),
     ],
 )
-def test_bad_input(arguments: str, message: str, model: Path, data: Path, tmp_path: Path) -> None:
+def test_bad_input(
+    arguments: str,
+    message: str,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
     large = tmp_path / "large.npz"
-    np.savez(large, train_images=np.zeros((60, 10, 10), np.uint8))
+    np.savez(large, test_images=np.zeros((60, 10, 10), np.uint8))
     for word, path in (("MODEL", model), ("DATA", data), ("LARGE", large)):
         arguments = arguments.replace(word, str(path))
     before = names(model)
@@ -116,6 +128,27 @@ def test_bad_input(arguments: str, message: str, model: Path, data: Path, tmp_pa
     assert result.exit_code == 2 and message in result.stderr, result.stderr
     assert result.stderr.startswith("cdrl-eval: error: ") and result.stderr.count("\n") == 1
     assert names(model) == before
+
+
+def test_names_that_cannot_be_printed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ("\x1b[2J" + 150 * "$x$")[:240]
+    odd = tmp_path / name
+    shutil.copytree(model, odd)
+    data = tmp_path / os.fsdecode(name.encode() + b"\xff.npz")
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(data, test_images=images)
+    result = run("--model", odd, "--data", data, "--calibrate")
+    assert result.exit_code == 0, result.output
+    common = ("--model", odd, "--data", data, "--metrics", "ood", "-n", 30, "--score", "energy")
+    result = run(*common, "--outside", f"a={data}", "--out", tmp_path / "a.json", "--update-card")
+    assert result.exit_code == 0 and "\x1b" not in result.output + (odd / "README.md").read_text()
+    assert json.loads((tmp_path / "a.json").read_text())["model"]["name"].startswith("?[2J$x$")
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(score, ["--model", name, "a.png", "--plot", "b.png"])
+    assert result.exit_code == 0 and "\x1b" not in result.output, result.output
 
 
 def test_what_fails_leaves_the_old_statistics(

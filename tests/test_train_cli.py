@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,8 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(data: str, tmp_path: Path) 
     [
         (["--preset", "mnist", "--config", "a.json"], "leave one out"),
         (["--config", "nowhere.json"], "nowhere.json: expected options in JSON"),
+        (["--config", "pipe"], "pipe: expected options in JSON"),
+        (["--config", "deep.json"], "deep.json: expected options in JSON"),
         (["--config", "list.json"], "expected an object"),
         (["--config", "odd.json"], "'name' is missing"),
         (
@@ -291,6 +294,8 @@ def test_bad_options_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "odd.json").write_text("{}")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     result = train(*arguments)
     assert result.exit_code == 2, result.output

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from cdrl_infer.errors import InputError, NumericalError, listing
+from cdrl_infer.errors import LONGEST, InputError, NumericalError, listing, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class Skipped:
         from tqdm import tqdm
 
         self.count += 1
-        tqdm.write(f"cdrl-score: skipped: {' '.join(str(reason).split())}", file=sys.stderr)
+        tqdm.write(f"cdrl-score: skipped: {shown(reason, LONGEST)}", file=sys.stderr)
 
     def stop(self) -> NoReturn:
         """End here, because no file is left: an empty table would look like a result."""

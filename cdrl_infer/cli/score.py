@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from cdrl_infer.cli.pictures import (
     overlay_names,
     read_headers,
 )
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, shown
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
 
@@ -170,7 +171,7 @@ def main(
         if table is not None:
             table.write_bytes(text)
     if table is None:
-        click.echo(text, nl=False)
+        click.echo(_visible(text) if sys.stdout.isatty() else text, nl=False)
     _tell(rows, scorer, made_with)
     return 1 if skipped.count else 0
 
@@ -265,6 +266,12 @@ def _texts(facts: Mapping[str, object]) -> dict[str, str]:
 def _bytes(text: str) -> bytes:
     """UTF-8; the bytes of file names that are not UTF-8 come back as they are on the disk."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def _visible(table: bytes) -> str:
+    """The table for a terminal, which control characters in file names could write over."""
+    lines = table.decode("utf-8", "replace").splitlines()
+    return "".join(shown(line, sys.maxsize) + "\n" for line in lines)
 
 
 def _tell(rows: Sequence[Row], scorer: Scorer, made_with: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from cdrl_infer.scoring.reference import check_share, fewest_images, measure
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scorer import Scorer
 
-with needed("scikit-learn", "CDRLDetector", "score"):
+with needed("scikit-learn", "CDRLDetector needs", "score"):
     from sklearn.base import BaseEstimator, OutlierMixin
     from sklearn.utils.validation import check_is_fitted, validate_data
 

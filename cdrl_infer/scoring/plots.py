@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.errors import InputError, NumericalError
+from cdrl_infer.errors import InputError, NumericalError, shown
 from cdrl_infer.images import captioned, make_grid, viewing_scale
 from cdrl_infer.optional import needed
 
@@ -43,7 +43,7 @@ def new_figure() -> Figure:
     Raises:
         InputError: matplotlib cannot be imported.
     """
-    with needed("matplotlib", "a plot", "score"):
+    with needed("matplotlib", "plots need", "score"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -79,7 +79,8 @@ def draw_histogram(
     bins = edges.tolist()
     axes = figure.add_subplot()
     if reference is not None:
-        known, label = reference.scores, f"{reference.name} ({len(reference.scores):,})"
+        of = shown(reference.name, 80).replace("$", r"\$")  # a name, not a formula
+        known, label = reference.scores, f"{of} ({len(reference.scores):,})"
         axes.hist(known, bins, weights=_shares(known), color="0.75", label=label)
     label = f"these images ({len(scores):,})"
     axes.hist(scores, bins, weights=_shares(scores), histtype="step", linewidth=2, label=label)

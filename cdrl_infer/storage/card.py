@@ -106,7 +106,7 @@ def with_figures(
     Raises:
         CheckpointError: the front matter cannot be read, or cannot be edited line by line.
     """
-    with needed("pyyaml", "editing a card"):  # huggingface_hub needs it too
+    with needed("pyyaml", "editing a card needs"):  # huggingface_hub needs it too
         import yaml
         from huggingface_hub.repocard_data import (
             eval_results_to_model_index,

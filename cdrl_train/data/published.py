@@ -75,7 +75,7 @@ class Published(Source):
             InputError: torchvision cannot be imported, or the download failed.
         """
         try:
-            with needed("torchvision", f"downloading {self.name}", "train"):
+            with needed("torchvision", f"downloading {self.name} needs", "train"):
                 from torchvision import datasets
         except InputError as error:
             raise self.missing(file, f"{command}  ({error})") from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cdrl_infer.errors import InputError, did_you_mean
+from cdrl_infer.errors import InputError, did_you_mean, shown
 from cdrl_infer.images import MODES, to_channels
 from cdrl_infer.model import ImageShape
 from cdrl_train.config import DataConfig
@@ -109,8 +109,8 @@ def split_source(source: str) -> tuple[str, str]:
 def data_name(source: str) -> str:
     """The data set as a model card shows it: without the folders of this machine."""
     name, rest = split_source(source)
-    shown = SOURCES[name].display_name(rest) if name else Path(source).resolve().name
-    return ":".join(filter(None, [name, shown]))
+    place = SOURCES[name].display_name(rest) if name else Path(source).resolve().name
+    return shown(":".join(filter(None, [name, place])))
 
 
 def empty(source: str) -> ImageSet | None:

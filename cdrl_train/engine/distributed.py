@@ -57,7 +57,7 @@ def make_accelerator(
     Raises:
         InputError: a package is not installed, an unknown tracker, or a device that is not there.
     """
-    with needed("accelerate", "training", "train"):
+    with needed("accelerate", "training needs", "train"):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.tracking import get_available_trackers
@@ -71,7 +71,7 @@ def make_accelerator(
         if name not in map(str, get_available_trackers()):
             raise InputError(f"{name} is not installed: pip install {name}, or track with another")
         if name == "tensorboard":  # the others are imported by accelerate alone
-            with needed(name, f"--track {name}", "train"):
+            with needed(name, f"--track {name} needs", "train"):
                 from torch.utils import tensorboard  # noqa: F401
     if precision == "auto":
         gpu = "cuda" if torch.cuda.is_available() else "mps"

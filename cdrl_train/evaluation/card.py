@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cdrl_infer.errors import CheckpointError, InputError
+from cdrl_infer.errors import CheckpointError, InputError, shown
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.card import render, with_figures
 from cdrl_infer.storage.folder import CARD, bundled_models
+from cdrl_infer.untrusted import read_text
 from cdrl_train.evaluation.report import Report
 
 
@@ -36,14 +37,12 @@ def updated_card(pipe: CDRLPipeline, file: Path, report: Report | None = None) -
     Raises:
         CheckpointError: the card cannot be read or edited.
     """
-    try:
-        text = file.read_bytes().decode("utf-8") if file.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as UTF-8 ({error})") from error
-    text = text or render(pipe.model, pipe.name, facts={}, text="")
+    text = read_text(file.parent, file.name) or render(
+        pipe.model, shown(pipe.name), facts={}, text=""
+    )
     entries, dataset = ([], None) if report is None else (report.card_entries(), report.dataset)
     try:
-        changed = with_figures(text, entries, dataset=dataset, model=pipe.name)
+        changed = with_figures(text, entries, dataset=dataset, model=shown(pipe.name))
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     return changed.encode()

@@ -48,7 +48,7 @@ class EfficientNetLite0(Extractor):
         """
         from safetensors.torch import load_file
 
-        purpose = f"the extractor {cls.name}"
+        purpose = f"the extractor {cls.name} needs"
         with needed("efficientnet-lite-pytorch", purpose, "eval"):
             from efficientnet_lite_pytorch import EfficientNet
         if weights is None:

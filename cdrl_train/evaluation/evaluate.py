@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cdrl_infer.errors import listing
+from cdrl_infer.errors import listing, shown
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage import hub
 from cdrl_infer.storage.folder import load_model
@@ -161,7 +161,7 @@ class Evaluation:
         split = {} if place == data else {"split": request.split}
         return Report(
             model={
-                "name": self.pipe.name,
+                "name": shown(self.pipe.name),
                 "digest": f"weights {self.digest}",
                 "cdrl": f"cdrl {__version__}",
                 "torch": f"torch {torch.__version__}",
@@ -239,7 +239,7 @@ def _accuracy(request: Request, samples: Samples, reference: RealImages) -> Accu
     assert request.classifier is not None  # `Request.chosen_metrics` has checked both
     assert asked is not None
     classifier = load_classifier(request.classifier, model.image.shape, sizes)
-    name = request.classifier.name
+    name = shown(request.classifier.name)
     return Accuracy(classifier, name, model.labels, asked, reference, request.batch_size)
 
 

@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, int | str]] = {
 
 def check_torch_fidelity() -> None:
     """InputError if torch-fidelity cannot be imported."""
-    with needed("torch-fidelity", "measuring kid, is or Inception's features", "eval"):
+    with needed("torch-fidelity", "kid, is and Inception need", "eval"):
         import torch_fidelity  # noqa: F401
 
 

@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 def sklearn_metrics() -> Any:
     """``sklearn.metrics``; InputError if it cannot be imported."""
-    with needed("scikit-learn", "the metric ood", "eval"):
+    with needed("scikit-learn", "the metric ood needs", "eval"):
         from sklearn import metrics
     return metrics
 

@@ -55,7 +55,7 @@ def read_outside(
     found: dict[str, Bytes] = {}
     for text in sources:
         name, _, source = text.partition("=")
-        if not name or not source:
+        if not name or not source or not name.isprintable():
             raise InputError(f"--outside must be NAME=DATA, as mnist=mnist.npz, got {text!r}")
         if name in taken or name in found:
             raise InputError(f"--outside: there are two sets of the name {name!r}; choose another")

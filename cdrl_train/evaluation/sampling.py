@@ -19,6 +19,7 @@ from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import STATISTICS, random_order
 from cdrl_train.data.image_set import ImageSet
 
+KINDS = (".json", ".safetensors")  # of the files that make up a model
 SEED_STRIDE = 1_000_000  # sample k of repeat r is drawn from seed r · SEED_STRIDE + k
 Bytes = NDArray[np.uint8]  # (N, C, H, W)
 Steps = int | Sequence[int]
@@ -62,7 +63,7 @@ def pixels(output: CDRLPipelineOutput) -> Bytes:
 def model_digest(folder: Path) -> str:
     """12 hexadecimal digits of the configuration and the weights, without card and statistics."""
     sha = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in KINDS and p.is_file()):
         if file.name == STATISTICS:
             continue
         sha.update(file.relative_to(folder).as_posix().encode())

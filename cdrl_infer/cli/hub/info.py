@@ -87,11 +87,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 for label in config["labels"]
             ],
             "networks": {role: index[role] and str(index[role][1]) for role in NETWORKS},
+            "backbones": {role: _backbone(folder, role) for role in NETWORKS if index[role]},
         }
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{folder}: the config is damaged or of another format ({error!r:.200})"
         ) from None
+
+
+def _backbone(folder: Path, role: str) -> str | None:
+    from cdrl_infer.storage.folder import CONFIG
+    from cdrl_infer.untrusted import read_json
+
+    backbone = read_json(folder, f"{role}/{CONFIG}").get("backbone")
+    return None if backbone is None else str(backbone["class"])
 
 
 def _read_card(card: str) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
@@ -133,7 +142,10 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         "images": f"{image['height']} × {image['width']}, {image['channels']} channel(s)",
         "labels": "; ".join(f"{a['name']}: {listing(a['values'])}" for a in facts["labels"]),
         "levels": f"{facts['levels']}, {steps} Langevin steps at each",
-        **{role: name or "none" for role, name in facts["networks"].items()},
+        **{
+            role: (name or "none") + (f" on a {on}" if (on := facts["backbones"].get(role)) else "")
+            for role, name in facts["networks"].items()
+        },
         "format": f"{facts['format_version']}, written by cdrl {facts['library_version']}",
         "licence": _stated(facts.get("license")),
         "data": _stated(facts.get("datasets")),
