@@ -265,12 +265,10 @@ class TrainConfig:
         """The options in a JSON file, as ``cdrl-train --print-config`` and a run write it.
 
         Raises:
-            InputError: no such file, or other content.
-            ConfigError: as in `from_dict`.
+            InputError: no such file, or other content; ConfigError as in `from_dict`.
         """
-        path = file.resolve()
         try:
-            values = read_json(path.parent, path.name)
+            values = read_json((real := file.resolve()).parent, real.name)
         except (CheckpointError, ConfigError) as error:
             raise InputError(f"{file}: expected options in JSON, found none ({error})") from error
         try:
