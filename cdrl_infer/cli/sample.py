@@ -156,7 +156,9 @@ def main(
     if inpaint is not None and mask is not None:
         from cdrl_infer.images import decode_image
 
-        known = decode_image(inpaint), decode_image(mask)
+        known = Path(inpaint), Path(mask)
+        for path in known:
+            decode_image(path)  # one that cannot be read is refused before the model is loaded
     kernel = _kernel(kernel_name, kernel_options)
     steps = None if langevin_steps is None else parse_steps(langevin_steps)
     with ExitStack() as stack:

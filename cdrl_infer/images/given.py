@@ -57,7 +57,9 @@ def read_images(given: Any, shape: Shape, *, resize: bool = False, grey: bool = 
     """
     if isinstance(given, (np.ndarray, Tensor)):
         found = _values(layout(given, shape), shape, grey)
-    elif isinstance(given, Image.Image):
+    elif isinstance(given, Image.Image) or (
+        isinstance(given, os.PathLike) and os.path.isfile(given)
+    ):
         found = _read(given, shape, resize, grey)[None]
     else:
         images = list(each_image(given, shape, resize=resize, grey=grey))

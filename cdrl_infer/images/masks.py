@@ -40,7 +40,11 @@ def read_masks(given: Any, shape: tuple[int, int, int], *, resize: bool = False)
         return torch.cat([read_masks(one, shape, resize=resize) for one in given])
     height, width = shape[1:]
     if isinstance(given, (str, os.PathLike)):
-        given = decode_image(given)
+        picture = decode_image(given)
+        try:
+            return read_masks(picture, shape, resize=resize)
+        except InputError as error:
+            raise InputError(f"{given}: {error}") from None
     if isinstance(given, Image.Image):
         picture = opened(given)
         check_size(picture.size, (width, height), resize)
