@@ -248,7 +248,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     from cdrl_infer.scoring.reference import MAX_DATA, STATISTICS
     from cdrl_infer.storage.folder import load_model
     from cdrl_train.calibrate import calibrate, choose
-    from cdrl_train.data.sources import data_name, load_images
+    from cdrl_train.data.sources import data_name, fit_of, load_images
 
     _refuse_what_measures()
     if model is None:
@@ -260,7 +260,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     pipe = CDRLPipeline(
         load_model(folder, variant=options["variant"]), name=folder.resolve().name
     ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = load_images(source, split, channels=pipe.model.image.channels)
+    data = load_images(source, split, fit=fit_of(pipe.model), channels=pipe.model.image.channels)
     images = choose(data.images, count, seed)
     named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
     named = shown(named, MAX_DATA - 1)

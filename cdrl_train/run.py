@@ -159,9 +159,12 @@ def _optional(what: str) -> Iterator[None]:
 
 def _check_folder(out: Path, config: TrainConfig, resuming: Resume | None) -> None:
     """Refuse a folder that cannot take the run or its model, or that holds a run with other options."""
-    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {str(out)!r}: {parent} is not a folder that is writable")
+    for target in (out, out / "model"):
+        place = next(path for path in (target, *target.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(
+                f"cannot write to {str(target)!r}: {place} is not a folder that is writable"
+            )
     check_replaceable(out / "model")
     if resuming == "yes" or not (out / CONFIG).exists():
         return

@@ -254,6 +254,8 @@ def test_too_little_memory_is_an_error_and_not_damage(
 def test_an_empty_folder_has_no_newest(tmp_path: Path) -> None:
     assert checkpoints.load_newest(tmp_path, pytest.fail) is None
     assert checkpoints.load_newest(tmp_path / "nothing", pytest.fail) is None
+    os.mkfifo(tmp_path / "step-00000001.pt")  # reading it would wait for ever
+    assert checkpoints.load_newest(tmp_path, pytest.fail) is None
 
 
 @pytest.mark.parametrize("manifest", [None, "{", "[]", "{}"])

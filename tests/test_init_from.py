@@ -16,9 +16,11 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import Attribute, CDRLModel
+from cdrl_infer.storage.folder import load_model
 from cdrl_train.cli import main
+from cdrl_train.data.fit import Fit
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import load_for, stand_in
+from cdrl_train.data.sources import fit_of, load_for, stand_in
 from cdrl_train.engine.state import build_networks
 from cdrl_train.export import to_model
 from cdrl_train.init_from import start_from, with_networks_of
@@ -212,5 +214,6 @@ def test_a_folder_of_photographs_becomes_a_model_of_its_own_name(
     assert "a step of 2 images of 96 x 72 takes about" in result.output
     card = (tmp_path / "runs/my-photos/model/README.md").read_text()
     assert "# my-photos" in card and "96 × 72, 3 channels" in card and "fashion" not in card.lower()
+    assert fit_of(load_model(tmp_path / "runs/my-photos/model")) == Fit((96, 72), "crop")
     wrong = CliRunner().invoke(main, ["--data", "my photos", "--image-size", "big"])
     assert (wrong.exit_code, wrong.output.count("\n")) == (2, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cdrl_infer.errors import InputError, did_you_mean, shown
 from cdrl_infer.images import MODES, to_channels
-from cdrl_infer.model import ImageShape
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_train.config import DataConfig
 from cdrl_train.data.fit import Fit
 from cdrl_train.data.folder import read_folder
@@ -69,6 +70,15 @@ def load_images(
     if fit is not None:
         data = replace(data, images=fit.images(data.images))
     return data.with_attributes(attributes)
+
+
+def fit_of(model: CDRLModel) -> Fit | None:
+    """How the images of a model got their size in training; None if they were not scaled."""
+    data: Any = model.training.get("config")
+    data = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not data.get("image_size"):
+        return None
+    return Fit(model.image.shape[1:], "pad" if data.get("resize") == "pad" else "crop")
 
 
 def load_for(source: str, config: DataConfig) -> ImageSet:

@@ -78,7 +78,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 def all_of(folder: Path) -> list[Path]:
     """The checkpoints in the folder, the newest last."""
-    return sorted(folder.glob(PATTERN))
+    return sorted(path for path in folder.glob(PATTERN) if path.is_file())
 
 
 def newest(folder: Path) -> Path | None:

@@ -13,7 +13,7 @@ from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_train.calibrate import MOST_USED
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import load_images
+from cdrl_train.data.sources import fit_of, load_images
 from cdrl_train.evaluation import distances
 from cdrl_train.evaluation.fidelity import FEWEST, check_torch_fidelity
 from cdrl_train.evaluation.ood_metrics import sklearn_metrics
@@ -130,7 +130,8 @@ class Request:
         Raises:
             InputError: there are none, too few of them, or they do not fit the model.
         """
-        data = load_images(self.source, self.split, channels=model.image.channels)
+        fit = fit_of(model)
+        data = load_images(self.source, self.split, channels=model.image.channels, fit=fit)
         check_shape(model, name, data)
         count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
         if not FEWEST <= count <= len(data):
