@@ -77,8 +77,9 @@ def start_from(
 ) -> None:
     """Copy a model's weights into the fresh networks of a run, by name and shape.
 
-    A label of the same name keeps its embedding. Any other label starts as "not given", so the networks
-    start as they were without a label.
+    A label of the same name keeps its embedding. Another one starts as a label of the model that the run
+    does not have, because labels that start apart are learnt sooner than labels that start alike. If none
+    is left, it starts as "not given". So every label starts as something that the model knows.
 
     Args:
         model: the trained model.
@@ -156,14 +157,17 @@ def _copy_labels(
             before.bias += bias
         for attribute, rows in ours.items():
             like = next((a for a in old if a.name == attribute.name), None)
+            theirs = () if like is None else like.values
+            spare = [value for value in theirs if value not in attribute.values]
             rows.copy_(old[like][0]) if like else rows.zero_()
             for k, value in enumerate(attribute.values, 1):
-                same = like is not None and value in like.values
-                (known if same else new).append(value)
-                if like and same:
-                    rows[k].copy_(old[like][1 + like.values.index(value)])
+                (known if value in theirs else new).append(value)
+                taken = value if value in theirs else next(iter(spare[:1]), None)
+                if like and taken is not None:
+                    rows[k].copy_(old[like][1 + theirs.index(taken)])
+                    spare = [value for value in spare if value != taken]
     told = f"; its labels {listing(known, 4)} are kept" if known else ""
-    return told + (f"; labels {listing(new, 4)} start as if no label were given" if new else "")
+    return told + (f"; labels {listing(new, 4)} are new" if new else "")
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module | None:

@@ -75,7 +75,7 @@ def answers(model: CDRLModel, network: Any, labels: list[int] | None) -> Tensor:
         (
             (GARMENTS,),
             (Attribute("class", ("c", "new")),),
-            [([3], [1]), ([0], [2]), ([0], [0])],
+            [([3], [1]), ([1], [2]), ([0], [0])],
         ),
     ],
 )
