@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cdrl_infer.images.files import printable
 from cdrl_train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ NOT_CURVES = {"step", "phase", "event", "hours"}
 def tell(text: str) -> None:
     """Print a line on stderr, above the bar if there is one; a terminal that is gone does not matter."""
     with suppress(OSError):
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 class Trackers:

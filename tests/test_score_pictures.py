@@ -118,7 +118,7 @@ def test_plots_need_matplotlib_and_say_so_first(
     result = score("images", "--plot", "plot.png")
     assert (result.exit_code, listed()) == (2, before)
     assert result.stderr == (
-        "cdrl-score: error: a plot needs matplotlib: pip install 'cdrl[score]'\n"
+        "cdrl-score: error: plots need matplotlib: pip install 'cdrl[score]'\n"
     )
     monkeypatch.undo()
 

@@ -22,7 +22,7 @@ from cdrl_train import report
 from cdrl_train.engine.distributed import make_accelerator, shares
 from cdrl_train.engine.metrics import Results
 from cdrl_train.report import POINTS, read_log, write_report
-from cdrl_train.tracking import Progress, Trackers
+from cdrl_train.tracking import Progress, Trackers, tell
 
 LINE = {
     "step": 3,
@@ -271,3 +271,8 @@ def test_a_report_of_a_long_run_with_events_and_results_that_are_no_numbers(
 def test_no_report_without_a_line(tmp_path: Path) -> None:
     assert write_report(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folders_name_cannot_write_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("model written to  r\x1b[2J\udcff/model")
+    assert capsys.readouterr().err == "model written to  r?[2J?/model\n"
