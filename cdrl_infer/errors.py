@@ -36,8 +36,8 @@ class NumericalError(CDRLError, ArithmeticError):
 
 
 def listing(options: Iterable[object], limit: int = 12) -> str:
-    """The options in one line, cut after ``limit`` of them."""
-    names = [str(option) for option in options]
+    """The options in one line, each as in `shown`, cut after ``limit`` of them."""
+    names = [shown(option) for option in options]
     cut = f", … ({len(names)} in all)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + cut
 
@@ -52,14 +52,20 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 def shown(text: object, limit: int = 200) -> str:
     """A text from outside (a message, a name, a label) as one short line that is safe to print.
 
-    A "?" takes the place of each character that cannot be seen: control characters could write over
-    the terminal, and overrides of the direction of writing could make a name look like another.
-
     Args:
-        text: anything; `str` of it is shown.
+        text: anything; `str` of it is shown, see `printable`.
         limit: the most characters to show; a longer text lacks its middle. Its end often says how to
             mend an error.
     """
     line = " ".join(str(text).split())
     cut = line if len(line) <= limit else f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
-    return "".join(c if c.isprintable() else "?" for c in cut)
+    return printable(cut)
+
+
+def printable(text: str) -> str:
+    """The text with a "?" in place of each character that cannot be seen.
+
+    Control characters could write over the terminal. Overrides of the direction of writing could make
+    a name look like another. Lone surrogates cannot be encoded.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text)

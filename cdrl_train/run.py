@@ -138,7 +138,7 @@ def train(
             by = f" by {stop.signal.name}" if stop.signal else ""
             tell(f"stopped{by} at step {trainer.step}; --resume continues from it")
             return stop.signal
-        _write_model(trainer, uploads)
+        _write_model(trainer, uploads, stop)
     return None
 
 
@@ -261,13 +261,13 @@ def _exported(trainer: Trainer) -> CDRLModel:
     return model
 
 
-def _write_model(trainer: Trainer, uploads: Uploads | None) -> None:
+def _write_model(trainer: Trainer, uploads: Uploads | None, stop: StopRequest) -> None:
     """Write the model into the folder, and upload it if asked to."""
     folder = trainer.folder / "model"
     with writing_to(trainer.folder):
         save_model(_exported(trainer), folder, dtype=STORED_TYPES[trainer.config.stored_as])
     tell(f"model written to {folder}")
-    if uploads and not uploads.finish(folder, trainer.step):
+    if uploads and not uploads.finish(folder, trainer.step, stop):
         raise NetworkError(
             f"the model is in {folder} but not on the Hub; "
             f"`cdrl-hub push {folder} {uploads.repo_id}` sends it"

@@ -43,6 +43,7 @@ class Uploads:
         self.dtype = dtype
         self.tell = tell
         self._own_card = False
+        self._arrived = False  # the last upload
         self._thread: threading.Thread | None = None
         try:
             hub.make_repository(repo_id, private=private)
@@ -72,24 +73,36 @@ class Uploads:
             with scratch:
                 self._send(folder, message)
 
+        self._run(send)
+
+    def finish(self, folder: Path, step: int, stop: Callable[[], bool]) -> bool:
+        """Wait for the previous upload, then send the last model; returns whether it arrived.
+
+        A request to stop ends the wait.
+        """
+        self._wait(stop)
+        self._arrived = False
+        if not stop():
+            self._run(lambda: self._send(folder, f"End of training, step {step}"))
+            self._wait(stop)
+        return self._arrived
+
+    def _run(self, send: Callable[[], None]) -> None:
         # `HfApi.run_as_future` would keep an interrupted program alive until its uploads end.
         self._thread = threading.Thread(target=send, daemon=True)
         self._thread.start()
 
-    def finish(self, folder: Path, step: int) -> bool:
-        """Wait for the previous upload, then send the last model; returns whether it arrived."""
-        if self._thread is not None:
-            self._thread.join()
-        return self._send(folder, f"End of training, step {step}")
+    def _wait(self, stop: Callable[[], bool]) -> None:
+        while self._thread is not None and self._thread.is_alive() and not stop():
+            self._thread.join(0.2)
 
-    def _send(self, folder: Path, message: str) -> bool:
+    def _send(self, folder: Path, message: str) -> None:
         try:
             pushed = hub.push(
                 folder, self.repo_id, commit_message=message, overwrite_card=self._own_card
             )
         except CDRLError as error:
             self.tell(f"not sent ({message}): {error}")
-            return False
-        self._own_card = not pushed.card_kept
+            return
+        self._own_card, self._arrived = not pushed.card_kept, True
         self.tell(f"sent to {pushed.url} ({message})")
-        return True

@@ -259,5 +259,5 @@ def test_a_busy_hub_is_asked_again(
 
 def test_an_address_that_is_no_hub(client: Client, server: HubServer) -> None:
     with server.fault("user/portal", status=200):
-        text = r"cannot be understood .* is HF_ENDPOINT the address of a Hub\?"
-        client.fails(text, "user/portal")
+        text = r"cannot be understood .* is HF_ENDPOINT the address of a Hub, or does the network"
+        client.fails(text, "user/portal", "NetworkError")

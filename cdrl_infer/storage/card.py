@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdrl_infer.errors import CheckpointError, listing
+from cdrl_infer.errors import CheckpointError, listing, shown
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.optional import needed
@@ -20,7 +20,9 @@ PAPER = (
     "(https://arxiv.org/abs/2309.05153) (Zhu, Xie, Wu, Gao, ICLR 2024)"
 )
 TASK = "unconditional-image-generation"
-FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?P<front>.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
+MAX_FRONT = 100_000  # characters of front matter; longer ones take seconds to read
+MAX_DEPTH = 20  # of lists and objects in it
+FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(?P<front>.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 MODEL_INDEX = re.compile(r"^model-index:.*?(?=^[^\s#\-\]}]|\Z)", re.S | re.M)  # to the next key
 
 
@@ -108,19 +110,11 @@ def with_figures(
     """
     with needed("pyyaml", "editing a card needs"):  # huggingface_hub needs it too
         import yaml
-        from huggingface_hub.repocard_data import (
-            eval_results_to_model_index,
-            model_index_to_eval_results,
-        )
+        from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    found = FRONT_MATTER.match(card)
-    front, rest = (found["front"], card[found.end() :]) if found else ("", card)
-    if front and not front.endswith("\n"):
-        front += "\n"
     try:
-        data = yaml.safe_load(front) or {}
-        old = data.get("model-index") or [{"name": model, "results": []}]
-        name, results = model_index_to_eval_results(old)
+        front, data, rest = split(card)
+        name, results = results_in(data, model)
         for entry in entries:
             _put(results, entry, dataset or {})
         index = {"model-index": eval_results_to_model_index(name, results)}
@@ -128,15 +122,58 @@ def with_figures(
         # ModelCard would write all of the front matter anew, without its comments.
         new, count = MODEL_INDEX.subn(lambda _: block, front, count=1)
         new = new if count else front + block
-        if yaml.safe_load(new) != {**data, **index}:
+        if _parsed(new) != {**data, **index}:
             raise ValueError("its model-index is not a block of lines of its own")
-    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the card's front matter cannot be edited ({reason:.200}); expected YAML between two "
+            f"the card's front matter cannot be edited ({shown(error)}); expected YAML between two "
             "lines of ---, with a model-index as docs/format.md shows"
         ) from error
     return f"---\n{new}---\n{rest}"
+
+
+def split(card: str) -> tuple[str, dict[str, Any], str]:
+    """The lines of a card's front matter, what they say, and the text below them.
+
+    Raises:
+        ValueError: the front matter is not YAML of an object, is too long, or too deep.
+    """
+    found = FRONT_MATTER.match(card)
+    front, rest = (found["front"], card[found.end() :]) if found else ("", card)
+    if front and not front.endswith("\n"):
+        front += "\n"
+    return front, _parsed(front), rest
+
+
+def results_in(data: Mapping[str, Any], model: str = "") -> tuple[str, list[EvalResult]]:
+    """The name of the model and the results in the ``model-index`` of front matter."""
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    index = data.get("model-index") or [{"name": model, "results": []}]
+    name, results = model_index_to_eval_results(index)
+    return name, results
+
+
+def _parsed(front: str) -> dict[str, Any]:
+    """The object that front matter is; see `split`."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if len(front) > MAX_FRONT:
+        raise ValueError(f"it has {len(front):,} characters, at most {MAX_FRONT:,} are read")
+    try:
+        depth = 0
+        for event in yaml.parse(front, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, or lists that are nested too deeply")
+        data = yaml.load(front, Loader=loader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("it is not an object")
+    return data
 
 
 def _put(results: list[EvalResult], entry: Mapping[str, Any], dataset: Mapping[str, str]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cdrl_infer.errors import CheckpointError, listing
+from cdrl_infer.errors import CheckpointError, listing, printable, shown
 
 TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LONGEST = 500  # characters of one fact
+MAX_CARD = 20_000  # characters of a card that are printed
 KEPT = ("license", "datasets", "pipeline_tag", "tags")  # keys of a card's front matter
 
 
@@ -31,7 +32,7 @@ def info(model: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        click.echo(_printable("\n".join(_summary(facts)) + "\n\n" + facts["card"].strip()))
+        click.echo(f"{_summary(facts)}\n\n{_text_of(facts['card'])}")
 
 
 def gather(model: str, **options: Any) -> dict[str, Any]:
@@ -105,13 +106,16 @@ def _backbone(folder: Path, role: str) -> str | None:
 
 def _read_card(card: str) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """Plain values of the front matter, the results in its model-index, and the text below."""
-    from huggingface_hub import ModelCard
+    from cdrl_infer.storage.card import results_in, split
 
     try:
-        parsed: Any = ModelCard(card, ignore_metadata_errors=True)
-    except Exception:  # broken YAML; the text can still be read
-        return {}, [], card
-    data = parsed.data.to_dict()
+        _, data, text = split(card)
+    except ValueError:
+        return {}, [], card  # broken front matter; the text can still be read
+    try:
+        found = results_in(data)[1]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        found = []
     front = {key: data[key] for key in KEPT if key in data and _is_plain(data[key])}
     results = [
         {
@@ -120,52 +124,54 @@ def _read_card(card: str) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
             "value": result.metric_value,
             "settings": result.metric_args,
         }
-        for result in parsed.data.eval_results or ()
+        for result in found
     ]
-    return front, [one for one in results if all(map(_is_plain, one.values()))], parsed.text
+    return front, [one for one in results if all(map(_is_plain, one.values()))], text
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is a text, a number, or a short flat list or object; YAML bombs are not."""
+    """Whether a value is a text, a number, or a short flat list or object."""
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [*value, *value.values()]
     if isinstance(value, list):
-        return len(value) <= 100 and all(isinstance(v, (str, int, float)) for v in value)
+        return len(value) <= 200 and all(isinstance(v, (str, int, float)) for v in value)
     return value is None or isinstance(value, (str, int, float))
 
 
-def _summary(facts: dict[str, Any]) -> list[str]:
+def _summary(facts: dict[str, Any]) -> str:
     """One line for each fact."""
     image, steps = facts["image"], facts["langevin_steps"]
-    rows = {
-        "model": facts["model"] + (f", commit {facts['commit'][:7]}" if facts["commit"] else ""),
-        "images": f"{image['height']} × {image['width']}, {image['channels']} channel(s)",
-        "labels": "; ".join(f"{a['name']}: {listing(a['values'])}" for a in facts["labels"]),
-        "levels": f"{facts['levels']}, {steps} Langevin steps at each",
-        **{
-            role: (name or "none") + (f" on a {on}" if (on := facts["backbones"].get(role)) else "")
+    labels = "; ".join(f"{a['name']}: {listing(a['values'])}" for a in facts["labels"])
+    rows: list[tuple[str, object]] = [
+        ("model", facts["model"] + (f", commit {facts['commit'][:7]}" if facts["commit"] else "")),
+        ("images", f"{image['height']} × {image['width']}, {image['channels']} channel(s)"),
+        ("labels", labels or "none: unconditional"),
+        ("levels", f"{facts['levels']}, {steps} Langevin steps at each"),
+        *(
+            (role, (name or "none") + (f" on a {on}" if (on := facts["backbones"].get(role)) else ""))
             for role, name in facts["networks"].items()
-        },
-        "format": f"{facts['format_version']}, written by cdrl {facts['library_version']}",
-        "licence": _stated(facts.get("license")),
-        "data": _stated(facts.get("datasets")),
-    }
-    rows["labels"] = rows["labels"] or "none: unconditional"
-    lines = [f"{name:12} {value}" for name, value in rows.items()]
+        ),
+        ("format", f"{facts['format_version']}, written by cdrl {facts['library_version']}"),
+        ("licence", _stated(facts.get("license"))),
+        ("data", _stated(facts.get("datasets"))),
+    ]
     for file in facts["weights"]:
         kinds = [f"{n:,} values in {TYPES.get(k, k)}" for k, n in (file["values"] or {}).items()]
         size = [f"{file['bytes'] / 1e6:.1f} MB"]
-        lines.append(f"{'weights':12} {file['file']}: {', '.join(size + kinds)}")
+        rows.append(("weights", f"{file['file']}: {', '.join(size + kinds)}"))
     for one in facts["results"]:
         settings = "".join(f", {k} {v}" for k, v in (one["settings"] or {}).items())
-        lines.append(f"{'result':12} {one['metric']} {one['value']} on {one['dataset']}{settings}")
-    return lines
+        rows.append(("result", f"{one['metric']} {one['value']} on {one['dataset']}{settings}"))
+    return "\n".join(f"{name:12} {shown(value, LONGEST)}" for name, value in rows)
 
 
 def _stated(value: object) -> str:
     return listing(value) if isinstance(value, list) else str(value or "not stated")
 
 
-def _printable(text: str) -> str:
-    """Remove control characters, with which a card could write over the terminal."""
-    return re.sub(r"[^\n\t -~\u00a0-\U0010ffff]", "", text)
+def _text_of(card: str) -> str:
+    """The text of a card, cut where it is long."""
+    lines = [printable(line) for line in card.strip().expandtabs(4).splitlines()]
+    text = "\n".join(lines)
+    cut = f"\n… ({len(text):,} characters in all; --json prints them)"
+    return text if len(text) <= MAX_CARD else text[:MAX_CARD] + cut

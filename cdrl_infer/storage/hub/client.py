@@ -1,22 +1,16 @@
-"""Requests to the Hub: patience with a busy one, and its errors in our words."""
+"""Requests to the Hub: who asks, how long we wait, and how often we ask a busy one."""
 
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Callable
+from concurrent.futures import thread as pools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cdrl_infer.errors import (
-    CDRLError,
-    CheckpointError,
-    InputError,
-    NetworkError,
-    did_you_mean,
-    listing,
-)
-from cdrl_infer.storage.folder import CARD
+from cdrl_infer.errors import InputError, NetworkError, shown
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
@@ -27,24 +21,51 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Token = str | bool | None
 
-LOGIN = "log in with `hf auth login`, set HF_TOKEN or pass token=…"
-BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which trying again may help
+BUSY = (408, 429, *range(500, 600))  # HTTP statuses after which trying again may help
 WAITS = (1.0, 2.0)  # seconds between the tries, if the Hub does not ask for more
 LONGEST_WAIT = 60.0  # seconds; if the Hub asks for more, we give up
+PATIENCE = 60.0  # seconds without an answer after which a request ends
+SLOWEST = 10_000.0  # bytes per second; a slower transfer of files is given up
 
 
-class Target(NamedTuple):
-    """The repository that a request is about, and who asks."""
+@dataclass(frozen=True)
+class Target:
+    """The repository that a request is about, and who asks.
+
+    Spaces and line ends around a token are removed, and an empty token counts as none.
+    """
 
     repo_id: str
     revision: str = "main"
-    token: Token = None
+    token: Token = field(default=None, repr=False)
     writing: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.token, str):
+            object.__setattr__(self, "token", self.token.strip() or None)
+        elif not (self.token is None or isinstance(self.token, bool)):
+            raise InputError(f"token must be a text, got {type(self.token).__name__}")
+
+    def secret(self) -> str | None:
+        """The token that requests are made with."""
+        from huggingface_hub import get_token
+
+        return (
+            self.token
+            if isinstance(self.token, str)
+            else None
+            if self.token is False
+            else get_token()
+        )
 
     def api(self) -> HfApi:
         """The Hub's client, with our token and name."""
         from huggingface_hub import HfApi
 
+        if not re.fullmatch(r"[!-~]*", self.secret() or ""):
+            raise InputError(
+                "the token, which is not shown here, has a character that no token has; copy it again"
+            )
         return HfApi(token=self.token, library_name="cdrl", library_version=__version__)
 
     def info(self, *, sizes: bool = False) -> ModelInfo:
@@ -66,126 +87,130 @@ def timeout() -> float:
     return HF_HUB_ETAG_TIMEOUT
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """Ask up to three times while the Hub is busy, and wait as long as it says."""
+def patiently(ask: Callable[[], T], size: int = 0) -> T:
+    """Ask up to three times while the Hub is busy, and wait as long as it says; see `within`."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS:
         try:
-            return ask()
+            return within(ask, size)
         except HfHubHTTPError as error:
-            asked = _retry_after(error)
+            asked = retry_after(error)
             if error.response.status_code not in BUSY or asked > LONGEST_WAIT:
                 raise
             time.sleep(max(wait, asked))
-    return ask()
+    return within(ask, size)
 
 
-def _retry_after(error: HfHubHTTPError) -> float:
+def retry_after(error: HfHubHTTPError) -> float:
     """How many seconds a busy Hub asked us to wait; 0 if it did not say."""
     text = str(error.response.headers.get("Retry-After", ""))
     return float(text) if re.fullmatch(r"\d{1,6}", text) else 0.0
 
 
-@contextmanager
-def explained(target: Target) -> Iterator[None]:
-    """Turn any error of the Hub's client into one of ours, in one line."""
+def within(call: Callable[[], T], size: int = 0, *, seconds: float | None = None) -> T:
+    """The result of a call of the Hub's client, which has no deadline of its own.
+
+    Ctrl-C and the deadline end the wait at once, whatever the client waits for.
+
+    Args:
+        call: asks the Hub.
+        size: bytes of the files that are transferred; they have more time.
+        seconds: limit for the call as a whole; by default twice `PATIENCE`, and the time of ``size``
+            bytes at the rate `SLOWEST`.
+
+    Raises:
+        NetworkError: a request was not answered for `PATIENCE` seconds, or the limit is over.
+    """
+    seconds = 2 * PATIENCE + size / SLOWEST if seconds is None else seconds
+    end, made = time.monotonic() + seconds, _Call(call)
+    made.start()
     try:
-        yield
-    except CDRLError:
+        while made.is_alive():
+            if time.monotonic() > end:
+                raise NetworkError(
+                    f"the Hub was not done within {seconds:.0f} seconds; try again later"
+                )
+            made.join(0.2)  # in slices, so that Ctrl-C is heeded on Windows too
+    except BaseException:
+        made.abandoned = True  # it makes no further requests
         raise
-    except Exception as error:
-        raise _explain(error, target) from error
+    if made.error is not None:
+        raise made.error
+    return made.result
 
 
-def _explain(error: BaseException, target: Target) -> CDRLError:
-    from huggingface_hub import errors
+class _Call(threading.Thread, Generic[T]):
+    """A call of the Hub's client in a thread; Python does not wait for it when it exits."""
 
-    cause = error.__cause__
-    if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and cause is not None:
-        return _explain(cause, target)  # the wrapper says less than its cause
-    reason = _one_line(str(error))
-    if isinstance(error, errors.HFValidationError):
-        return InputError(f"{target.repo_id!r} cannot be the name of a repository: {reason}")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _explain_status(error, target)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return NetworkError("HF_HUB_OFFLINE is set, so the Hub was not asked; unset it")
-    if isinstance(error, errors.SafetensorsParsingError):
-        return CheckpointError(f"the weights are not a safetensors file: {reason}")
-    if isinstance(error, ValueError) and CARD in reason:
-        return InputError(f"the Hub does not accept the card: {reason}")
-    return _explain_connection(error, target, reason)
+    result: T
+    error: BaseException | None = None
 
+    def __init__(self, call: Callable[[], T]) -> None:
+        super().__init__(name="cdrl-hub", daemon=True)
+        self.call = call
+        self.abandoned = False
+        self.asked: dict[str, float] = {}  # when each request was first made, until it is answered
 
-def _explain_status(error: HfHubHTTPError, target: Target) -> CDRLError:
-    """The Hub answered, but not with what we asked for."""
-    from huggingface_hub import errors, get_token
+    def run(self) -> None:
+        """Make the call and keep its result or error."""
+        from huggingface_hub import get_session
 
-    repo, status = target.repo_id, error.response.status_code
-    known = bool(get_token() if target.token is None else target.token)
-    if isinstance(error, errors.GatedRepoError):
-        return CheckpointError(
-            f"{repo} is gated: ask for access on its page on the Hub, then {LOGIN}"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(f"{repo} has no revision {target.revision!r}{_revisions(target)}")
-    if target.writing and not known and status in (401, 403, 404):
-        return CheckpointError(
-            f"uploading to {repo} needs a token with the right to write: {LOGIN}"
-        )
-    # Without a token, the Hub answers alike for missing and for private repositories.
-    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not known):
-        return CheckpointError(
-            f"no repository {repo} on the Hub, and no such folder here; is the name right? "
-            + ("The token may not be allowed to read it" if known else f"If it is private, {LOGIN}")
-        )
-    if status == 401:
-        return CheckpointError(f"the Hub does not accept the token: make a new one and {LOGIN}")
-    said = _one_line(error.server_message or str(error))
-    if status == 403:
-        return CheckpointError(
-            f"the token may not {'write to' if target.writing else 'read'} {repo} ({said}); use one "
-            f"that may: {LOGIN}"
-        )
-    if status in BUSY:
-        wait = _retry_after(error)
-        when = f"in {wait:.0f} seconds" if wait else "later"
-        return NetworkError(f"the Hub is too busy or broken ({status}); try again {when}")
-    return CheckpointError(f"the Hub refused ({status}): {said}")
+        try:
+            hooks = _session(get_session).event_hooks
+            hooks["request"].append(self._before)
+            hooks["response"].append(self._after)
+            try:
+                self.result = self.call()
+            finally:
+                hooks["request"].remove(self._before)
+                hooks["response"].remove(self._after)
+        except BaseException as error:
+            self.error = error
+
+    def _before(self, request: Any) -> None:
+        """Limit the time of a request, and refuse to repeat one that was not answered in time."""
+        now = time.monotonic()
+        first = self.asked.setdefault(f"{request.method} {request.url}", now)
+        if now - first > PATIENCE or (self.abandoned and threading.current_thread() is self):
+            raise NetworkError(
+                f"the Hub did not answer for {now - first:.0f} seconds; try again later"
+            )
+        given = request.extensions.get("timeout", {})
+        limits = {
+            k: min(given.get(k) or PATIENCE, PATIENCE) for k in ("connect", "read", "write", "pool")
+        }
+        request.extensions = {**request.extensions, "timeout": limits}
+
+    def _after(self, response: Any) -> None:
+        self.asked.pop(f"{response.request.method} {response.request.url}", None)
 
 
-def _explain_connection(error: BaseException, target: Target, reason: str) -> CDRLError:
-    """No answer, half an answer, or an answer of something that is not a Hub."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    if isinstance(error, HTTPError) and type(error).__name__.startswith("Connect"):
-        return NetworkError(f"the Hub cannot be reached ({reason}); is there a network?")
-    # hf_xet, which transfers large files, raises RuntimeError when a transfer fails.
-    broken = isinstance(error, (HTTPError, ConnectionError, TimeoutError, RuntimeError))
-    if isinstance(error, OSError) and error.errno is not None and not broken:
-        return CheckpointError(f"cannot read or write files for {target.repo_id}: {error.strerror}")
-    if broken or isinstance(error, OSError):
-        return NetworkError(
-            f"the connection to the Hub broke off ({reason or type(error).__name__}); try again: "
-            "complete files are kept, the interrupted one starts over"
-        )
-    return CheckpointError(
-        f"the Hub's answer cannot be understood ({type(error).__name__}: {reason}); is HF_ENDPOINT "
-        "the address of a Hub?"
-    )
+def _let_go() -> None:
+    """Let Python exit without the thread pools of a call, which may wait for a Hub that is silent."""
+    if any(isinstance(thread, _Call) for thread in threading.enumerate()):
+        waited_for: Any = pools._threads_queues
+        for worker in list(waited_for):
+            if worker.daemon:  # as the thread that made it
+                waited_for.pop(worker, None)
 
 
-def _one_line(text: str) -> str:
-    """The server's text, shortened and without control characters."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:300]
+# Python waits for the workers of all thread pools when it exits, and has no public way around it.
+threading._register_atexit(_let_go)  # type: ignore[attr-defined]
 
 
-def _revisions(target: Target) -> str:
-    """``"; it has main, v1"``, or nothing if the Hub does not say."""
+def _session(get: Callable[[], Any]) -> Any:
+    """The session of the Hub's client. It fails on settings of a proxy or of certificates."""
     try:
-        refs = target.api().list_repo_refs(target.repo_id)
-    except Exception:  # this is only a hint for another error
-        return ""
-    names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    return f"; it has {listing(names)}{did_you_mean(target.revision, names)}"
+        return get()
+    except Exception as error:
+        raise NetworkError(
+            f"the settings of a proxy or of certificates cannot be used ({without_passwords(error)}); "
+            "check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from error
+
+
+def without_passwords(text: object, secret: str | None = None) -> str:
+    """A text of the Hub or its client, in one line, without a token or the user of an address."""
+    hidden = str(text).replace(secret, "<token>") if secret else str(text)
+    return shown(re.sub(r"//[^/@\s]*@", "//", hidden), 300)

@@ -7,6 +7,7 @@ the Hub a branch is its last complete download.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 from cdrl_infer.errors import CheckpointError, InputError, NetworkError, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.storage.folder import OPTIONAL, find_model, model_files
-from cdrl_infer.storage.hub.client import Target, Token, explained, is_repo_id, patiently, timeout
+from cdrl_infer.storage.hub.client import Target, Token, is_repo_id, patiently, timeout
+from cdrl_infer.storage.hub.explain import explained
 from cdrl_infer.version import __version__
 
 WEIGHTS = re.compile(r"(?:ebm|initializer)/model(?:\.(?P<variant>[^/]+))?\.safetensors")
@@ -148,6 +150,10 @@ class _Wanted(NamedTuple):
             )
         )
 
+    def damaged(self, folder: Path) -> list[str]:
+        """Those of the files in a folder of the cache whose content has changed there."""
+        return [name for name in self.names if _is_damaged(folder / name)]
+
     def found(self, folder: Path, commit: str, sizes: dict[str, int]) -> Found:
         """The result of `find`."""
         return Found(folder, self.target.repo_id, sizes, self.target.repo_id, commit, self.inside)
@@ -168,15 +174,23 @@ def _fetch(wanted: _Wanted, local_files_only: bool) -> Found:
     from huggingface_hub import is_offline_mode
 
     if local_files_only or is_offline_mode():
-        return _from_cache(wanted)
+        try:
+            return _from_cache(wanted)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"no folder {wanted.target.repo_id!r} here, and {error}; HF_HUB_OFFLINE or "
+                "local_files_only forbids asking the Hub, load the model once without them"
+            ) from None
     try:
         with explained(wanted.target):
             return _from_hub(wanted)
     except NetworkError as error:
         try:
             cached = _from_cache(wanted)
-        except CheckpointError:
-            raise error from None
+        except CheckpointError as lacks:
+            raise NetworkError(
+                f"no folder {wanted.target.repo_id!r} here, and {error} ({lacks})"
+            ) from error
         _log.warning("%s; using the copy in the cache, commit %s", error, str(cached.commit)[:7])
         return cached
 
@@ -191,25 +205,49 @@ def _from_hub(wanted: _Wanted) -> Found:
         if sibling.rfilename.startswith(wanted.inside)
     }
     _check_complete(wanted, sizes)
-    folder = patiently(lambda: wanted.snapshot(commit)) / wanted.inside
+    size = sum(sizes.get(name, 0) for name in wanted.names)
+    folder = patiently(lambda: wanted.snapshot(commit), size) / wanted.inside
+    if damaged := wanted.damaged(folder):
+        _log.warning("%s in the cache is damaged and downloaded again", listing(damaged, 3))
+        again = wanted._replace(names=damaged)
+        patiently(lambda: again.snapshot(commit, force_download=True), size)
+        if damaged := again.damaged(folder):
+            raise CheckpointError(
+                f"{listing(damaged, 3)} of {wanted.target.repo_id} does not have the content that the "
+                "Hub names, also after a second download; is HF_ENDPOINT a Hub that you trust?"
+            )
     _remember(wanted, commit)
     return wanted.found(folder, commit, sizes)
 
 
 def _from_cache(wanted: _Wanted) -> Found:
-    """The same without asking the Hub; CheckpointError if the cache lacks a file."""
+    """The same without asking the Hub; CheckpointError if a file is missing or damaged."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    revision = wanted.target.revision
+    repo, revision = wanted.target.repo_id, wanted.target.revision
     with explained(wanted.target), suppress(LocalEntryNotFoundError):
         snapshot = wanted.snapshot(revision, local_files_only=True)
         sizes = file_sizes(folder := snapshot / wanted.inside)
+        if damaged := wanted.damaged(folder):
+            raise CheckpointError(f"the cached {listing(damaged, 3)} of {repo} is damaged")
         if not wanted.lacking(sizes):
             return wanted.found(folder, snapshot.name, sizes)
-    raise CheckpointError(
-        f"the cache does not hold all files of {wanted.target.repo_id} ({revision}), and "
-        "HF_HUB_OFFLINE or local_files_only forbids asking the Hub; load the model once without them"
-    )
+    raise CheckpointError(f"the cache does not hold all files of {repo} ({revision})")
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file of the cache lacks the digest that is its name: sha256, or git's for small files."""
+    if not (file.is_symlink() and file.is_file()):
+        return False  # where there are no links, there is no such name
+    name = os.path.basename(os.readlink(file))
+    size = file.stat().st_size
+    digests = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)}
+    if (digest := digests.get(len(name))) is None:
+        return False
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest() != name
 
 
 def _check_complete(wanted: _Wanted, present: dict[str, int]) -> None:
@@ -234,7 +272,7 @@ def _remember(wanted: _Wanted, commit: str) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    repo_id, revision, *_ = wanted.target
+    repo_id, revision = wanted.target.repo_id, wanted.target.revision
     if revision == commit:
         return
     root = Path(wanted.cache_dir or HF_HUB_CACHE).expanduser()

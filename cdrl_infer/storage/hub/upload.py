@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cdrl_infer.errors import CheckpointError, InputError, NetworkError, listing
+from cdrl_infer.errors import CheckpointError, InputError, NetworkError, listing, printable, shown
 from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.storage.folder import CARD, model_files
-from cdrl_infer.storage.hub.client import Target, Token, explained, is_repo_id
+from cdrl_infer.storage.hub.client import Target, Token, is_repo_id, within
 from cdrl_infer.storage.hub.download import WEIGHTS, file_sizes
+from cdrl_infer.storage.hub.explain import explained
 from cdrl_infer.storage.weights import VARIANTS
 from cdrl_infer.untrusted import inside
 
@@ -84,26 +85,36 @@ def push(
             if card_kept:
                 names.remove(CARD)
             for stale in sorted(filter(WEIGHTS.fullmatch, present - set(names))):
-                _log.warning("%s stays in %s: this upload does not replace it", stale, repo_id)
+                _log.warning(
+                    "%s stays in %s: this upload does not replace it", shown(stale), repo_id
+                )
             old = {STATISTICS} & present - set(names)
             for name in old:
                 _log.warning("%s is removed from %s: it belongs to other weights", name, repo_id)
-            made = target.api().upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                allow_patterns=names,
-                delete_patterns=[*old],
-                commit_message=commit_message or "Upload a CDRL model",
-                revision=revision,
-                create_pr=create_pr,
+            api, size = target.api(), sum((folder / name).stat().st_size for name in names)
+            made = within(
+                lambda: api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    allow_patterns=names,
+                    delete_patterns=[*old],
+                    commit_message=commit_message or "Upload a CDRL model",
+                    revision=revision,
+                    create_pr=create_pr,
+                ),
+                size,
             )
-    except CheckpointError as error:
-        again = "; upload again to go on, files that arrived are not sent twice"
-        raise type(error)(
-            f"{error}; an upload is one commit, so the files of {repo_id} are unchanged"
-            f"{again if isinstance(error, NetworkError) else ''}"
+    except NetworkError as error:
+        raise NetworkError(
+            f"{error}; an upload is one commit, so {repo_id} has all of the files or none; upload again "
+            "to go on, files that arrived are not sent twice"
         ) from error
-    return Pushed(str(made.pr_url or made.commit_url), made.oid, tuple(names), card_kept)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; an upload is one commit, so the files of {repo_id} are unchanged"
+        ) from error
+    url = printable(str(made.pr_url or made.commit_url))
+    return Pushed(url, printable(str(made.oid)), tuple(names), card_kept)
 
 
 def check_push(repo_id: str, *, revision: str | None = None, create_pr: bool = False) -> None:
@@ -121,8 +132,8 @@ def make_repository(repo_id: str, *, private: bool | None = None, token: Token =
     check_push(repo_id)
     target = Target(repo_id, token=token, writing=True)
     with explained(target):
-        target.api().create_repo(repo_id, private=private, exist_ok=True)
-        public = private and not target.info().private
+        within(lambda: target.api().create_repo(repo_id, private=private, exist_ok=True))
+        public = private and not within(target.info).private
     if public:
         raise InputError(
             f"{repo_id} exists and is public, but private was asked; make it private in its settings "
@@ -137,17 +148,18 @@ def _branch(target: Target) -> Iterator[set[str]]:
 
     made = False
     try:
-        info = target.info()
+        info = within(target.info)
     except RevisionNotFoundError:
-        target.api().create_branch(target.repo_id, branch=target.revision)
+        within(lambda: target.api().create_branch(target.repo_id, branch=target.revision))
         made = True
-        info = target.info()
+        info = within(target.info)
     try:
         yield {sibling.rfilename for sibling in info.siblings or ()}
     except BaseException:
         if made:
             with suppress(Exception):  # the block's error says more
-                target.api().delete_branch(target.repo_id, branch=target.revision)
+                remove = target.api().delete_branch
+                within(lambda: remove(target.repo_id, branch=target.revision), seconds=5)
         raise
 
 
