@@ -23,7 +23,7 @@ from cdrl_train.data.stream import BatchStream
 from cdrl_train.dry_run import duration, time_steps
 from cdrl_train.engine.checkpoints import newest, writing_to
 from cdrl_train.engine.distributed import by_main, main_first, make_accelerator
-from cdrl_train.engine.interrupt import Stopped, stop_request
+from cdrl_train.engine.interrupt import Stopped, StopRequest, stop_request
 from cdrl_train.engine.lock import locked
 from cdrl_train.engine.loop import Callbacks, Loop
 from cdrl_train.engine.saving import resume

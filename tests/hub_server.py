@@ -31,7 +31,7 @@ class Fault:
         headers: of that answer.
         cut: end the connection after this many bytes of the body.
         reset: end it with a reset.
-        delay: seconds to wait before the answer.
+        delay: seconds to wait before the answer; there is none if the block of the fault ends first.
         act: called before the answer.
     """
 
@@ -43,6 +43,7 @@ class Fault:
     reset: bool = False
     delay: float = 0.0
     act: Callable[[], object] | None = None
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class HubServer(Hub):
@@ -88,6 +89,7 @@ class HubServer(Hub):
             yield
         finally:
             self.faults.remove(fault)
+            fault.over.set()
 
     @contextmanager
     def recorded(self) -> Iterator[list[Call]]:
@@ -131,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         call = self._call()
         fault = self.hub.take_fault(f"{self.command} {self.path}")
-        time.sleep(fault.delay)
+        if fault.over.wait(fault.delay):
+            self.close_connection = True
+            return
         if fault.act:
             fault.act()
         planted = fault.status and Answer(fault.status, b'{"error": "planted"}', fault.headers)

@@ -158,11 +158,13 @@ def test_a_proxy_or_certificates_that_do_not_work(
 
 
 def test_a_certificate_that_is_not_accepted() -> None:
-    with pytest.raises(
-        NetworkError, match="certificate of the Hub, or of a proxy before it, is not"
+    with (
+        pytest.raises(
+            NetworkError, match="certificate of the Hub, or of a proxy before it, is not"
+        ),
+        explained(Target("user/model")),
     ):
-        with explained(Target("user/model")):
-            raise ConnectionError("[SSL]") from ssl.SSLCertVerificationError(1, "verify failed")
+        raise ConnectionError("[SSL]") from ssl.SSLCertVerificationError(1, "verify failed")
 
 
 # -- texts from outside -------------------------------------------------------------------------

@@ -148,7 +148,10 @@ def _summary(facts: dict[str, Any]) -> str:
         ("labels", labels or "none: unconditional"),
         ("levels", f"{facts['levels']}, {steps} Langevin steps at each"),
         *(
-            (role, (name or "none") + (f" on a {on}" if (on := facts["backbones"].get(role)) else ""))
+            (
+                role,
+                (name or "none") + (f" on a {on}" if (on := facts["backbones"].get(role)) else ""),
+            )
             for role, name in facts["networks"].items()
         ),
         ("format", f"{facts['format_version']}, written by cdrl {facts['library_version']}"),

@@ -150,7 +150,8 @@ class _Call(threading.Thread, Generic[T]):
         super().__init__(name="cdrl-hub", daemon=True)
         self.call = call
         self.abandoned = False
-        self.asked: dict[str, float] = {}  # when each request was first made, until it is answered
+        # When each request was first made, until it is answered.
+        self.asked: dict[tuple[threading.Thread, str, str], float] = {}
 
     def run(self) -> None:
         """Make the call and keep its result or error."""
@@ -170,20 +171,25 @@ class _Call(threading.Thread, Generic[T]):
 
     def _before(self, request: Any) -> None:
         """Limit the time of a request, and refuse to repeat one that was not answered in time."""
-        now = time.monotonic()
-        first = self.asked.setdefault(f"{request.method} {request.url}", now)
-        if now - first > PATIENCE or (self.abandoned and threading.current_thread() is self):
+        now, asking = time.monotonic(), _asking(request)
+        over = self.abandoned and (asking[0] is self or asking in self.asked)
+        first = now if self.abandoned else self.asked.setdefault(asking, now)
+        if over or now - first > PATIENCE:
             raise NetworkError(
                 f"the Hub did not answer for {now - first:.0f} seconds; try again later"
             )
         given = request.extensions.get("timeout", {})
-        limits = {
-            k: min(given.get(k) or PATIENCE, PATIENCE) for k in ("connect", "read", "write", "pool")
-        }
+        kinds = ("connect", "read", "write", "pool")
+        limits = {kind: min(given.get(kind) or PATIENCE, PATIENCE) for kind in kinds}
         request.extensions = {**request.extensions, "timeout": limits}
 
     def _after(self, response: Any) -> None:
-        self.asked.pop(f"{response.request.method} {response.request.url}", None)
+        self.asked.pop(_asking(response.request), None)
+
+
+def _asking(request: Any) -> tuple[threading.Thread, str, str]:
+    """The thread that makes a request, and what it asks for."""
+    return threading.current_thread(), request.method, str(request.url)
 
 
 def _let_go() -> None:
