@@ -6,14 +6,19 @@ import math
 import operator
 import random as entropy
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
-from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.errors import InputError, did_you_mean, listing, quoted
 from cdrl_infer.random import PerImageRandom
 
+MAX_IMAGES = 1_000_000  # of one call; more are drawn in several
+LARGEST = torch.finfo(torch.float32).max
 MAX_SEED = 2**32 - 1  # PyTorch's CPU generator uses no more bits
 
 
@@ -49,7 +54,7 @@ class Noise:
             return cls(None, generator)
         if generator is not None:
             if not isinstance(generator, torch.Generator):
-                raise InputError(f"generator must be a torch.Generator, got {generator!r}")
+                raise InputError(f"generator must be a torch.Generator, got {quoted(generator)}")
             drawn = torch.randint(2**32, (count,), generator=generator, device=generator.device)
             return cls(drawn.tolist(), [])
         if seeds is None:
@@ -70,7 +75,7 @@ def count_images(num_images: Any, **arguments: Any) -> int:
     """The number of images that the arguments ask for; all lists must have that length."""
     lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
     if num_images is not None:
-        count = positive("num_images", num_images)
+        count = positive("num_images", num_images, MAX_IMAGES)
     else:
         count = positive("the number of images", next(iter(lengths.values()), 1))
     for name, length in lengths.items():
@@ -80,20 +85,25 @@ def count_images(num_images: Any, **arguments: Any) -> int:
 
 
 def integer(name: str, value: Any) -> int:
-    """The value as an int; InputError if it is not an integer."""
+    """The value as an int of 64 bits; InputError if it is no integer."""
+    whole = None
     if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise InputError(f"{name} must be an integer, got {value!r}")
+        with suppress(Exception):  # foreign objects raise any error
+            whole = operator.index(value)
+    if whole is None:
+        raise InputError(f"{name} must be an integer, got {quoted(value)}")
+    if not -(2**63) <= whole < 2**63:
+        raise InputError(f"{name} must be an integer of at most 64 bits, got {quoted(value)}")
+    return whole
 
 
-def positive(name: str, value: Any) -> int:
-    """The value as an int of at least 1."""
+def positive(name: str, value: Any, largest: int = 2**31 - 1) -> int:
+    """The value as an int, 1 … ``largest``."""
     whole = integer(name, value)
     if whole < 1:
         raise InputError(f"{name} must be at least 1, got {whole}")
+    if whole > largest:
+        raise InputError(f"{name} must be at most {largest:,}, got {whole:,}")
     return whole
 
 
@@ -106,24 +116,30 @@ def check_seed(value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """The value as a finite float."""
+    """The value as a float that is finite in float32, in which networks compute."""
+    found = math.nan
     if not isinstance(value, (bool, str)):
-        try:
+        with suppress(Exception):
             found = float(value)
-        except (TypeError, ValueError, OverflowError):
-            found = math.nan
-        if math.isfinite(found):
-            return found
-    raise InputError(f"{name} must be a finite number, got {value!r}")
+    if not math.isfinite(found):
+        raise InputError(f"{name} must be a finite number, got {quoted(value)}")
+    if abs(found) > LARGEST:
+        raise InputError(f"{name} must be at most {LARGEST:.1e}, float32's limit, got {found:g}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool; InputError unless it is True or False."""
+    if not isinstance(value, (bool, int, np.bool_)):
+        raise InputError(f"{name} must be True or False, got {quoted(value)}")
+    return bool(value)
 
 
 def check_choice(name: str, value: object, options: tuple[str, ...]) -> None:
     """Raise InputError unless the value is one of the options."""
-    if value not in options:
-        raise InputError(
-            f"{name} must be one of {listing(options)}, got {value!r}"
-            f"{did_you_mean(str(value), options)}"
-        )
+    if not isinstance(value, str) or value not in options:
+        hint = did_you_mean(value, options) if isinstance(value, str) else ""
+        raise InputError(f"{name} must be one of {listing(options)}, got {quoted(value)}{hint}")
 
 
 def as_list(value: Any) -> Any:
@@ -131,9 +147,12 @@ def as_list(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     try:
-        return list(value)
-    except TypeError:
+        found = list(islice(value, MAX_IMAGES + 1))
+    except Exception:  # no iterable, or one that fails
         return value
+    if len(found) > MAX_IMAGES:
+        raise InputError(f"expected at most {MAX_IMAGES:,} values, one per image, got more")
+    return found
 
 
 def show_bar(progress: bool | None) -> bool:
@@ -141,4 +160,4 @@ def show_bar(progress: bool | None) -> bool:
     if sys.stderr is None or getattr(sys.stderr, "closed", False):
         return False
     is_terminal = getattr(sys.stderr, "isatty", bool)  # a notebook's or a server's may lack it
-    return bool(is_terminal() if progress is None else progress)
+    return is_terminal() if progress is None else flag("progress", progress)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, quoted
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def usable_device(name: torch.device | str) -> torch.device:
         tensor = torch.zeros(1, device=name)
         tensor.cpu()
         return tensor.device
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch may go on for pages
+    except Exception as error:  # of many types
+        reason = f"{error}\n".splitlines()[0].split(". ")[0]  # torch may go on for pages
         raise InputError(
-            f"device {str(name)!r} cannot be used here ({reason}); try 'cpu'"
+            f"device {quoted(name)} cannot be used here ({reason}); try 'cpu'"
         ) from None

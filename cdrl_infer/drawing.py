@@ -158,7 +158,12 @@ def draw(
     energies = torch.empty(count, dtype=torch.float32)
     acceptance = torch.empty(count, schedule.num_levels, dtype=torch.float32)
     pictures: list[Image.Image] = []
-    values = torch.empty(0 if as_pictures else count, *shape, dtype=torch.float32)
+    try:
+        values = torch.empty(0 if as_pictures else count, *shape, dtype=torch.float32)
+    except RuntimeError:  # torch's error of memory
+        raise InputError(
+            f"{count:,} images {shape} do not fit into memory; ask for fewer"
+        ) from None
     total = schedule.num_levels * math.ceil(count / options.batch_size)
     with tqdm(total=total, unit="level", disable=not show_bar(options.progress)) as bar:
         for first in range(0, count, options.batch_size):

@@ -49,6 +49,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f"; did you mean {spellings[near[0]]!r}?" if near else ""
 
 
+def quoted(value: object, limit: int = 200) -> str:
+    """A caller's value as Python writes it, in one short line; its type if it cannot be written."""
+    try:
+        return shown(repr(value), limit)
+    except Exception:  # an integer of 5,000 digits, or any error of a foreign object
+        return f"a value of type {type(value).__name__}"
+
+
 def shown(text: object, limit: int = 200) -> str:
     """A text from outside (a message, a name, a label) as one short line that is safe to print.
 

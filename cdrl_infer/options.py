@@ -17,7 +17,7 @@ from cdrl_infer.arguments import (
     number,
     positive,
 )
-from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.errors import InputError, did_you_mean, listing, quoted
 from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.model import CDRLModel
@@ -77,6 +77,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         check_choice("output_type", self.output_type, get_args(OutputType))
         check_choice("draw_on", self.draw_on, get_args(DrawOn))
+        watcher: Any = self.callback_on_level_end
+        if watcher is not None and not callable(watcher):
+            raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
         checked = {
             "seeds": as_list(self.seeds),
             "generator": as_list(self.generator),

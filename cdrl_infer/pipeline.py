@@ -17,7 +17,7 @@ from cdrl_infer.conditions.labels import ImageLabel
 from cdrl_infer.conditions.parser import find_concept
 from cdrl_infer.device import default_switches, usable_device
 from cdrl_infer.drawing import CDRLPipelineOutput, KnownPixels, draw
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.images import read_images, read_masks
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.model import CDRLModel
@@ -92,10 +92,15 @@ class CDRLPipeline:
         """
         if dtype not in (None, torch.float32):
             raise InputError(
-                f"dtype must be torch.float32, in which energies are computed, got {dtype}; "
+                f"dtype must be torch.float32, in which energies are computed, got {quoted(dtype)}; "
                 "for a smaller download choose a variant"
             )
         place = usable_device("cpu" if device is None else device)
+        texts = {"revision": revision, "variant": variant, "subfolder": subfolder}
+        for name, text in {"model": model, "cache_dir": cache_dir, **texts}.items():
+            kinds = (str,) if name in texts else (str, os.PathLike)
+            if text is not None and not isinstance(text, kinds):
+                raise InputError(f"{name} must be a text, got {quoted(text)}")
         found = hub.find(
             model,
             revision=revision,
@@ -193,7 +198,7 @@ class CDRLPipeline:
             InputError: the model has no such concept, or is unconditional.
         """
         if not isinstance(name, str):
-            raise InputError(f"expected the name of a concept, got {name!r}")
+            raise InputError(f"expected the name of a concept, got {quoted(name)}")
         if not self.model.labels:
             raise InputError(
                 f"the model {self.name!r} is unconditional and knows no concepts, got {name!r}"

@@ -21,14 +21,13 @@ LONGEST = 400  # lines
 LAYERS = {
     "cdrl_infer": """
         errors version files random
-        optional device registry untrusted
+        optional device registry untrusted arguments
         config
         schedule
         model networks
         energies
         kernels proposals
         sampler images
-        arguments
         conditions scoring
         options storage
         drawing

@@ -166,7 +166,7 @@ def test_state_knows_energy_and_gradient_where_it_is(name: str, at: str) -> None
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
 def test_bad_leapfrog_steps(steps: int) -> None:
-    with pytest.raises(InputError, match="leapfrog_steps must be an integer of at least 1, got"):
+    with pytest.raises(InputError, match=r"leapfrog_steps must be (an integer|at least 1), got"):
         HMC(leapfrog_steps=steps)
 
 

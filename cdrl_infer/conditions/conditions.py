@@ -16,7 +16,7 @@ from cdrl_infer.conditions.parser import parse
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.proposals import Proposal, make_proposal
 from cdrl_infer.random import RandomSource
@@ -174,7 +174,9 @@ def on_concepts(asked: Any, guidance_scale: Any, concept: Callable[[str], Concep
     if isinstance(asked, str):
         asked = parse(asked, concept)
     elif not isinstance(asked, Expression):
-        raise InputError(f"expected a text or an expression of pipe.concept(...), got {asked!r}")
+        raise InputError(
+            f"expected a text or an expression of pipe.concept(...), got {quoted(asked)}"
+        )
     for found in asked.concepts:
         if concept(found.name) != found:
             raise InputError(f"the concept {found.name!r} belongs to another model")

@@ -28,7 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdrl_infer.errors import InputError, listing
+from cdrl_infer.arguments import number
+from cdrl_infer.errors import InputError, listing, quoted
 
 MAX_BRANCHES = 64  # the most alternatives that an expression may have
 OPERATORS = frozenset("&|~()^*\"'")  # a name with one of these is written in quotes
@@ -126,12 +127,9 @@ class Weighted(Expression):
     weight: float
 
     def __post_init__(self) -> None:
-        try:
-            good = math.isfinite(self.weight) and self.weight != 0
-        except TypeError:
-            good = False
-        if not good:
-            raise InputError(f"a weight must be a finite number other than 0, got {self.weight!r}")
+        object.__setattr__(self, "weight", number("a weight", self.weight))
+        if self.weight == 0:
+            raise InputError("a weight must be a finite number other than 0, got 0")
         if self.weight < 0 and not isinstance(self.inner, Concept):
             raise InputError(
                 f"the weight of '{self.inner}' must be positive, got {self.weight:g}; write ~ for NOT"
@@ -219,7 +217,7 @@ class Or(Expression):
 def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
     """The parts that an operand adds to an AND or OR, so ``a | b | c`` has three equal parts."""
     if not isinstance(value, Expression):
-        raise InputError(f"expected a concept or an expression of concepts, got {value!r}")
+        raise InputError(f"expected a concept or an expression of concepts, got {quoted(value)}")
     return value.parts if isinstance(value, kind) else (value,)
 
 

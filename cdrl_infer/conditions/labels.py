@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.arguments import as_list, integer
-from cdrl_infer.errors import InputError, did_you_mean, listing
+from cdrl_infer.errors import InputError, did_you_mean, listing, quoted
 from cdrl_infer.model import Attribute
 
 Label = str | SupportsIndex | None
@@ -47,7 +47,7 @@ def read_labels(asked: Any, attributes: Sequence[Attribute], count: int) -> Tens
         if len(entries) != len(attributes):
             raise InputError(
                 f"expected {len(attributes)} labels for image {k} "
-                f"({listing(a.name for a in attributes)}), got {row!r}"
+                f"({listing(a.name for a in attributes)}), got {quoted(row)}"
             )
         for j, (attribute, label) in enumerate(zip(attributes, entries, strict=True)):
             table[k, j] = label_index(attribute, label)

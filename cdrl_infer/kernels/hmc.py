@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cdrl_infer.arguments import positive
 from cdrl_infer.energies.base import Potential
-from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.base import Kernel, StepInfo, per_chain
 from cdrl_infer.random import RandomSource
 
@@ -58,10 +58,7 @@ class HMC(Kernel[HMCState]):
     leapfrog_steps: int = 5
 
     def __post_init__(self) -> None:
-        if type(self.leapfrog_steps) is not int or self.leapfrog_steps < 1:
-            raise InputError(
-                f"leapfrog_steps must be an integer of at least 1, got {self.leapfrog_steps}"
-            )
+        object.__setattr__(self, "leapfrog_steps", positive("leapfrog_steps", self.leapfrog_steps))
 
     @property
     def optimal_acceptance(self) -> float:

@@ -14,7 +14,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.arguments import check_choice, check_seed, integer, number, positive, show_bar
+from cdrl_infer.arguments import (
+    check_choice,
+    check_seed,
+    flag,
+    integer,
+    number,
+    positive,
+    show_bar,
+)
 from cdrl_infer.device import default_switches
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import each_image
@@ -154,6 +162,7 @@ class Scorer:
         """
         plan = self._plan(score, level, seed, threshold_fpr)
         batch_size = positive("batch_size", batch_size)
+        resize, return_map = flag("resize", resize), flag("return_map", return_map)
         total, shape = None, self.model.image.shape
         if isinstance(images, AT_HAND):  # refuse bad images before any work
             total = sum(1 for _ in each_image(images, shape, resize=resize, grey=grey))
