@@ -5,15 +5,71 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from cdrl_infer.errors import ConfigError, did_you_mean, listing
+from cdrl_infer.errors import ConfigError, did_you_mean, listing, quoted
 from cdrl_infer.registry import Registry
 
 T = TypeVar("T")
+MAX_DEPTH = 32  # lists and objects within each other; a run's options have 5
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: it is not JSON, is nested more than `MAX_DEPTH` deep, or has NaN, infinity, an integer
+            of thousands of digits or a repeated key.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+        )
+    except RecursionError:
+        raise ValueError("too many lists and objects within each other") from None
+    _check_depth(value, MAX_DEPTH)
+    return value
+
+
+def _check_depth(value: object, left: int) -> None:
+    if left == 0:
+        raise ValueError(f"more than {MAX_DEPTH} lists and objects within each other")
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_depth(item, left - 1)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.60} is too large")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; repeated keys are refused, since readers choose different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is repeated")
+    return found
 
 
 class Configurable:
@@ -69,7 +125,9 @@ def from_config(cls: type[T], config: object, where: str) -> T:
             or the constructor refuses a value.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected an object of named values, found {config!r:.60}")
+        raise ConfigError(
+            f"{where}: expected an object of named values, found {quoted(config, 60)}"
+        )
     parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     hints = get_type_hints(cls.__init__)
     bare = [name for name in parameters if name not in hints]
@@ -97,7 +155,9 @@ def from_registry(registry: Registry[type[T]], config: object, where: str) -> T:
         ConfigError: the registry has no such class, or `from_config` refuses the arguments.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: expected an object of named values, found {config!r:.60}")
+        raise ConfigError(
+            f"{where}: expected an object of named values, found {quoted(config, 60)}"
+        )
     arguments = dict(config)
     cls = registry.find(arguments.pop("class", None), where)
     return from_config(cls, arguments, where)
@@ -132,7 +192,7 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
         return _convert(value, hint)
     except TypeError:
         raise ConfigError(
-            f"{where}: {name!r} must be {_spoken(hint)}, found {value!r:.60}"
+            f"{where}: {name!r} must be {_spoken(hint)}, found {quoted(value, 60)}"
         ) from None
 
 
@@ -147,6 +207,10 @@ def _convert(value: Any, hint: Any) -> Any:
             except TypeError:
                 continue
     if origin is dict and isinstance(value, Mapping):
+        try:
+            _check_depth(value, MAX_DEPTH)
+        except ValueError:
+            raise TypeError from None
         return dict(value)
     if origin in (tuple, list) and isinstance(value, list | tuple):
         return origin(_convert(item, args[0]) for item in value)
@@ -172,5 +236,10 @@ def _spoken(hint: Any) -> str:
         return "an object of named values"
     if origin in (Union, types.UnionType):
         return " or ".join(_spoken(arg) for arg in args)
-    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
+    names = {
+        int: "an integer",
+        float: "a finite number",
+        bool: "true or false",
+        str: "a text",
+    }
     return names.get(hint, "null" if hint is type(None) else f"{hint!r}, which no file can hold,")

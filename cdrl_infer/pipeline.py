@@ -90,7 +90,7 @@ class CDRLPipeline:
             NetworkError: the Hub could not be reached and the cache does not hold the model.
             InputError: an argument that is not valid.
         """
-        if dtype not in (None, torch.float32):
+        if dtype is not None and dtype is not torch.float32:
             raise InputError(
                 f"dtype must be torch.float32, in which energies are computed, got {quoted(dtype)}; "
                 "for a smaller download choose a variant"

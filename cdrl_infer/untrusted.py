@@ -6,8 +6,6 @@ Also write safetensors files with the digest that is compared here.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import pickle
 import pickletools
 import re
@@ -15,13 +13,14 @@ import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from cdrl_infer.config import parse_json
 from cdrl_infer.errors import CheckpointError, ConfigError, listing
 
 MAX_TEXT = 2**20  # bytes of a config or a card; the largest known one has 60,000
@@ -108,40 +107,19 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         CheckpointError: there is no such file, or see `read_text`.
-        ConfigError: the text is not a JSON object, or has NaN, infinity or a repeated key.
+        ConfigError: the text is not a JSON object, or `parse_json` refuses it.
     """
     path = folder / name
     text = read_text(folder, name)
     if text is None:
         raise CheckpointError(f"{path}: expected a file of JSON, found none")
     try:
-        config = json.loads(
-            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
-        )
-    except (ValueError, RecursionError) as error:
+        config = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected an object of named values, found {config!r:.60}")
     return config
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text:.60} is too large")
-    return number
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; repeated keys are refused, since readers choose different ones."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is repeated")
-    return found
 
 
 def check_header(path: Path) -> None:

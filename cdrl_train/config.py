@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdrl_infer.config import from_config
+from cdrl_infer.config import from_config, parse_json
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import SamplerDefaults
@@ -99,9 +99,9 @@ class Phase:
 
     def __post_init__(self) -> None:
         for name in ("steps", "lr_warmup_steps", "ebm_lr", "initializer_lr"):
-            _within(name, getattr(self, name), 0)
-        _within("objective_lr", self.objective_lr or 0.0, 0)
-        _within("batch_size", self.batch_size, 1)
+            _within(name, getattr(self, name), 0, 1e12)
+        _within("objective_lr", self.objective_lr or 0.0, 0, 1e12)
+        _within("batch_size", self.batch_size, 1, 1e6)
         for name in ("initializer_lr_start", "final_lr"):
             _within(name, getattr(self, name), 0, 1)
         options = {"name": self.objective.get("name"), **self.make_objective().config}
@@ -203,7 +203,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
             _within(name, getattr(self, name), 1)
-        _within("accumulate", self.accumulate, 1)
         for name in ("grad_clip", "checkpoint_minutes"):
             _within(name, getattr(self, name), 1e-6)
         for name in ("max_grad_norm", "retries"):
@@ -212,6 +211,7 @@ class TrainConfig:
         _within("seed", self.seed, 0, 2**32 - 1)
         if not self.phases:
             raise ConfigError("phases must have at least one entry, got none")
+        _within("accumulate", self.accumulate, 1, min(p.batch_size for p in self.phases))
         for phase in self.phases:
             if self.initializer is None and phase.make_objective().needs_initializer:
                 raise ConfigError(
@@ -395,6 +395,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str) -> list[st
 def _parse(text: str) -> Any:
     """JSON where it is JSON, else the text itself."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except ValueError:
         return text

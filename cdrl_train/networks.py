@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
-
-import torch
 
 from cdrl_infer.config import from_registry
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.registry import NETWORKS
+from cdrl_infer.networks.skeleton import skeleton
 from cdrl_train.config import AUTO, TrainConfig
+
+MAX_SIZE = 2**32  # values of a network; the paper's largest has 2**26
 
 
 def build_network(
@@ -51,7 +53,12 @@ def check_networks(config: TrainConfig) -> None:
         if options is None:
             continue
         options = {key: value for key, value in options.items() if value != AUTO}
-        with torch.device("meta"):
-            network = build_network(role, options, 1, ())
+        network = skeleton(partial(build_network, role, options, 1, ()))
+        size = sum(tensor.numel() for tensor in network.state_dict().values())
+        if size > MAX_SIZE:
+            raise ConfigError(
+                f"{role}: a network may have at most {MAX_SIZE:,} values, got {size:,}; choose smaller "
+                "sizes"
+            )
         if role == "ebm" and config.spectral_norm:
             network.spectral_norm_layers()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from runs import RESIDUAL, tiny
 
-from cdrl_infer.errors import ConfigError
+from cdrl_infer.errors import ConfigError, InputError
 from cdrl_train.config import DataConfig, Phase, TrainConfig
+from cdrl_train.networks import check_networks
 from cdrl_train.presets import preset
 
 
@@ -89,7 +91,7 @@ def test_assignments_are_what_override_needs() -> None:
         ("score_matching.step=3", "unknown option .*did you mean 'steps'"),
         ("score_matching.steps=three", "steps"),
         ("score_matching.coupling=both", "coupling"),
-        ("score_matching.batch_size=0", "batch_size must be at least 1, got 0"),
+        ("score_matching.batch_size=0", r"batch_size must be in \[1, 1e\+06\], got 0"),
         ("score_matching.lr_warmup_steps=-3", "lr_warmup_steps"),
         ("score_matching.regression=-1", "regression must be at least 0, got -1"),
         ("cooperative.name=cooperativ", "unknown objective .*did you mean 'cooperative'"),
@@ -105,9 +107,31 @@ def test_assignments_are_what_override_needs() -> None:
         ("log_every=0", "log_every must be at least 1"),
         ("keep_checkpoints=0", "keep_checkpoints"),
         ("ema_decay=1", "ema_decay"),
+        ("phases.0.batch_size=" + "9" * 30, "batch_size must be in"),
+        ("phases.0.ebm_lr=1e300", "ebm_lr must be in"),
+        ("accumulate=" + "9" * 30, "accumulate must be in"),
+        ("seed=" + "1" * 5000, "'seed' must be an integer, found '111"),
+        ("seed=" + "[" * 5000 + "]" * 5000, r"'seed' must be an integer, found '\[\["),
+        ("seed=NaN", "'seed' must be an integer, found 'NaN'"),
         ("sampler.langevin_steps=[1,2]", "one integer or 3, one per level, got 2"),
     ],
 )
 def test_bad_options_are_named(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny().override([assignment])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 5000, "[" * 5000 + "]" * 5000, "[" * 99 + "]" * 99, "1" * 5000, "NaN", '{"a":1,"a":2}'],
+)
+def test_a_file_of_no_options_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(InputError, match=r"mine\.json: expected options in JSON, found none"):
+        TrainConfig.read(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("width", [2**63, 2**62, 10**8, 10**5])
+def test_absurd_networks_are_told(width: int) -> None:
+    with pytest.raises(ConfigError, match=r"absurd sizes|may have at most"):
+        check_networks(tiny(ebm={"class": "MLPEnergy", "num_pixels": 4, "width": width}))

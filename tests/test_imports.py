@@ -21,8 +21,9 @@ LONGEST = 400  # lines
 LAYERS = {
     "cdrl_infer": """
         errors version files random
-        optional device registry untrusted arguments
+        optional device registry arguments
         config
+        untrusted
         schedule
         model networks
         energies

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from test_pipeline import LABELS, pixels
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import to_unit
 from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.hmc import HMC, MALA
@@ -22,6 +24,9 @@ from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import NoiseSchedule
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
 
 
 def test_options_are_keyword_only() -> None:
@@ -71,6 +76,17 @@ def test_options_are_keyword_only() -> None:
         ({"langevin_steps": 1.5}, "langevin_steps must be an integer, got 1.5"),
         ({"output_type": "pli"}, "one of pil, np, pt, got 'pli'; did you mean 'pil'"),
         ({"draw_on": "gpu"}, "draw_on must be one of cpu, device, got 'gpu'"),
+        ({"num_images": 10**12}, "num_images must be at most 1,000,000, got 1,000,000,000,000"),
+        ({"batch_size": 2**63}, "batch_size must be an integer of at most 64 bits, got 9223"),
+        ({"langevin_steps": 10**5000}, "64 bits, got a value of type int"),
+        ({"seeds": itertools.count()}, "at most 1,000,000 values, one per image, got more"),
+        ({"seeds": torch.eye(2).to_sparse()}, "seeds must be an integer, got tensor"),
+        ({"class_labels": LOOP}, r"class_labels must be an integer, got \[\[\.\.\.\]\]"),
+        ({"class_labels": "Bag", "guidance_scale": 1e39}, "must be at most 3.4e\\+38, float32's"),
+        ({"class_labels": "Bag", "guidance_scale": torch.ones(2)}, "must be a finite number, got"),
+        ({"step_scale": torch.zeros((), device="meta")}, "step_scale must be a finite number, got"),
+        ({"output_type": np.zeros(2)}, "output_type must be one of pil, np, pt, got array"),
+        ({"callback_on_level_end": 3}, "callback_on_level_end must be a function, got 3"),
     ],
 )
 def test_bad_arguments_are_told_before_any_work(
@@ -80,6 +96,29 @@ def test_bad_arguments_are_told_before_any_work(
     with pytest.raises(InputError, match=message) as caught:
         pipe(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_scalars_of_other_libraries_are_numbers(pipe: CDRLPipeline) -> None:
+    two, one = np.int64(2), np.float32(1)
+    for number in (two, np.array(2), torch.tensor(2)):
+        out = pipe(num_images=number, seeds=number, langevin_steps=number, kernel=HMC(two))
+        assert out.seeds == [2, 3]
+    assert pipe(class_labels=[two], guidance_scale=one, step_scale=one, seeds=1).labels == ["Bag"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"guidance_scale": 1e30}, {"step_scale": 2.0**120}, {"guidance_scale": -1e30}]
+)
+def test_results_are_finite_or_an_error(pipe: CDRLPipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(NumericalError, match="left the finite numbers"):
+        pipe(class_labels="Bag", seeds=1, langevin_steps=1, **options)
+
+
+def test_energies_of_a_finite_image_may_overflow(model: CDRLModel) -> None:
+    with torch.no_grad():
+        model.ebm.backbone.head.bias.fill_(3e38)
+    with pytest.raises(NumericalError, match="images 0; expected finite values"):
+        CDRLPipeline(model)(seeds=1, langevin_steps=0)
 
 
 def test_steps_of_a_sampler_are_checked_when_it_is_made() -> None:

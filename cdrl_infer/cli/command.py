@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cdrl_infer.config import parse_json
 from cdrl_infer.errors import (
     LONGEST,
     CDRLError,
@@ -200,7 +200,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
         if not (name and equals):
             raise InputError(f"{option} must be KEY=VALUE, got {text!r}")
         try:
-            found[name] = json.loads(value)
+            found[name] = parse_json(value)
         except ValueError:
             found[name] = value
     return found

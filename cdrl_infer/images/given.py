@@ -125,7 +125,8 @@ def _flat(given: Any, shape: Shape, inside: bool = False, of_data: bool = False)
 
 
 def _is_iterable(given: Any) -> bool:
-    return hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+    indexed = hasattr(given, "__getitem__") and not isinstance(given, np.generic)
+    return hasattr(given, "__iter__") or indexed
 
 
 def _image_of_pair(pair: tuple[Any, ...] | list[Any], shape: Shape) -> tuple[Any, ...] | list[Any]:

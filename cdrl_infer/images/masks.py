@@ -37,7 +37,10 @@ def read_masks(given: Any, shape: tuple[int, int, int], *, resize: bool = False)
     if isinstance(given, (list, tuple)):
         if not given:
             raise InputError("expected at least one mask, got an empty list")
-        return torch.cat([read_masks(one, shape, resize=resize) for one in given])
+        try:
+            return torch.cat([read_masks(one, shape, resize=resize) for one in given])
+        except RecursionError:
+            raise InputError("expected masks, got lists within lists") from None
     height, width = shape[1:]
     if isinstance(given, (str, os.PathLike)):
         picture = decode_image(given)

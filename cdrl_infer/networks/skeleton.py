@@ -18,27 +18,33 @@ MOST_TENSORS = 5_000  # the paper's largest network has 400
 FACTORIES = (torch.empty, torch.ones, torch.zeros)
 
 
-def skeleton(make: Callable[[], T], *, num_stored: int) -> T:
+def skeleton(make: Callable[[], T], *, num_stored: int | None = None) -> T:
     """Build a network on the meta device: its tensors have names and shapes, but no values yet.
 
     Args:
         make: builds a network.
-        num_stored: how many tensors the file holds for it. Building stops at several times as many, so
-            absurd sizes in an untrusted file cost no time. The caller reports smaller differences.
+        num_stored: how many tensors the file holds for it; None: there is no file. Building stops at
+            several times as many, so absurd sizes in an untrusted file cost no time. The caller reports
+            smaller differences.
 
     Raises:
         ConfigError: no file of weights can have these sizes, or ``make`` raised it.
     """
-    with torch.device("meta"), _Frugal(min(4 * num_stored + 64, MOST_TENSORS)):
+    most = MOST_TENSORS if num_stored is None else min(4 * num_stored + 64, MOST_TENSORS)
+    expected = "those of the stored weights; download or copy the files again"
+    if num_stored is None:
+        expected = f"at most {most:,} tensors of at most {LARGEST_TENSOR:.0e} values"
+    with torch.device("meta"), _Frugal(most, expected):
         return make()
 
 
 class _Frugal(TorchFunctionMode):
     """Counts new tensors. Skips `normal_`, which does nothing on the meta device but takes a second."""
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, left: int, expected: str) -> None:
         super().__init__()
         self.left = left
+        self.expected = expected
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -49,8 +55,5 @@ class _Frugal(TorchFunctionMode):
             shape = args[0] if isinstance(args[0], (tuple, list)) else args
             self.left -= 1
             if self.left < 0 or math.prod(shape) > LARGEST_TENSOR:
-                raise ConfigError(
-                    "the sizes of the network are absurd, expected those of the stored weights; "
-                    "download or copy the files again"
-                )
+                raise ConfigError(f"the network has absurd sizes, expected {self.expected}")
         return func(*args, **(kwargs or {}))
