@@ -6,6 +6,7 @@ Also write safetensors files with the digest that is compared here.
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import pickletools
 import re

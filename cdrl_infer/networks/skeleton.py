@@ -55,5 +55,5 @@ class _Frugal(TorchFunctionMode):
             shape = args[0] if isinstance(args[0], (tuple, list)) else args
             self.left -= 1
             if self.left < 0 or math.prod(shape) > LARGEST_TENSOR:
-                raise ConfigError(f"the network has absurd sizes, expected {self.expected}")
+                raise ConfigError(f"the sizes of the network are absurd, expected {self.expected}")
         return func(*args, **(kwargs or {}))
