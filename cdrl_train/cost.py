@@ -1,8 +1,8 @@
-"""What a run costs, counted without running it: parameters, operations, bytes and memory.
+"""Count the cost of a run without running it: parameters, operations, bytes and memory.
 
-The functions that train and sample do one training step of each phase and one batch of samples on the
-meta device, where tensors have shapes and no values, while a dispatch mode counts. So counting takes
-seconds, even for sizes that this machine could not hold.
+The counter makes one training step of each phase and one batch of samples on the meta device, where
+tensors have shapes but no values. A dispatch mode counts the operations. So counting takes seconds, even
+for networks that are too large for this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cdrl_train.data.stream import Batch
 from cdrl_train.engine.state import build_networks, build_objectives
 from cdrl_train.objectives import Models
 
-SAMPLE_BATCH = 64  # what `CDRLPipeline` draws at once
+SAMPLE_BATCH = 64  # number of images that `CDRLPipeline` draws at once
 PER_VALUE = 4 * 4  # bytes: a weight, its average and Adam's two moments
 
 
@@ -35,10 +35,10 @@ class Work:
     """The cost of some operations.
 
     Args:
-        flops: operations in convolutions and matrix products; a multiplication and an addition are two.
-        moved: bytes that all operations read and write when none is fused with another.
-        peak: the most bytes that new tensors held at any moment, without the operations' own scratch
-            space and, in training, in addition to `Cost.state`.
+        flops: operations in convolutions and matrix products. A multiplication and an addition are two.
+        moved: bytes that all operations read and write, without fused operations.
+        peak: the largest number of bytes of new tensors at any moment. It does not count `Cost.state` or
+            the scratch space of operations.
     """
 
     flops: int
@@ -48,15 +48,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs in float32; bfloat16 halves the activations.
+    """The cost of a run in float32; bfloat16 halves the activations.
 
     Args:
-        ebm, initializer, objectives: number of values that each has.
-        state: bytes that live as long as the run: weights, averages, Adam's moments, the frozen copy of
-            the EBM, and its weights under spectral norm.
-        phases: one step of each phase, with its whole batch on one device and without the optimizer;
-            None for a phase of no steps.
-        sample: `SAMPLE_BATCH` images, drawn at once.
+        ebm, initializer, objectives: the number of parameters of each.
+        state: bytes that the run needs all the time: weights, averages, Adam's moments, the frozen copy
+            of the EBM, and its weights under spectral norm.
+        phases: one step of each phase without the optimizer, with the whole batch on one device; None
+            for a phase with zero steps.
+        sample: one batch of `SAMPLE_BATCH` images.
         exchanged: bytes of gradients that the processes of a run sum at each step.
     """
 
@@ -75,10 +75,10 @@ class Cost:
 
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the `Work` of what runs inside: ``with Tally() as tally: …``.
+    """Counts the `Work` of the operations in a block: ``with Tally() as tally: …``.
 
-    Operations are counted by the formulas of `torch.utils.flop_counter`. (Its own mode follows modules
-    as well, and for that refuses the gradient in an input, which is all that Langevin wants.)
+    It uses the formulas of `torch.utils.flop_counter`. The mode of that module also tracks modules, and
+    therefore refuses gradients with respect to inputs, which Langevin needs.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def work(self) -> Work:
-        """So far."""
+        """The work until now."""
         return Work(self.flops, self.moved, self.peak)
 
     def __torch_dispatch__(
@@ -120,7 +120,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Shapes:
-    """A `RandomSource` without numbers: shapes on the meta device."""
+    """A `RandomSource` of tensors on the meta device, without values."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -135,15 +135,15 @@ class Shapes:
 
 
 def count(config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]) -> Cost:
-    """What a run on images of that shape and these attributes costs.
+    """The cost of a run on images of this shape with these attributes.
 
     Raises:
-        ConfigError: networks that cannot be built, or not for these images.
+        ConfigError: the networks cannot be built, or they do not fit the images.
     """
     bench = _Bench(config, image, num_classes)
     ebm, initializer = _values(bench.models.ebm), _values(bench.models.initializer)
     own = sum(map(_values, bench.objectives))
-    # Spectral norms are computed by hand: torch takes seconds to put them on a network without values.
+    # This counts spectral norms by hand, because torch needs seconds to add them on the meta device.
     copies, vectors = 1, 0
     if config.spectral_norm:
         matrices = [layer.weight.flatten(1) for layer in bench.models.ebm.spectral_norm_layers()]
@@ -166,7 +166,7 @@ def _values(module: nn.Module | None) -> int:
 
 
 def stand_in_attributes(num_classes: tuple[int, ...]) -> tuple[Attribute, ...]:
-    """Attributes of so many values each, named by numbers."""
+    """Attributes with these numbers of values; the names are numbers."""
     return tuple(
         Attribute(str(k), tuple(str(value) for value in range(count)))
         for k, count in enumerate(num_classes)
@@ -174,7 +174,7 @@ def stand_in_attributes(num_classes: tuple[int, ...]) -> tuple[Attribute, ...]:
 
 
 class _Bench:
-    """The networks and objectives of a run on the meta device, and what they do."""
+    """The networks and objectives of a run on the meta device."""
 
     def __init__(
         self, config: TrainConfig, image: ImageShape, num_classes: tuple[int, ...]
@@ -192,13 +192,13 @@ class _Bench:
         self.models = Models(ebm, frozen.requires_grad_(False), initializer, config.schedule)
 
     def labels(self, batch_size: int) -> Tensor | None:
-        """(B, A), None for an unconditional model."""
+        """Labels (B, A); None for an unconditional model."""
         if not self.num_classes:
             return None
         return torch.zeros(batch_size, len(self.num_classes), dtype=torch.int64, device="meta")
 
     def step(self, phase: int) -> Work:
-        """One step of a phase, as in `Trainer.train_step`, without the optimizer."""
+        """The work of `Trainer.train_step` in a phase, without the optimizer."""
         parts = self.config.accumulate
         batch_size = self.config.phases[phase].batch_size // parts
         level = self.config.schedule.level(torch.ones(batch_size, dtype=torch.int64), "meta")
@@ -213,7 +213,7 @@ class _Bench:
         return Work(parts * tally.flops, parts * tally.moved, tally.peak)
 
     def sampling(self, levels: int, langevin_steps: int) -> Work:
-        """`SAMPLE_BATCH` images through that many levels and the last denoising."""
+        """The work to draw `SAMPLE_BATCH` images with this number of levels."""
         schedule = replace(self.config.schedule, num_levels=levels)
         labels = self.labels(SAMPLE_BATCH)
         tally = Tally()
@@ -228,11 +228,11 @@ class _Bench:
 
 
 def _sample(bench: _Bench) -> Work:
-    """Of `SAMPLE_BATCH` images."""
+    """The work to draw `SAMPLE_BATCH` images."""
     config = bench.config
     steps = config.sampler.langevin_steps
     gradients = steps if isinstance(steps, tuple) else (steps,) * config.schedule.num_levels
-    # T levels cost Σ_t (a + K_t g) + d: proposals, gradients, the last denoising.
+    # T levels cost Σ_t (a + K_t g) + d: a for a proposal, g for a gradient, d for the last denoising.
     base, level, step = bench.sampling(1, 1), bench.sampling(2, 1), bench.sampling(1, 2)
     levels, more = len(gradients) - 1, sum(gradients) - len(gradients)
 

@@ -1,4 +1,4 @@
-"""The curves of a run as one HTML page: plain SVG, without scripts or files from elsewhere."""
+"""The curves of a run as one HTML page with SVG charts, without scripts and external files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cdrl_train.engine.log import Log
 from cdrl_train.objectives import OBJECTIVES
 
 REPORT = "report.html"
-POINTS = 400  # of a curve; of more, neighbours are averaged
+POINTS = 400  # largest number of points of a curve; longer curves show means of neighbours
 WIDTH, HEIGHT = 460, 220
-LEFT, TOP, BOTTOM = 62, 8, 24  # around a chart, for its numbers
+LEFT, TOP, BOTTOM = 62, 8, 24  # margins of a chart
 HUES = (210, 25, 130, 350, 275, 45, 180, 310)
-LOG_FROM = 30.0  # a positive figure that spans more than this factor is drawn on a log scale
+LOG_FROM = 30.0  # the scale is logarithmic if positive values differ by more than this factor
 NOT_DRAWN = {"step", "images", "hours", "lr_scale", "back_to", "halvings"}
 TITLES = {
     "loss": "Losses",
@@ -41,7 +41,7 @@ img { max-width: 100%; image-rendering: pixelated; }
 
 
 class Curve(NamedTuple):
-    """One result over the run."""
+    """One logged number during the run."""
 
     name: str
     steps: list[float]
@@ -65,7 +65,7 @@ def write_report(run: Path) -> Path | None:
 
 
 def read_log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of results and those of events, without damaged lines."""
+    """The result lines and the event lines of a log, without damaged lines."""
     lines = Log(run).entries()
     return [x for x in lines if "event" not in x], [x for x in lines if "event" in x]
 
@@ -104,7 +104,7 @@ def _page(
 
 
 def _titles() -> dict[str, str]:
-    """The titles of charts by the group of results: those of all objectives between our own."""
+    """The titles of the charts by group, in the order of the page: loss, objectives, others."""
     loss = {"loss": TITLES["loss"]}
     own = {key: title for kind in OBJECTIVES.values() for key, title in kind.titles.items()}
     return {**loss, **own, **TITLES}
@@ -113,7 +113,7 @@ def _titles() -> dict[str, str]:
 def _groups(
     rows: Sequence[dict[str, Any]], titles: Mapping[str, str]
 ) -> Iterable[tuple[str, list[Curve]]]:
-    """The curves that share a chart, in the order of the titles."""
+    """The groups of curves that share a chart, in the order of the titles."""
     groups: dict[str, dict[str, Curve]] = {}
     for row in rows:
         for key, value in row.items():

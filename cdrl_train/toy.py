@@ -1,4 +1,4 @@
-"""How far a model of the checkerboard is from the truth, which is known at every level."""
+"""Compare a model of the checkerboard with the true density, which is known at every level."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 from cdrl_infer.schedule import Level
 from cdrl_train.data.checkerboard import POINT, SQUARES, draw
 
-EXTENT = 2.4  # densities are compared on [-EXTENT, EXTENT]²
-FINE, COARSE = 192, 48  # cells on a side of a density and of a histogram
+EXTENT = 2.4  # the comparison uses the square [-EXTENT, EXTENT]²
+FINE, COARSE = 192, 48  # cells on a side, for densities and for histograms
 SAMPLES = 10_000
 
 
@@ -35,8 +35,8 @@ def centres(cells: int) -> Tensor:
 def true_masses(level: Level) -> Tensor:
     """(FINE, FINE) probabilities of the cells for ``α_{t-1} x + σ̄_{t-1} ε``.
 
-    The board is an equal mixture of (even columns) x (even rows) and (odd columns) x (odd rows). A stripe
-    [a, a + w] with the noise added has the density ``(Φ((u - a)/σ̄) - Φ((u - a - w)/σ̄)) / w``.
+    The board is an equal mixture of (even columns) x (even rows) and (odd columns) x (odd rows). With
+    noise, a stripe [a, a + w] has the density ``(Φ((u - a)/σ̄) - Φ((u - a - w)/σ̄)) / w``.
     """
     edges = level.alpha.double() * torch.linspace(-1, 1, SQUARES + 1, dtype=torch.float64)
     step = torch.special.ndtr((centres(FINE)[:, None] - edges) / level.sigma_bar.double())
@@ -47,7 +47,7 @@ def true_masses(level: Level) -> Tensor:
 
 @torch.no_grad()
 def energy_masses(energy: Energy, level: Level) -> Tensor:
-    """(FINE, FINE) probabilities of the cells under ``exp(-E)``, normalised to a sum of 1."""
+    """(FINE, FINE) probabilities of the cells under ``exp(-E)``; their sum is 1."""
     middles = centres(FINE)
     x = torch.cartesian_prod(middles, middles).float().reshape(-1, *POINT.shape)
     log_density = -energy(x * level.scale, level).double()
@@ -55,7 +55,7 @@ def energy_masses(energy: Energy, level: Level) -> Tensor:
 
 
 def histogram(points: Tensor) -> Tensor:
-    """Points (N, 1, 1, 2) -> (COARSE, COARSE), the fraction of the points in each cell.
+    """Points (N, 1, 1, 2) -> (COARSE, COARSE), the share of the points in each cell.
 
     The sum is below 1 if points lie outside all cells.
     """
@@ -66,27 +66,27 @@ def histogram(points: Tensor) -> Tensor:
 
 
 def coarse(masses: Tensor) -> Tensor:
-    """Probabilities (FINE, FINE) -> (COARSE, COARSE), summed."""
+    """Sum the probabilities of fine cells (FINE, FINE) to coarse cells (COARSE, COARSE)."""
     size = FINE // COARSE
     return F.avg_pool2d(masses[None], size)[0] * size**2
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """``½ Σ |p - q|``; the mass outside of all cells, 1 - Σ, counts as one more cell."""
+    """``½ Σ |p - q|``; the probability outside all cells counts as one more cell."""
     outside = (p.sum() - q.sum()).abs()
     return float(((p - q).abs().sum() + outside) / 2)
 
 
 class Fit(NamedTuple):
-    """A model's energy and samples at one level, and their total variations from the truth."""
+    """A model's energy and samples at one level, and their total variations from the true density."""
 
     i: int  # the level
     truth: Tensor  # (FINE, FINE)
-    density: Tensor  # (FINE, FINE), of exp(-E)
+    density: Tensor  # (FINE, FINE), the density exp(-E)
     samples: Tensor  # (COARSE, COARSE)
-    energy_tv: float  # of density from the truth, both normalised on [-EXTENT, EXTENT]²
-    samples_tv: float  # of samples from the truth, with the mass outside of all cells
-    exact_tv: float  # of as many exact draws from the truth: no sampler does better
+    energy_tv: float  # density against truth, both normalised on [-EXTENT, EXTENT]²
+    samples_tv: float  # samples against truth, with the probability outside all cells
+    exact_tv: float  # the same number of exact draws against truth; no sampler does better
 
 
 def measure(
@@ -99,18 +99,18 @@ def measure(
 ) -> list[Fit]:
     """Compare a model of the checkerboard with the truth at each level, the noisiest level first.
 
-    The truth at a level is the checkerboard with the noise of the level added, so the last denoising does
+    The truth at a level is the checkerboard plus the noise of the level, so the last denoising step does
     not matter.
 
     Args:
         model: an unconditional model of images of two pixels.
         num_samples: how many samples to draw, all at once.
-        langevin_steps: K, one number or one per transition; None takes the model's.
+        langevin_steps: K, one number or one per transition; None for the model's default.
         seed: seed of the samples and of the exact draws.
         on_level_end: called after each level.
 
     Raises:
-        InputError: the model is one of other images.
+        InputError: the model is for other images.
         NumericalError: the samples are not finite.
     """
     if model.image != POINT or model.labels:
@@ -163,7 +163,7 @@ def summary(fits: Sequence[Fit]) -> str:
 
 
 def plot(fits: Sequence[Fit]) -> Image.Image:
-    """A column per level with the truth, ``exp(-E)`` and the samples; darker is denser."""
+    """One column per level, with the truth, ``exp(-E)`` and the samples; darker is denser."""
     columns = []
     for fit in fits:
         top = float(fit.truth.max())  # one scale per column

@@ -307,5 +307,5 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="choose another with --cache"):
+    with pytest.raises(InputError, match="choose another --cache"):
         FeatureCache(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""How many samples a classifier recognises as what was asked."""
+"""The share of samples in which a classifier recognises the asked labels."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Labels = NDArray[np.int64]  # (N, A)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the samples, and of real images beside them.
+    """The accuracy on the samples, and on real images to compare with.
 
     Args:
-        classifier: judges them.
-        file: its name, for the report.
-        labels: the model's.
-        asked: the labels that the samples of a repeat were drawn for.
+        classifier: predicts the labels.
+        file: the name of the classifier's file, for the report.
+        labels: the attributes of the model.
+        asked: the labels of the samples of a repeat.
         reference: real images with labels.
-        batch_size: images at a time.
+        batch_size: number of images at once.
     """
 
     classifier: Classifier
@@ -39,11 +39,11 @@ class Accuracy:
     batch_size: int
 
     def results(self, processes: Processes, shown: Sequence[Labels]) -> list[Result]:
-        """Of all samples and of each class.
+        """The accuracy for all samples, and for each class.
 
         Args:
-            processes: share the work.
-            shown: what the classifier sees in the samples of each repeat.
+            processes: the processes that share the work.
+            shown: the labels that the classifier predicts for the samples of each repeat.
         """
         truth, seen = self._real(processes)
         rights = [(one == self.asked).all(1) for one in shown]
@@ -58,7 +58,7 @@ class Accuracy:
         return results
 
     def _real(self, processes: Processes) -> tuple[Labels, Labels]:
-        """The true labels of the real images, and what the classifier sees in them."""
+        """The true labels of the real images, and the labels that the classifier predicts."""
         images, labels = self.reference.images(0), self.reference.data.labels
         assert labels is not None  # checked before any work
 
@@ -92,9 +92,9 @@ class Accuracy:
         )
 
     def conditions(self) -> dict[str, str]:
-        """The classifier."""
+        """The file and the digest of the classifier, for readers."""
         return {"classifier": f"{self.file}, {self.classifier.digest}"}
 
     def settings(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The digest of the classifier, for programs."""
         return {"classifier": self.classifier.digest}

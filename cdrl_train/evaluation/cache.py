@@ -1,4 +1,4 @@
-"""Features of images, kept on disk under the digests of the images and of what computes the features."""
+"""A cache on disk for features. Its keys are digests of the images and of the feature extractor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
 from cdrl_train.evaluation.together import ALONE, Arrays, Processes
 
-PART = 500  # images whose features make one file
+PART = 500  # number of images per file
 
 
 class Extracts(Protocol):
@@ -25,16 +25,16 @@ class Extracts(Protocol):
 
     @property
     def name(self) -> str:
-        """In the names of the cached files."""
+        """The name in the names of cached files."""
         ...
 
     @property
     def digest(self) -> str:
-        """Of everything but the images that the numbers depend on."""
+        """A digest of everything that the features depend on, except the images."""
         ...
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """(N, ...)."""
+        """(N, C, H, W) -> (N, ...)."""
         ...
 
 
@@ -44,7 +44,7 @@ def default_cache() -> Path:
 
 
 def images_digest(images: NDArray[np.uint8]) -> str:
-    """32 hexadecimal digits that tell these images (N, C, H, W) from others."""
+    """32 hexadecimal digits that identify the images (N, C, H, W)."""
     sha = hashlib.sha256(repr(images.shape).encode())
     sha.update(np.ascontiguousarray(images).data)
     return sha.hexdigest()[:32]
@@ -55,10 +55,10 @@ class FeatureCache:
     """Features on disk, one file for each set of images.
 
     Args:
-        folder: made if it does not exist.
+        folder: the folder of the files; it is created if it does not exist.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be created.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class FeatureCache:
             raise InputError(self._refusal(error)) from error
 
     def __call__(self, extractor: Extracts, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """(N, ...), read from the disk if they are there; a damaged file is made again.
+        """Read the features (N, ...) from the cache, or compute them if the file is missing or damaged.
 
         Raises:
             InputError: the file cannot be written.
@@ -95,13 +95,13 @@ class FeatureCache:
         title: str | None = None,
         processes: Processes = ALONE,
     ) -> NDArray[Any]:
-        """(N, ...) of many images: a file for each `PART` images, shared out over processes.
+        """Read or compute the features (N, ...) of many images, with one file per `PART` images.
 
         Args:
-            extractor: computes them.
+            extractor: computes the features.
             images: (N, C, H, W).
-            title: of the bar on stderr; None for no bar.
-            processes: share the work.
+            title: the title of the bar on stderr; None for no bar.
+            processes: the processes that share the work.
         """
 
         def extract(start: int, stop: int) -> Arrays:
@@ -110,11 +110,11 @@ class FeatureCache:
         return processes.each_batch(len(images), PART, extract, title)["rows"]
 
     def _refusal(self, error: OSError) -> str:
-        return f"cannot write to the cache {self.folder} ({error.strerror}); choose another with --cache"
+        return f"cannot write to the cache {self.folder} ({error.strerror}); choose another --cache"
 
 
 def _read(file: Path, count: int) -> NDArray[Any] | None:
-    """The rows of a file whose checksum is right; None if there are none."""
+    """The rows of a file; None if the file is missing or damaged."""
     try:
         with file.open("rb") as stream:
             rows: NDArray[Any] = np.load(stream, allow_pickle=False)["rows"]

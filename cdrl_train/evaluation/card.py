@@ -1,4 +1,4 @@
-"""Results in a model's card."""
+"""Write results into the card of a model."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from cdrl_train.evaluation.report import Report
 
 
 def card_file(model: str | None) -> Path:
-    """The card in a folder of the user's.
+    """The path of the card of a model in a local folder.
 
     Raises:
         InputError: the model is bundled or on the Hub.
     """
     if model is None or model in bundled_models() or not Path(model).is_dir():
         raise InputError(
-            "--update-card writes into the folder of a model of yours, got "
-            f"{model or 'the bundled model'!r}; pipe.save_pretrained(FOLDER) makes a copy"
+            "--update-card needs a model in a folder of your own, got "
+            f"{model or 'the bundled model'!r}; make a copy with pipe.save_pretrained(FOLDER)"
         )
     return Path(model) / CARD
 
 
 def updated_card(pipe: CDRLPipeline, file: Path, report: Report | None = None) -> bytes:
-    """The card with a report's results in it; a new card if there is none.
+    """The text of the card with the results of a report. Without a card, it makes a new one.
 
     Args:
-        pipe: of the model.
-        file: the card.
-        report: None adds nothing, and still raises for a card that cannot be edited.
+        pipe: the model.
+        file: the file of the card.
+        report: the report; None adds nothing and only checks that the card can be edited.
 
     Raises:
         CheckpointError: the card cannot be read or edited.

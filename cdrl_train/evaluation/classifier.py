@@ -1,4 +1,4 @@
-"""A classifier that judges whether samples show what was asked for."""
+"""A classifier that checks whether samples show the requested labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cdrl_infer.errors import InputError
 
-BATCH = 500  # images at a time
+BATCH = 500  # number of images at once
 RECIPE = (
     "torch.export.save(torch.export.export(network, (images,), "
     'dynamic_shapes=({0: torch.export.Dim("batch")},)), FILE)'
@@ -26,13 +26,12 @@ RECIPE = (
 
 @dataclass(frozen=True)
 class Classifier:
-    """Images -> the value of each attribute.
+    """Predicts the value of each attribute of images.
 
     Args:
-        network: (B, C, H, W) float32 in [0, 1] -> (B, L) logits, those of several attributes side by
-            side.
-        num_classes: of each attribute; L is their sum.
-        digest: tells it from other classifiers.
+        network: (B, C, H, W) float32 in [0, 1] -> (B, L) logits, attribute after attribute.
+        num_classes: the number of values of each attribute; L is their sum.
+        digest: identifies the classifier.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -41,7 +40,7 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(N, A) indices."""
+        """(N, C, H, W) -> the predicted values (N, A), as indices."""
         batches = torch.split(torch.from_numpy(images), BATCH)
         logits = torch.cat([self.network(batch.float() / 255) for batch in batches])
         found = [part.argmax(1) for part in torch.split(logits, list(self.num_classes), dim=1)]
@@ -49,22 +48,22 @@ class Classifier:
         return indices
 
     def share_recognised(self, images: NDArray[np.uint8], asked: NDArray[np.int64]) -> float:
-        """The share of images (N, C, H, W) with all of the asked labels (N, A), in [0, 1]."""
+        """The share of images (N, C, H, W) with all of the requested labels (N, A), in [0, 1]."""
         return float((self(images) == asked).all(1).mean())
 
 
 def load_classifier(
     file: Path, shape: tuple[int, int, int], num_classes: Sequence[int]
 ) -> Classifier:
-    """Read a network that `torch.export.save` wrote. **Its code is run**: load trusted files only.
+    """Read a network that `torch.export.save` wrote. **It runs the file's code**: trust the file first.
 
     Args:
-        file: ``.pt2``.
+        file: the ``.pt2`` file.
         shape: (C, H, W) of the images.
-        num_classes: of each attribute of the model.
+        num_classes: the number of values of each attribute of the model.
 
     Raises:
-        InputError: the file is of another kind, or the network does not take such images in batches of
+        InputError: the file is of another kind, or the network does not accept such images in batches of
             any size, or it has other classes.
     """
     if not file.is_file():
@@ -99,7 +98,7 @@ def load_classifier(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence `torch.export`, which logs pages about an error that takes one line."""
+    """Silence `torch.export`, which logs many lines about an error."""
     log = logging.getLogger("torch.export")
     level = log.level
     log.setLevel(logging.CRITICAL)

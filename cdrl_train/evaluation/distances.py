@@ -1,4 +1,4 @@
-"""FID, KID, inception score, precision and recall of samples against real images."""
+"""FID, KID, inception score, precision and recall of samples, compared with real images."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ METRICS = ("fid", "kid", "is", "prc")
 
 @dataclass(frozen=True)
 class Distances:
-    """Each repeat of the samples against its own real images.
+    """Compares the samples of each repeat with its own real images.
 
     Args:
         extractor: computes the features.
-        metrics: of `METRICS`.
-        cache: of the real images' features.
+        metrics: names in `METRICS`.
+        cache: the cache for features of real images.
         reference: the real images.
-        floor: other real images, also compared in the samples' place; None for no floor.
-        data: what to call the data.
+        floor: other real images, also compared in place of the samples; None for no floor.
+        data: the name of the data in reports.
     """
 
     extractor: Extractor
@@ -40,11 +40,11 @@ class Distances:
     data: str
 
     def results(self, processes: Processes, samples: Sequence[NDArray[Any]]) -> list[Result]:
-        """One for each value.
+        """One result for each value.
 
         Args:
-            processes: share the work.
-            samples: rows of the extractor, for each repeat.
+            processes: the processes that share the work.
+            samples: the rows of the extractor for the samples of each repeat.
         """
         found: list[dict[str, float]] = []
         floors: list[dict[str, float]] = []
@@ -89,7 +89,7 @@ class Distances:
         )
 
     def conditions(self) -> dict[str, str]:
-        """The floor and the extractor, in words."""
+        """The floor and the extractor, for readers."""
         found = {}
         if self.floor is not None:
             found["floor"] = (
@@ -101,13 +101,13 @@ class Distances:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The extractor, for programs."""
         names = ("name", "digest", "convention")
         return {"extractor": {name: getattr(self.extractor, name) for name in names}}
 
 
 def _named(key: str, extractor: Extractor) -> tuple[str, str]:
-    """What to call a value, and its type: only on Inception's features it is a FID or a KID."""
+    """The name and the type of a value. Only features of Inception give a FID or a KID."""
     inception = extractor.name == "inception-v3-compat"
     names: dict[str, tuple[str, str]] = {
         "fid": ("FID", "fid") if inception else ("Fréchet distance", f"frechet-{extractor.name}"),

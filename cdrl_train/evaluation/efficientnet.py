@@ -1,4 +1,4 @@
-"""Features of EfficientNet-Lite0, whose weights come as a package."""
+"""Features of EfficientNet-Lite0. A Python package has its weights."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class EfficientNetLite0(Extractor):
 
     @classmethod
     def load(cls, weights: Path | None, device: torch.device) -> EfficientNetLite0:
-        """The network with its ImageNet weights.
+        """Load the network with its ImageNet weights.
 
         Args:
-            weights: a safetensors file of its state dict; None for the installed package of weights.
-            device: where to run it.
+            weights: a safetensors file with the state dict; None for the installed package of weights.
+            device: the device of the network.
 
         Raises:
             InputError: the packages or the file are missing, or the file does not fit.

@@ -1,4 +1,4 @@
-"""A whole evaluation: everything is checked first, then drawn, then compared."""
+"""An evaluation: it checks everything first, then draws samples, then compares them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from cdrl_train.evaluation.together import Arrays, Processes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A request that has been checked, with everything that it needs.
+    """A checked request, with everything that it needs.
 
     Args:
-        request: what is asked.
-        digest: of the model.
-        skipped: metrics that are not measured, and why.
-        samples: how they are drawn.
+        request: the request.
+        digest: the digest of the model.
+        skipped: the reasons for metrics that are not measured, by metric.
+        samples: draws the samples.
         reference: the real images.
-        distances: the metrics of features; None if none is asked, as for the next two.
-        accuracy: the classifier's.
-        separation: of outside images.
+        distances: measures FID, KID, inception score, precision and recall; None if not requested.
+        accuracy: measures the accuracy of the labels; None if not requested.
+        separation: measures the separation from outside images; None if not requested.
     """
 
     request: Request
@@ -54,15 +54,15 @@ class Evaluation:
 
     @property
     def pipe(self) -> CDRLPipeline:
-        """Of the model."""
+        """The model."""
         return self.samples.pipe
 
     @classmethod
     def prepare(cls, request: Request, device: torch.device) -> Evaluation:
-        """Check everything and load what is needed; nothing is drawn yet.
+        """Check everything and load what the request needs, without drawing samples.
 
         Raises:
-            InputError: the request cannot be fulfilled.
+            InputError: the request is invalid.
             CheckpointError: the model cannot be read.
         """
         metrics, skipped = request.chosen_metrics()
@@ -104,7 +104,7 @@ class Evaluation:
         )
 
     def run(self, processes: Processes) -> Report:
-        """Draw, compare, and report the results with everything that they depend on."""
+        """Draw samples, compare them with the real images, and report the results."""
         results: list[Result] = []
         if self._needs_samples:
             drawn = [self.draw(processes, r) for r in range(self.request.repeats)]
@@ -122,7 +122,7 @@ class Evaluation:
         return self.distances is not None or self.accuracy is not None
 
     def draw(self, processes: Processes, repeat: int) -> Arrays:
-        """Of all samples of a repeat: "rows" of the extractor, and what the classifier sees, "shown"."""
+        """Draw the samples of a repeat: "rows" of the extractor, and "shown", the classifier's labels."""
 
         def part(start: int, stop: int) -> Arrays:
             images = self.samples.draw(repeat, start, stop)
@@ -176,7 +176,7 @@ class Evaluation:
 
     @property
     def _steps(self) -> int | list[int]:
-        """K, as asked or as the model does by default."""
+        """K of the request, or else the model's default."""
         default = self.pipe.model.sampler.langevin_steps
         steps = default if self.samples.langevin_steps is None else self.samples.langevin_steps
         return steps if isinstance(steps, int) else list(steps)
@@ -217,7 +217,7 @@ class Evaluation:
         )
 
     def _variant(self) -> str:
-        """What differs from the model's defaults, for the names in a card."""
+        """The differences from the model's defaults, for the names in a card."""
         default = self.pipe.model.sampler.langevin_steps
         usual = self._steps == (default if isinstance(default, int) else list(default))
         variant = "" if usual else f", K = {self._steps_text}"
@@ -226,7 +226,7 @@ class Evaluation:
 
 
 def _place(request: Request) -> str:
-    """What to call the real images."""
+    """The name of the real images in reports."""
     data = data_name(request.source)
     return data if Path(request.source).is_dir() else f"{data}, {request.split}"
 

@@ -1,4 +1,4 @@
-"""Networks that compute features of images, by name."""
+"""Networks that compute features of images."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from cdrl_train.evaluation.registry import EXTRACTORS
 
 @dataclass(frozen=True)
 class Extractor(ABC):
-    """Images (N, C, H, W) uint8 -> a row for each (N, D + L) float32: D features, then L logits.
+    """Images (N, C, H, W) uint8 -> rows (N, D + L) float32 with D features, then L logits.
 
-    To add one, write a subclass and register it: ``EXTRACTORS.register("mine", Mine)``.
+    To add an extractor, write a subclass and register it: ``EXTRACTORS.register("mine", Mine)``.
 
     Attributes:
-        name: what users ask for.
-        title: what reports call it.
-        convention: weights, features and resizing, in words.
+        name: the name in options.
+        title: the name in reports.
+        convention: a description of the weights, the features and the resizing.
         feature_dim: D.
         logits: L; 0 for a network without classes.
 
     Args:
-        network: called by `rows`.
-        digest: of the weights and the convention; it names the cached features.
-        device: where the network runs.
-        batch_size: images at a time.
+        network: the network; `rows` calls it.
+        digest: a digest of the weights and the convention, for the names of cached files.
+        device: the device of the network.
+        batch_size: number of images at once.
     """
 
     name: ClassVar[str]
@@ -52,7 +52,7 @@ class Extractor(ABC):
     @classmethod
     @abstractmethod
     def load(cls, weights: Path | None, device: torch.device) -> Extractor:
-        """Read the weights from a file, or from where they come by default (None)."""
+        """Load the extractor with weights from a file, or with the default weights for None."""
 
     @abstractmethod
     def rows(self, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """A row for each image; grey images are repeated to RGB."""
+        """The rows (N, D + L) of images (N, C, H, W); grey images are repeated to RGB."""
         return np.concatenate(
             [
                 self.rows(batch.to(self.device).expand(-1, 3, -1, -1)).cpu().numpy()
@@ -70,17 +70,17 @@ class Extractor(ABC):
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """The extractor of that name with its weights.
+    """Load an extractor.
 
     Args:
-        name: in `EXTRACTORS`.
-        weights: a file of weights; None for the default ones, installed or downloaded.
-        device: where to run it.
+        name: a name in `EXTRACTORS`.
+        weights: a file of weights; None for the default weights, installed or downloaded.
+        device: the device of the network.
 
     Raises:
-        ConfigError: there is no such extractor.
+        ConfigError: the extractor does not exist.
         InputError: the weights do not fit, or a package is not installed.
-        NetworkError: the weights could not be downloaded.
+        NetworkError: the download failed.
     """
     kind = EXTRACTORS.find(name, "--extractor")
     if weights is not None and not weights.is_file():
@@ -89,7 +89,7 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
 
 
 def digest_of(convention: str, state: Mapping[str, Tensor]) -> str:
-    """12 hexadecimal digits that tell these weights and this convention from others."""
+    """12 hexadecimal digits that identify the weights and the convention."""
     sha = hashlib.sha256(convention.encode())
     for name, tensor in sorted(state.items()):
         sha.update(name.encode() + tensor.numpy().tobytes())

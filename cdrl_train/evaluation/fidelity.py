@@ -1,4 +1,4 @@
-"""How near one set of features is to another: FID, KID, inception score, precision and recall."""
+"""Formulas that compare two sets of features: FID, KID, inception score, precision and recall."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def check_torch_fidelity() -> None:
 
 
 def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)``; on Inception's features the FID.
+    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)`` in float64; the FID for features of Inception.
 
-    In float64 (Heusel et al. 2017). With ``Σ = FᵀF``, ``tr (Σ_a Σ_b)^½`` is the sum of the singular
-    values of ``F_a F_bᵀ``. This needs no root of a matrix, so it also holds for fewer rows than columns,
-    where the covariances are singular.
+    Heusel et al. 2017. With ``Σ = FᵀF``, ``tr (Σ_a Σ_b)^½`` is the sum of the singular values of
+    ``F_a F_bᵀ``. This needs no root of a matrix, so it also works for singular covariances,
+    which occur with fewer rows than columns.
 
     Args:
         a: (N, D), N at least 2.
@@ -53,23 +53,23 @@ def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 def precision_recall(
     samples: NDArray[np.float32], reference: NDArray[np.float32], k: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """The share of samples among the real images, and the share of these among the samples.
+    """Precision and recall: the share of samples in the manifold of the real images, and vice versa.
 
-    A point lies among a set if one of the set's points is at least as near to it as to the point's own
-    k-th nearest neighbour in the set (Kynkäänniemi et al. 2019, equations 1 and 2). Both shares depend
-    on the number of points and on the features.
+    Each point of a set has a ball that reaches to its k-th nearest neighbour in the set. The balls of a
+    set form its manifold (Kynkäänniemi et al. 2019, equations 1 and 2). Both shares depend on the number
+    of points and on the features.
 
     Args:
         samples: (N, D).
         reference: (M, D).
-        k: neighbours; N and M must be greater.
+        k: the number of neighbours, less than N and M.
     """
     ours, real = _features(samples, reference, fewest=k + 1)
     return _share_among(ours, real, k), _share_among(real, ours, k)
 
 
 def _share_among(points: Tensor, others: Tensor, k: int) -> float:
-    # The nearest of a set's points to itself is the point itself.
+    # k + 1, because the nearest neighbour of a point is the point itself.
     parts = torch.split(others, ROWS)
     radii = torch.cat([torch.cdist(part, others).kthvalue(k + 1, dim=1).values for part in parts])
     among = [(torch.cdist(part, others) <= radii).any(1) for part in torch.split(points, ROWS)]
@@ -77,15 +77,15 @@ def _share_among(points: Tensor, others: Tensor, k: int) -> float:
 
 
 def kid_subset(n: int) -> int:
-    """How many images each of the KID's subsets has: 1,000, or all n if there are fewer."""
+    """The size of the subsets of the KID: 1,000 images, or all n if there are fewer."""
     return min(n, KID_SUBSET)
 
 
 def kernel_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """The squared MMD with ``(x·y/D + 1)³``, on Inception's features the KID (Bińkowski et al. 2018).
+    """The squared MMD with ``(x·y/D + 1)³``; the KID for features of Inception (Bińkowski et al. 2018).
 
-    Unbiased, by torch-fidelity: the mean over 100 subsets of 1,000 images. With fewer images it is the
-    one value of all.
+    torch-fidelity computes the unbiased mean over 100 subsets of 1,000 images. If there are fewer images,
+    it computes one value from all images.
 
     Args:
         a: (N, D).
@@ -104,7 +104,7 @@ def kernel_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def inception_score(logits: NDArray[np.float32]) -> float:
-    """``exp E KL(p(c|x) ‖ p(c))``, the mean of ten parts, by torch-fidelity (Salimans et al. 2016).
+    """``exp E KL(p(c|x) ‖ p(c))`` from torch-fidelity, as the mean of ten parts (Salimans et al. 2016).
 
     Args:
         logits: (N, L).
@@ -120,16 +120,16 @@ def compare(
     feature_dim: int,
     metrics: Collection[str],
 ) -> dict[str, float]:
-    """The asked values by name: "fid", "kid", "is", "precision", "recall".
+    """Compute the requested values by name: "fid", "kid", "is", "precision", "recall".
 
     Args:
         samples: (N, D + L) rows of an extractor.
-        reference: (M, D + L).
+        reference: (M, D + L) rows.
         feature_dim: D.
-        metrics: of "fid", "kid", "is" and "prc".
+        metrics: names among "fid", "kid", "is" and "prc".
 
     Raises:
-        NumericalError: features are not finite.
+        NumericalError: a feature is not finite.
     """
     ours, real = samples[:, :feature_dim], reference[:, :feature_dim]
     found = {}
@@ -145,7 +145,7 @@ def compare(
 
 
 def _features(a: NDArray[np.float32], b: NDArray[np.float32], fewest: int) -> tuple[Tensor, Tensor]:
-    """Both in float64, once they are checked."""
+    """Check both sets of features and convert them to float64."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < fewest:
         raise InputError(
             f"expected features (N, D) and (M, D), N and M at least {fewest}, got {a.shape} and "

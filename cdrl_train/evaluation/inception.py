@@ -1,4 +1,4 @@
-"""Features and logits of the Inception network of the FID, by torch-fidelity."""
+"""Features and logits of the Inception network of the FID, with torch-fidelity."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Inception(Extractor):
 
     @classmethod
     def load(cls, weights: Path | None, device: torch.device) -> Inception:
-        """The network with the weights that were converted from TensorFlow's.
+        """Load the network with weights that were converted from TensorFlow.
 
         Args:
-            weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, a state dict;
-                None: torch-fidelity downloads it once.
-            device: where to run it.
+            weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, a state dict. For
+                None, torch-fidelity downloads it once.
+            device: the device of the network.
 
         Raises:
             InputError: torch-fidelity is not installed, or the file does not fit.
-            NetworkError: the weights could not be downloaded.
+            NetworkError: the download failed.
         """
         check_torch_fidelity()
         from torch_fidelity.feature_extractor_inceptionv3 import (

@@ -1,4 +1,4 @@
-"""How well scores separate two sets, with bootstrap intervals; higher = more anomalous."""
+"""How well scores separate two sets of images, with bootstrap intervals; higher = more anomalous."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from cdrl_infer.errors import NumericalError
 from cdrl_infer.optional import needed
 
-ACCEPTED = 0.95  # share of the data's images that pass, for FPR95
+ACCEPTED = 0.95  # FPR95: the share of the data's images below the threshold
 CONFIDENCE = 0.95
 METRICS = ("AUROC", "AUPR", "FPR95")
 CONVENTION = (
-    "AUROC: the chance that an outside image scores higher than one of the data, ties half (0.5 = "
-    "knows nothing). AUPR: average precision, outside images are the positives. FPR95: the share of "
-    "outside images that pass where 95 % of those of the data do (Liu et al. 2020)"
+    "AUROC: the probability that an outside image scores higher than an image of the data; ties count "
+    "half, 0.5 is chance. AUPR: average precision, where outside images are the positives. FPR95: the "
+    "share of outside images below the threshold that 95 % of the data's images stay below (Liu et al. "
+    "2020)"
 )
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A value, and the bounds of 95 % of its resamplings."""
+    """A value and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -41,7 +42,11 @@ def sklearn_metrics() -> Any:
 
 
 def separation(inside: Floats, outside: Floats) -> Floats:
-    """(3,) the `METRICS` of the scores of the data (N,) and of other images (M,).
+    """The `METRICS` (3,).
+
+    Args:
+        inside: (N,) scores of images of the data.
+        outside: (M,) scores of outside images.
 
     Raises:
         NumericalError: a score is not finite.
@@ -62,14 +67,14 @@ def separation(inside: Floats, outside: Floats) -> Floats:
 
 
 def resamplings(count: int, repeats: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(R, N) how often each of N images occurs in R bootstrap samples of N."""
+    """(R, N) counts: how often each of N images occurs in each of R bootstrap samples."""
     return rng.multinomial(count, np.full(count, 1 / count), repeats)
 
 
 def resampled_separation(
     inside: Floats, outside: Floats, inside_draws: NDArray[Any], outside_draws: NDArray[Any]
 ) -> Floats:
-    """(R, 3): `separation` of each of R resamplings, (R, N) and (R, M)."""
+    """(R, 3) `separation` for R resamplings; ``inside_draws`` are (R, N), ``outside_draws`` (R, M)."""
     scores, place = np.unique(np.r_[inside, outside], return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(scores)))
@@ -93,14 +98,14 @@ def resampled_separation(
 
 
 def interval(value: float, draws: Floats) -> Interval:
-    """A value with the percentile interval of its resamplings (R,)."""
+    """A value with the percentile interval of its R resampled values."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
 
 def pixel_auroc(maps: NDArray[Any], masks: NDArray[np.bool_]) -> Floats:
-    """(N,) AUROC of each image's map (N, H, W): pixels inside its mask against those outside."""
+    """(N,) pixel AUROC of each map: how well maps (N, H, W) separate the pixels inside the masks."""
     return np.array(
         [
             separation(map_[~mask].astype(float), map_[mask].astype(float))[0]

@@ -1,4 +1,4 @@
-"""How well a score tells the data from other images."""
+"""How well a score separates images of the data from outside images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESAMPLINGS = 1000
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """A generator for each set, so that no set depends on which others there are."""
+    """A generator for one set of images, so that its random choices do not depend on other sets."""
     return np.random.default_rng([seed, *name.encode()])
 
 
@@ -39,30 +39,33 @@ def read_outside(
     seed: int,
     taken: Collection[str] = (),
 ) -> dict[str, Bytes]:
-    """By name, ``count`` random images (N, C, H, W) of the test split, or all if there are fewer.
+    """Read sets of outside images, and choose ``count`` random test images (N, C, H, W) of each.
 
     Args:
-        sources: ``NAME=DATA`` each.
+        sources: a text ``NAME=DATA`` for each set.
         shape: (C, H, W) that the images must have.
-        count: the most images of a set.
-        seed: of the choice.
-        taken: names that other sets have.
+        count: the largest number of images of a set.
+        seed: the seed of the choice.
+        taken: names that other sets already have.
+
+    Returns:
+        The images by name.
 
     Raises:
-        InputError: the text is no such pair, there are no such data, the images have another shape, or
-            the name is taken.
+        InputError: a text is not ``NAME=DATA``, the data do not exist, the images have another shape, or
+            two sets have the same name.
     """
     found: dict[str, Bytes] = {}
     for text in sources:
         name, _, source = text.partition("=")
         if not name or not source or not name.isprintable():
-            raise InputError(f"--outside must be NAME=DATA, as mnist=mnist.npz, got {text!r}")
+            raise InputError(f"--outside must be NAME=DATA, such as mnist=mnist.npz, got {text!r}")
         if name in taken or name in found:
-            raise InputError(f"--outside: there are two sets of the name {name!r}; choose another")
+            raise InputError(f"--outside: two sets have the name {name!r}; choose another name")
         images = load_images(source, "test", channels=shape[0]).images
         if tuple(images.shape[1:]) != shape:
             raise InputError(
-                f"--outside {text}: expected images {shape} (C, H, W) as the model has, "
+                f"--outside {text}: expected images of the model's shape {shape} (C, H, W), "
                 f"got {tuple(images.shape[1:])}"
             )
         some = generator(seed, name).permutation(len(images))[:count]
@@ -72,15 +75,15 @@ def read_outside(
 
 @dataclass(frozen=True)
 class Separation:
-    """AUROC, AUPR and FPR95 of a score for each outside set, with the spread of bootstrap resamplings.
+    """AUROC, AUPR and FPR95 of a score for each set of outside images, with bootstrap errors.
 
     Args:
-        pipe: of the model.
-        score: its name.
+        pipe: the model.
+        score: the name of the score.
         inside: images of the data.
-        place: what to call these.
-        outside: other images, by name.
-        batch_size: images at a time.
+        place: the name of these images in reports.
+        outside: the sets of outside images, by name.
+        batch_size: number of images at once.
     """
 
     pipe: CDRLPipeline
@@ -91,7 +94,7 @@ class Separation:
     batch_size: int
 
     def results(self, processes: Processes) -> list[Result]:
-        """Three for each set."""
+        """Three results for each set of outside images."""
         inside = self._scores(processes, self.inside.images(0), "data")
         results = []
         for name, images in self.outside.items():
@@ -127,7 +130,7 @@ class Separation:
         return rows["scores"].astype(np.float64)
 
     def conditions(self) -> dict[str, str]:
-        """The score, the data and the sets, in words."""
+        """The score, the data and the sets, for readers."""
         statistics = self.pipe.model.statistics
         return {
             "score": (
@@ -144,5 +147,5 @@ class Separation:
         }
 
     def settings(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The score, for programs."""
         return {"score": self.score}

@@ -1,4 +1,4 @@
-"""The feature extractors by name; see `cdrl_train.evaluation.extractors.Extractor` for how to add one."""
+"""The feature extractors by name; `cdrl_train.evaluation.extractors.Extractor` shows how to add one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results with everything that they depend on: as text, as JSON, and for a model card's model-index."""
+"""The results of an evaluation as text, as JSON, and for the model-index of a model card."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BOOTSTRAP = "standard error by {:,} bootstrap resamplings of the images"
 
 @dataclass(frozen=True)
 class Result:
-    """One number.
+    """One result.
 
     Args:
-        metric: for programs: "fid", "precision", "ood-auroc" …
-        name: for readers.
-        values: of each repeat; the result is their mean.
+        metric: the name for programs: "fid", "precision", "ood-auroc" …
+        name: the name for readers.
+        values: one value per repeat; the result is their mean.
         error: one standard error of the mean; None if it is unknown.
         error_is: how the error was estimated.
         n: the number of images.
         by: the extractor, classifier or score, for a model card.
-        depends_on: names of `Report.conditions`.
-        floor: for each repeat, the same of other real images in the samples' place.
-        floor_name: what to call these.
-        args: what this result alone depends on.
-        in_card: whether a model card has it.
+        depends_on: names in `Report.conditions`.
+        floor: one value per repeat, measured on real images in place of the samples.
+        floor_name: the name of these real images.
+        args: settings of this result only.
+        in_card: whether a model card shows the result.
     """
 
     metric: str
@@ -50,12 +50,12 @@ class Result:
 
     @property
     def value(self) -> float:
-        """The mean."""
+        """The mean over the repeats."""
         return statistics.fmean(self.values)
 
 
 def over_repeats(values: Sequence[float]) -> tuple[float | None, str | None]:
-    """The standard error of the mean over repeats and what to call it; (None, None) for one repeat."""
+    """The standard error of the mean over repeats, and its name; (None, None) for one repeat."""
     if len(values) < 2:
         return None, None
     error = statistics.stdev(values) / math.sqrt(len(values))
@@ -63,17 +63,18 @@ def over_repeats(values: Sequence[float]) -> tuple[float | None, str | None]:
 
 
 def binomial_error(right: int, count: int) -> float:
-    """The standard error of a share of which k of n were seen, with all shares equally likely before.
+    """The standard error of a share k/n: ``√(p (1 - p) / (n + 3))`` with ``p = (k + 1) / (n + 2)``.
 
-    ``√(p (1 - p) / (n + 3))`` with ``p = (k + 1) / (n + 2)``. It is near ``√(k/n (1 - k/n) / n)``, but
-    not 0 where k is 0 or n.
+    This is the posterior standard deviation for a uniform prior. It is near ``√(k/n (1 - k/n) / n)``, but
+    not 0 for k = 0 or k = n.
     """
     p = (right + 1) / (count + 2)
     return math.sqrt(p * (1 - p) / (count + 3))
 
 
 def plus_minus(value: float, error: float | None = None) -> str:
-    """``"305.9 ± 9.6"``: two digits of the error and as many places; without an error four digits."""
+    """``"305.9 ± 9.6"``: the error has two digits, and the value as many decimals; without an error, the
+    value has four digits."""
     if error is None or not error > 0:
         return f"{value:.4g}" + ("" if error is None else " ± 0")
     digits = max(0, 1 - math.floor(math.log10(error)))
@@ -82,16 +83,16 @@ def plus_minus(value: float, error: float | None = None) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Args:
-        model: its name, digest, and the versions of the software.
-        results: in the order asked.
-        conditions: what results depend on, in words: samples, reference, extractor …
-        settings: the same for programs.
-        skipped: metrics that were not measured, and why.
-        dataset: type, name and split, for a model card.
-        variant: what differs from the model's defaults, as ", K = 15", for a model card.
+        model: the name and the digest of the model, and the versions of the software.
+        results: the results in the order of the request.
+        conditions: what the results depend on (samples, reference, extractor …), for readers.
+        settings: what the results depend on, for programs.
+        skipped: the reasons for metrics that were not measured, by metric.
+        dataset: the type, the name and the split of the data, for a model card.
+        variant: differences from the model's defaults, such as ", K = 15", for a model card.
     """
 
     model: dict[str, str]
@@ -103,7 +104,7 @@ class Report:
     variant: str = ""
 
     def text(self) -> str:
-        """For a terminal."""
+        """The report as text for a terminal."""
         width = max(len(result.name) for result in self.results)
         values = [plus_minus(result.value, result.error) for result in self.results]
         longest = max(map(len, values))
@@ -121,7 +122,7 @@ class Report:
         return "\n".join(lines)
 
     def _errors(self) -> dict[str, str]:
-        """The kinds of error, each with the results that have it."""
+        """A line that names the kinds of error, and the results with each kind."""
         named: dict[str, list[str]] = {}
         for result in self.results:
             if result.error_is is not None:
@@ -132,7 +133,7 @@ class Report:
         return {"±": "; ".join(f"{kind}: {listing(names)}" for kind, names in named.items())}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; each result has everything that it depends on."""
+        """The report for JSON; each result includes everything that it depends on."""
         return {
             "model": self.model,
             "data": self.dataset,
@@ -157,7 +158,7 @@ class Report:
         }
 
     def card_entries(self) -> list[dict[str, Any]]:
-        """The ``metrics`` of a model-index; args are flat, as readers of cards expect."""
+        """The ``metrics`` of a model-index. The args are flat, because readers of cards expect that."""
         entries = []
         for result in self.results:
             if not result.in_card:
@@ -179,7 +180,7 @@ class Report:
 
 
 def slug(name: str) -> str:
-    """A name as an identifier of a data set: ``"Fashion-MNIST.npz"`` -> ``"fashion_mnist"``."""
+    """Convert a name to an identifier of a data set: ``"Fashion-MNIST.npz"`` -> ``"fashion_mnist"``."""
     stem = re.sub(r"\.npz$", "", name)
     return re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "data"
 

@@ -1,4 +1,4 @@
-"""What a user asks `cdrl-eval` to measure, and the checks of it."""
+"""The request of a user of `cdrl-eval`, and its checks."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ METRICS = (*distances.METRICS, "ood", "accuracy")
 
 @dataclass(frozen=True)
 class Request:
-    """A user's request; None stands for a default that depends on the rest.
+    """What to measure, and how. None stands for a default that depends on the other options.
 
     Args:
-        source: the data, as for `cdrl_train.data.load_images`.
+        source: the data, see `cdrl_train.data.load_images`.
         cache: a folder for features of real images.
         split: "train" or "test".
-        model: as for `CDRLPipeline.from_pretrained`, like revision and variant.
-        metrics: of `METRICS`; None for all that can be measured.
-        count: n, samples of each repeat and real images to compare them with.
-        repeats: R.
-        seed: of the first sample, and of the choice of real images.
+        model, revision, variant: see `CDRLPipeline.from_pretrained`.
+        metrics: names in `METRICS`; None for all metrics that can be measured.
+        count: n, the number of samples of each repeat, and of real images to compare them with.
+        repeats: the number of repeats.
+        seed: the seed of the first sample, and of the choice of real images.
         langevin_steps: K.
-        guidance_scale: of conditional samples.
+        guidance_scale: the guidance scale of conditional samples.
         extractor: a name in `cdrl_train.evaluation.registry.EXTRACTORS`.
-        weights: a file of the extractor's weights.
+        weights: a file with the extractor's weights.
         classifier: a file, see `cdrl_train.evaluation.classifier`.
-        outside: ``NAME=DATA`` each.
+        outside: a text ``NAME=DATA`` for each set of outside images.
         score: a name in `cdrl_infer.scoring.SCORES`.
-        floor: also compare real images with real ones.
-        batch_size: images at a time.
+        floor: also compare real images with other real images.
+        batch_size: number of images at once.
     """
 
     source: str
@@ -68,11 +68,11 @@ class Request:
     batch_size: int = 64
 
     def chosen_metrics(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The metrics to measure, and why each of the others is skipped.
+        """The metrics to measure, and the reasons for the metrics that are skipped.
 
         Raises:
-            InputError: a value that no model and no data could make good, a metric that was asked by
-                name and cannot be measured, or a package that it needs is missing.
+            InputError: a value is invalid, a requested metric cannot be measured, or a package that it
+                needs is missing.
         """
         positive("--repeats", self.repeats)
         positive("--batch-size", self.batch_size)
@@ -89,11 +89,11 @@ class Request:
         reasons = {}
         if not EXTRACTORS.find(self.extractor, "--extractor").logits:
             with_logits = listing(name for name, kind in EXTRACTORS.items() if kind.logits)
-            reasons["is"] = f"{self.extractor} has no logits; --extractor {with_logits} has"
+            reasons["is"] = f"{self.extractor} has no logits; use --extractor {with_logits}"
         if self.classifier is None:
-            reasons["accuracy"] = "no classifier; --classifier FILE.pt2 gives one"
+            reasons["accuracy"] = "it needs a classifier; add --classifier FILE.pt2"
         if not self.outside:
-            reasons["ood"] = "no images to tell from the data; --outside NAME=DATA gives a set"
+            reasons["ood"] = "it needs outside images; add --outside NAME=DATA"
         if self.metrics is None:
             return tuple(m for m in METRICS if m not in reasons), reasons
         for metric in self.metrics:
@@ -111,7 +111,7 @@ class Request:
         return tuple(m for m in METRICS if m in self.metrics), {}
 
     def check_model(self, model: CDRLModel, name: str) -> None:
-        """`InputError` if the model cannot be sampled as asked."""
+        """Raise `InputError` if the model does not fit the guidance scale or the Langevin steps."""
         if number("--guidance-scale", self.guidance_scale) != 1 and not model.labels:
             raise InputError(f"--guidance-scale needs a model with labels, {name!r} has none")
         steps, levels = self.langevin_steps, model.schedule.num_levels
@@ -128,7 +128,7 @@ class Request:
         """The real images to compare with.
 
         Raises:
-            InputError: there are none, too few of them, or they do not fit the model.
+            InputError: there are no images, there are too few, or they do not fit the model.
         """
         fit = fit_of(model)
         data = load_images(self.source, self.split, channels=model.image.channels, fit=fit)
@@ -136,16 +136,16 @@ class Request:
         count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
         if not FEWEST <= count <= len(data):
             raise InputError(
-                f"-n must lie in {FEWEST} … {len(data):,}, the number of images to compare with, got "
+                f"-n must lie in {FEWEST} … {len(data):,} (the data have {len(data):,} images), got "
                 f"{count:,}"
             )
         if count > SEED_STRIDE:
-            raise InputError(f"-n must be at most {SEED_STRIDE:,}, the seeds of a repeat")
+            raise InputError(f"-n must be at most {SEED_STRIDE:,} (a repeat has so many seeds)")
         check_seed(self.seed + (self.repeats - 1) * SEED_STRIDE + count - 1)
         return RealImages(data, self.split, self.seed, count)
 
     def floor_images(self, real: RealImages) -> RealImages | None:
-        """As many images of the other split; None if there are too few, or no floor is asked."""
+        """The same number of images of the other split; None without a floor or with too few images."""
         if not self.floor or Path(self.source).is_dir():
             return None
         split = "train" if self.split == "test" else "test"
@@ -159,21 +159,21 @@ class Request:
 
 
 def check_shape(model: CDRLModel, name: str, data: ImageSet) -> None:
-    """`InputError` unless the data have images of the model's shape."""
+    """Raise `InputError` unless the images of the data have the model's shape."""
     shape = tuple(data.images.shape[1:])
     if shape != model.image.shape:
         raise InputError(
-            f"expected data of images {model.image.shape} (C, H, W) as {name!r} has, got {shape}"
+            f"expected images of the shape {model.image.shape} (C, H, W) for {name!r}, got {shape}"
         )
 
 
 def check_labels(ours: Sequence[Attribute], data: ImageSet) -> None:
-    """`InputError` unless the data have the model's classes, by name or by number."""
+    """Raise `InputError` unless the data have the model's classes, by name or by number."""
     if not ours:
-        raise InputError("judging labels needs a model with labels, this one has none")
+        raise InputError("the metric 'accuracy' needs a model with labels; this model has none")
     if data.labels is None:
         raise InputError(
-            "judging labels needs data with labels, to measure the classifier itself; these have none"
+            "the metric 'accuracy' needs data with labels, to test the classifier; the data have none"
         )
     theirs = data.attributes
     if len(ours) != len(theirs) or not all(map(_same_classes, ours, theirs)):
@@ -181,7 +181,9 @@ def check_labels(ours: Sequence[Attribute], data: ImageSet) -> None:
             json.dumps([list(a.values) for a in attributes], ensure_ascii=False)
             for attributes in (ours, theirs)
         )
-        raise InputError(f"judging labels needs data with the model's labels {mine}, got {others}")
+        raise InputError(
+            f"the metric 'accuracy' needs data with the model's labels {mine}, got {others}"
+        )
 
 
 def _same_classes(a: Attribute, b: Attribute) -> bool:

@@ -1,4 +1,4 @@
-"""Which samples and which real images are compared."""
+"""The samples and the real images of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ Steps = int | Sequence[int]
 
 
 def balanced_labels(num_classes: Sequence[int], count: int) -> Tensor:
-    """(N, A) indices, the labels in turn.
-
-    The first attribute's values take turns; each further attribute moves on with every round of the
-    one before it, so that all combinations occur.
+    """(N, A) indices that count through all combinations of labels; the first attribute changes fastest.
 
     Args:
-        num_classes: of each attribute.
+        num_classes: the number of values of each attribute.
         count: N.
     """
     columns, left = [], torch.arange(count)
@@ -43,7 +40,7 @@ def balanced_labels(num_classes: Sequence[int], count: int) -> Tensor:
 
 
 def window(n: int, repeat: int, total: int) -> slice:
-    """Images n·r … n·(r+1) - 1 for repeat r; from the start again once all images are used.
+    """Images n·r … n·(r+1) - 1 for repeat r. After the last image, it starts again at the first.
 
     Raises:
         InputError: there are fewer than n images.
@@ -55,13 +52,13 @@ def window(n: int, repeat: int, total: int) -> slice:
 
 
 def pixels(output: CDRLPipelineOutput) -> Bytes:
-    """(N, C, H, W) uint8 of an output of type "pt"."""
+    """Convert an output of type "pt" to (N, C, H, W) uint8."""
     values: Bytes = (torch.as_tensor(output.images) * 255).round().to(torch.uint8).numpy()
     return values
 
 
 def model_digest(folder: Path) -> str:
-    """12 hexadecimal digits of the configuration and the weights, without card and statistics."""
+    """12 hexadecimal digits of the sha256 of a model's configuration and weights."""
     sha = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.suffix in KINDS and p.is_file()):
         if file.name == STATISTICS:
@@ -73,14 +70,14 @@ def model_digest(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a model: the labels in turn, a seed for each image.
+    """Samples of a model, with balanced labels and one seed per image.
 
     Args:
-        pipe: of the model.
-        seed: of the first sample of the first repeat.
-        langevin_steps: K of all transitions or of each; None for the model's.
-        guidance_scale: of conditional samples.
-        batch_size: images at a time.
+        pipe: the model.
+        seed: the seed of the first sample of the first repeat.
+        langevin_steps: K, one number for all transitions or one for each; None for the model's default.
+        guidance_scale: the guidance scale of conditional samples.
+        batch_size: number of images at once.
     """
 
     pipe: CDRLPipeline
@@ -90,17 +87,17 @@ class Samples:
     batch_size: int = 64
 
     def labels(self, count: int) -> NDArray[np.int64] | None:
-        """(N, A) indices of the first samples of a repeat; None for a model without labels."""
+        """(N, A) indices for the first N samples of a repeat; None for a model without labels."""
         sizes = [len(attribute.values) for attribute in self.pipe.model.labels]
         return balanced_labels(sizes, count).numpy() if sizes else None
 
     def seeds(self, repeat: int, count: int) -> range:
-        """The seeds of the first samples of a repeat."""
+        """The seeds of the first ``count`` samples of a repeat."""
         first = self.seed + repeat * SEED_STRIDE
         return range(first, first + count)
 
     def draw(self, repeat: int, start: int, stop: int) -> Bytes:
-        """(N, C, H, W): samples start … stop - 1 of a repeat."""
+        """Draw the samples start … stop - 1 of a repeat, (N, C, H, W)."""
         labels = self.labels(stop)
         output = self.pipe(
             num_images=stop - start,
@@ -117,12 +114,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images in a random order, n of them for each repeat.
+    """Real images in a random order. Each repeat uses n of them.
 
     Args:
         data: all images.
-        split: what to call them: "train" or "test".
-        seed: of the order.
+        split: the name of the split, "train" or "test".
+        seed: the seed of the order.
         count: n.
     """
 
@@ -133,14 +130,14 @@ class RealImages:
 
     @cached_property
     def order(self) -> Tensor:
-        """(N,) indices of all images."""
+        """(N,) indices of all images in random order."""
         return random_order(len(self.data), self.seed)
 
     def index(self, repeat: int) -> Tensor:
-        """(n,) which images a repeat has."""
+        """(n,) indices of the images of a repeat."""
         return self.order[window(self.count, repeat, len(self.data))]
 
     def images(self, repeat: int) -> Bytes:
-        """(n, C, H, W) of a repeat."""
+        """(n, C, H, W), the images of a repeat."""
         chosen: Bytes = self.data.images[self.index(repeat)].numpy()
         return chosen

@@ -1,4 +1,4 @@
-"""Work shared out over processes: all of them end with the same results, or the same error."""
+"""Share work between processes; all processes get the same results, or raise the same error."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Processes:
-    """The processes that `torchrun` or `accelerate launch` has started, or this one alone.
+    """The processes that `torchrun` or `accelerate launch` started, or only this process.
 
     Args:
-        accelerator: None for one process.
-        device: where this process computes.
+        accelerator: connects the processes; None for one process.
+        device: the device of this process.
     """
 
     def __init__(self, accelerator: Accelerator | None, device: torch.device) -> None:
@@ -41,10 +41,12 @@ class Processes:
         """Find the other processes.
 
         Args:
-            device: to run on; None for a GPU if there is one, another one for each process.
+            device: the device to use. For None, each process takes its own GPU, or the CPU if there is
+                no GPU.
 
         Raises:
-            InputError: there is no such device, or accelerate is missing for several processes.
+            InputError: the device does not exist, or several processes need accelerate and it is not
+                installed.
         """
         place = None if device is None else usable_device(device)
         if one_of_several():
@@ -58,7 +60,7 @@ class Processes:
         return self.rank == 0
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """The results of all processes, in their order; an error of one is raised in all."""
+        """Call ``work`` in all processes and return all results in order; all raise the error of one."""
         if self.count == 1:
             return [work()]
         from accelerate.utils import gather_object
@@ -77,7 +79,7 @@ class Processes:
         return [result for result, _ in everyone]
 
     def alike(self, work: Callable[[], T]) -> T:
-        """This process's own result, once all have one; an error of one is raised in all."""
+        """Call ``work`` in all processes and return this one's result; all raise the error of one."""
         made: list[T] = []
         self.together(lambda: made.append(work()))
         return made[0]
@@ -85,16 +87,16 @@ class Processes:
     def each_batch(
         self, count: int, batch_size: int, work: Callable[[int, int], Arrays], title: str | None
     ) -> Arrays:
-        """The rows of all images, made batch by batch; whole batches are shared out.
+        """Compute the rows of all images. The processes share the batches.
 
-        A network's rounding of an image depends on the batch. Each batch has the same images for any
-        number of processes, so the rows are the same to the bit.
+        Rounding depends on the batch of an image. Each batch has the same images for any number of
+        processes, so all bits of the rows are the same.
 
         Args:
             count: N.
-            batch_size: images at a time.
+            batch_size: number of images at once.
             work: (start, stop) -> arrays with a row for each image.
-            title: of the bar on stderr, shown if that is a terminal; None for no bar.
+            title: the title of the bar on stderr, if stderr is a terminal; None for no bar.
         """
         starts = range(0, count, batch_size)
 
@@ -114,7 +116,7 @@ class Processes:
         return {name: np.concatenate([parts[start][name] for start in starts]) for name in parts[0]}
 
     def leave(self) -> None:
-        """End the group of processes."""
+        """Leave the group of processes at the end."""
         if self.accelerator is not None:
             self.accelerator.end_training()
             if torch.distributed.is_initialized():

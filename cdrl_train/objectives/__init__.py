@@ -1,4 +1,4 @@
-"""What a phase of training minimises; a new objective is one file, see docs/extending.md."""
+"""The objectives of training by name; docs/extending.md shows how to add one."""
 
 from cdrl_infer.registry import Registry
 from cdrl_train.objectives.base import Limit, Losses, Models, Objective

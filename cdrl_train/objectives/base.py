@@ -1,4 +1,4 @@
-"""What an objective is: losses of a batch, and all that the rest of training asks of it."""
+"""The base class of objectives: an objective computes the losses of a batch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of a run, as an objective sees them.
+    """The networks of a run, for an objective.
 
     Args:
-        ebm: the energy network that is trained, with spectral norm if the run has it.
-        frozen_ebm: the same weights without gradients and with the norms folded in, for Langevin
-            chains. The trainer brings it up to date at each step of an objective that `runs_chains`.
-        initializer: the network of the proposal; None where the run has none.
+        ebm: the energy network in training, with spectral norm if the run uses it.
+        frozen_ebm: a copy for Langevin chains, without gradients and with the norms folded in. The
+            trainer updates it before each step of an objective that `runs_chains`.
+        initializer: the network of the proposal; None for a run without an initializer.
         schedule: the noise levels.
     """
 
@@ -40,30 +40,29 @@ class Models:
     schedule: NoiseSchedule
 
     def energy(self, labels: Tensor | None) -> NeuralEnergy:
-        """The energy that learns; labels (B, A), 0 = not given, None for an unconditional model."""
+        """The energy in training; labels (B, A), 0 = not given, None for an unconditional model."""
         return NeuralEnergy(self.ebm, labels)
 
     def frozen_energy(self, labels: Tensor | None) -> NeuralEnergy:
-        """The energy to run chains on."""
+        """The energy for Langevin chains."""
         return NeuralEnergy(self.frozen_ebm, labels)
 
     def proposal(self, labels: Tensor | None) -> InitializerProposal:
-        """Where chains start: around the mean that the initializer predicts from x_t."""
+        """The proposal of the initializer."""
         return InitializerProposal(self.initializer, labels)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Inside the block the energy network has no dropout."""
+        """A context that turns off the dropout of the energy network."""
         return evaluating(self.ebm)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What an objective makes of a batch.
+    """The losses of a batch.
 
     Args:
-        totals: numbers () to minimise, by name. The trainer minimises their sum and logs each as
-            ``loss/NAME``.
-        by_level: values (B,) per image without a graph, by name. The trainer logs their means by
+        totals: the losses () by name. The trainer minimises their sum and logs each as ``loss/NAME``.
+        by_level: values (B,) per image without gradients, by name. The trainer logs their means by
             transition as ``NAME/t``.
     """
 
@@ -83,12 +82,12 @@ class Limit(NamedTuple):
     """A bound on a result. A step that reaches it counts as diverged.
 
     Args:
-        result: a name in `Losses.by_level`; the mean of a transition's images is compared.
-        value: the bound, in ``unit``.
-        unit: the result is divided by it first.
+        result: a name in `Losses.by_level`. The limit applies to the mean over a transition's images.
+        value: the bound on ``result / unit``.
+        unit: see ``value``.
         option: the option that sets ``value``, for the message.
-        text: what the number is, with ``{}`` for the transition.
-        advice: what to change when it is reached.
+        text: the name of the number in the message, with ``{}`` for the transition.
+        advice: what users can change.
     """
 
     result: str
@@ -102,14 +101,14 @@ class Limit(NamedTuple):
 class Objective(Configurable, nn.Module, ABC):
     """The losses of one phase of training.
 
-    The constructor's arguments are the options of the phase's ``objective``. Parameters and networks
-    that an objective assigns to itself are trained at ``objective_lr``, averaged, clipped and saved
-    like those of the model. See docs/extending.md for an example.
+    The arguments of the constructor are the options of the phase's ``objective``. An objective may have
+    parameters and networks of its own. The trainer trains them at ``objective_lr``, and averages, clips
+    and saves them like those of the model. See docs/extending.md for an example.
 
     Attributes:
         runs_chains: whether `losses` uses `Models.frozen_ebm`.
-        needs_initializer: whether a run without an initializer is refused.
-        titles: of the charts in ``report.html``, by the names in `Losses.by_level`.
+        needs_initializer: whether the run must have an initializer.
+        titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
     """
 
     runs_chains: ClassVar[bool] = False
@@ -117,7 +116,7 @@ class Objective(Configurable, nn.Module, ABC):
     titles: ClassVar[dict[str, str]] = {}
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:
-        """Make the networks whose sizes depend on the data; called once, before training.
+        """Build the networks whose sizes depend on the data. Training calls this once, at the start.
 
         Args:
             image: the shape of one image.
@@ -126,18 +125,18 @@ class Objective(Configurable, nn.Module, ABC):
         return
 
     def begin(self, earlier: Sequence[Objective]) -> None:
-        """Take over what earlier phases learnt; called before the first step of the phase.
+        """Use what earlier phases learnt. Training calls this before the first step of the phase.
 
         Args:
-            earlier: the objectives of the phases before, in order.
+            earlier: the objectives of the earlier phases, in order.
         """
         return
 
     @abstractmethod
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
-        """The losses of a batch. Every image has a level of its own.
+        """The losses of a batch. Every image has its own level.
 
-        The function also runs on the meta device, to count what it costs: it may not read values.
+        To count the cost, this also runs on the meta device, so it must not read values of tensors.
 
         Args:
             models: the networks.
@@ -147,9 +146,13 @@ class Objective(Configurable, nn.Module, ABC):
         """
 
     def limits(self, num_values: int) -> Sequence[Limit]:
-        """What the divergence guard watches, for images of so many values."""
+        """The limits of the divergence guard.
+
+        Args:
+            num_values: C * H * W of an image.
+        """
         return ()
 
     def summary(self) -> str:
-        """A few words for the model card; by default nothing."""
+        """A few words for the model card; empty by default."""
         return ""

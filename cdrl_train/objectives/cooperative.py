@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 class Cooperative(RecoveryLikelihood):
     """CDRL (Zhu et al., ICLR 2024, algorithm 1).
 
-    Chains start at ``y⁰ = g(x_t) + τ_t ε``. The energy learns from where they end as in
-    `RecoveryLikelihood`; the initializer imitates the chain, ``‖ y⁻ - y⁰ ‖²``.
+    Chains start at ``y⁰ = g(x_t) + τ_t ε`` and end at y⁻. The energy learns from y⁻ as in
+    `RecoveryLikelihood`. The initializer learns to imitate the chain, ``‖ y⁻ - y⁰ ‖²``.
 
     Args:
-        regression: weight of the initializer's regression beside imitation; 0 in the paper.
+        regression: weight of an additional regression loss of the initializer; 0 in the paper.
         Others: see `RecoveryLikelihood`.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     needs_initializer = True
@@ -68,7 +68,7 @@ class Cooperative(RecoveryLikelihood):
         self.regression = regression
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
-        """Contrastive loss, imitation, and what is kept on beside them."""
+        """The contrastive loss, the imitation loss, and the additional losses."""
         pair = noised_pair(batch.x, level, self.coupling, random)
         proposal = models.proposal(batch.labels)
         mean: Tensor = proposal.mean(pair.x_t, level)

@@ -30,24 +30,23 @@ if TYPE_CHECKING:
 
 
 class RecoveryLikelihood(Objective):
-    """``w [E(y⁺) - E(y⁻)]``, with y⁻ from K Langevin steps on ``p(y | x_t)``.
+    """``w [E(y⁺) - E(y⁻)]`` for data y⁺; K Langevin steps on ``p(y | x_t)`` from x_t give y⁻.
 
-    Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likelihood" (ICLR 2021): chains
-    start at x_t.
+    Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likelihood" (ICLR 2021).
 
     Args:
         coupling: how x_t and x_{t-1} share noise, see `noised_pair`.
-        langevin_steps: K in training.
+        langevin_steps: K.
         step_scale: multiplies the schedule's Langevin step variance.
         weight: weights of the levels, see `contrastive_weight`.
-        score_matching: weight of a score matching loss beside the contrastive one; 0 in the paper.
-        max_energy_gap: a step counts as diverged when a transition's mean of |E(y⁺) - E(y⁻)| reaches
-            it, in nats per value of an image.
-        max_displacement: a step counts as diverged when Langevin moves a transition's images so far:
-            root mean square over the values of an image, where data lie in [-1, 1].
+        score_matching: weight of an additional score matching loss; 0 in the paper.
+        max_energy_gap: a step counts as diverged if a transition's mean of |E(y⁺) - E(y⁻)| reaches this
+            number of nats per value of an image.
+        max_displacement: a step counts as diverged if Langevin moves a transition's images this far, as
+            root mean square over the values of an image. Data lie in [-1, 1].
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     runs_chains = True
@@ -84,7 +83,7 @@ class RecoveryLikelihood(Objective):
             raise ConfigError(f"step_scale must be positive, got {step_scale}")
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
-        """The contrastive loss, and score matching beside it."""
+        """The contrastive loss plus the score matching loss."""
         pair = noised_pair(batch.x, level, self.coupling, random)
         refined = self.refine(models, batch, pair, pair.x_t, level, random)
         return self.contrast(models, batch, pair, refined, level)
@@ -107,7 +106,7 @@ class RecoveryLikelihood(Objective):
     def contrast(
         self, models: Models, batch: Batch, pair: NoisedPair, refined: Refined, level: Level
     ) -> Losses:
-        """The energy's losses, given where the chains ended."""
+        """The losses of the energy, given the results of the chains."""
         energy = models.energy(batch.labels)
         by_level: dict[str, Tensor] = {}
         extra: Any = 0.0
@@ -132,7 +131,7 @@ class RecoveryLikelihood(Objective):
         return Losses({"ebm": contrast.value + extra}, by_level)
 
     def limits(self, num_values: int) -> Sequence[Limit]:
-        """Energies that run apart, and chains that fly away."""
+        """The limits ``max_energy_gap`` and ``max_displacement``."""
         return (
             Limit(
                 "energy_gap_size",
@@ -153,5 +152,5 @@ class RecoveryLikelihood(Objective):
         )
 
     def summary(self) -> str:
-        """K."""
+        """The text ``K = …``."""
         return f"K = {self.langevin_steps}"

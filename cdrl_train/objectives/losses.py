@@ -1,7 +1,7 @@
 """The formulas of the losses, as functions of energies, proposals and noised pairs.
 
-The levels of a batch are mixed. A loss is a mean over the batch. Its values per image come beside it,
-so that they can be logged by transition.
+Each image of a batch has its own level. A loss is the mean over the batch. Its values per image are for
+the log, which has means by transition.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ContrastiveWeight = Literal["paper", "noise"]
 
 
 class NoisedPair(NamedTuple):
-    """One image at two neighbouring levels; all (B, C, H, W)."""
+    """Images at two neighbouring levels; all (B, C, H, W)."""
 
     x: Tensor  # the clean images
-    x_t: Tensor  # at level t
+    x_t: Tensor  # the images at level t
     y: Tensor  # m_t x_{t-1}
-    noise: Tensor  # ε with x_{t-1} = α_{t-1} x + σ̄_{t-1} ε
+    noise: Tensor  # ε of x_{t-1} = α_{t-1} x + σ̄_{t-1} ε
 
 
 def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSource) -> NoisedPair:
     """Draw (x_t, y) for clean images x.
 
-    ``"shared"``: ``x_t = α_t x + σ̄_t ε`` with the ε of x_{t-1} (the paper's variance reduction).
-    ``"markov"``: ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε'``, the forward process itself.
+    ``"shared"`` is ``x_t = α_t x + σ̄_t ε`` with the ε of x_{t-1}, the paper's variance reduction.
+    ``"markov"`` is the forward process ``x_t = √(1-σ_t²) x_{t-1} + σ_t ε'``.
     """
     noise = random.normal(x.shape[1:])
     previous = level.diffused(x, noise)
@@ -45,14 +45,14 @@ def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSourc
 
 
 class Loss(NamedTuple):
-    """A number () to minimise, and its values per image (B,) before weighting, detached."""
+    """A loss (), and its values per image (B,) before weighting and without gradients."""
 
     value: Tensor
     per_image: Tensor
 
 
 class ScoreMatching(NamedTuple):
-    """A `Loss`, and the energies (B,) of y with their graph, which another loss may reuse."""
+    """A `Loss`, and the energies (B,) of y with gradients, for use in another loss."""
 
     value: Tensor
     per_image: Tensor
@@ -62,7 +62,7 @@ class ScoreMatching(NamedTuple):
 def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> ScoreMatching:
     """``mean ‖ m_t σ̄_{t-1} ∇_y E(y) - ε ‖² / dim`` (denoising score matching, Vincent 2011).
 
-    The value per image is the sum over pixels. It is dim for an energy that has learnt nothing.
+    The value per image is the sum over pixels. It equals dim for an energy that has learnt nothing.
     """
     y = pair.y.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -74,7 +74,7 @@ def score_matching_loss(energy: Energy, pair: NoisedPair, level: Level) -> Score
 
 
 def regression_loss(proposal: InitializerProposal, pair: NoisedPair, level: Level) -> Loss:
-    """``mean ‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t² / dim``: the initializer's warm start."""
+    """``mean ‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t² / dim``, for the initializer."""
     target = posterior_mean(pair.x, pair.x_t, level)
     error = (proposal.mean(pair.x_t, level) - target).square().flatten(1).sum(1)
     per_image = error / level.noise_variance
@@ -82,7 +82,7 @@ def regression_loss(proposal: InitializerProposal, pair: NoisedPair, level: Leve
 
 
 class Refined(NamedTuple):
-    """Where chains started and where they ended, (B, ...) each, without a graph."""
+    """The first and the last points of chains, (B, ...) each, without gradients."""
 
     start: Tensor  # y⁰
     end: Tensor  # y⁻
@@ -91,8 +91,8 @@ class Refined(NamedTuple):
 def contrastive_weight(level: Level, schedule: NoiseSchedule, kind: ContrastiveWeight) -> Tensor:
     """Weight (B,) of each image's energy difference in nats.
 
-    ``"paper"``: ``s_t² σ_1/σ_t``, since the paper weights ``f = -s_t² E`` by ``σ_1/σ_t``.
-    ``"noise"``: ``m_t σ̄_{t-1}``, which weights the levels of an `InnerProductEnergy` equally.
+    ``"paper"`` is ``s_t² σ_1/σ_t``, because the paper weights ``f = -s_t² E`` by ``σ_1/σ_t``.
+    ``"noise"`` is ``m_t σ̄_{t-1}``, which weights the levels of an `InnerProductEnergy` equally.
     """
     if kind == "paper":
         sigma_1 = float(schedule.level(1).noise_variance.sqrt())
@@ -101,9 +101,9 @@ def contrastive_weight(level: Level, schedule: NoiseSchedule, kind: ContrastiveW
 
 
 def contrastive_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Loss:
-    """``mean_w [E(y⁺) - E(y⁻)]`` from energies (B,) in nats: the gradient of recovery likelihood.
+    """``mean w [E(y⁺) - E(y⁻)]`` of energies (B,) in nats. Its gradient is that of recovery likelihood.
 
-    The recovery term has no parameters, so it drops out. The value per image is the unweighted
+    The recovery term has no parameters, so the loss omits it. The value per image is the unweighted
     difference in nats.
     """
     gap = positive - negative
@@ -116,8 +116,8 @@ def imitation_loss(mean: Tensor, refined: Refined) -> Loss:
     The value per image is the sum over pixels.
 
     Args:
-        mean: ``g(x_t)`` with its graph. The noise of y⁰ is a constant, so the gradient reaches the mean.
-        refined: where the chain started and ended.
+        mean: ``g(x_t)`` with gradients; the noise of y⁰ is a constant.
+        refined: y⁰ and y⁻.
     """
     start = mean + (refined.start - mean).detach()
     per_image = (refined.end - start).square().flatten(1).sum(1)

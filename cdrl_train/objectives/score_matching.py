@@ -1,4 +1,4 @@
-"""Denoising score matching of the energy, and regression of the initializer: a warm start."""
+"""A warm start: denoising score matching for the energy, and regression for the initializer."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 class ScoreMatching(Objective):
     """``‖ m_t σ̄_{t-1} ∇_y E(y) - ε ‖²`` for the energy (Vincent 2011).
 
-    The initializer, where there is one, learns the mean of the forward process:
+    The initializer learns the mean of the forward process,
     ``‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t²``.
 
     Args:
         coupling: how x_t and x_{t-1} share noise, see `noised_pair`.
-        regression: weight of the initializer's loss; 0 leaves the initializer as it is.
+        regression: weight of the initializer's loss; with 0 the initializer does not learn.
 
     Raises:
-        ConfigError: a negative weight.
+        ConfigError: the weight is negative.
     """
 
     titles: ClassVar[dict[str, str]] = {
-        "score_matching": "Score matching by transition, per image (nothing learnt: its pixels)",
+        "score_matching": "Score matching by transition, per image (at first: the number of pixels)",
         "regression": "Regression of the initializer by transition, per image",
     }
 
@@ -46,7 +46,7 @@ class ScoreMatching(Objective):
         self.regression = regression
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
-        """Score matching, and the regression."""
+        """The score matching loss, and the regression loss of the initializer."""
         pair = noised_pair(batch.x, level, self.coupling, random)
         matching = score_matching_loss(models.energy(batch.labels), pair, level)
         totals = {"ebm": matching.value}
@@ -58,5 +58,5 @@ class ScoreMatching(Objective):
         return Losses(totals, by_level)
 
     def summary(self) -> str:
-        """Its name in words."""
+        """The text ``score matching``."""
         return "score matching"
