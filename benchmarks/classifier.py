@@ -1,4 +1,4 @@
-"""The judge: a small convolutional network that recognises each attribute of an image."""
+"""The judge, a small convolutional network that recognises each attribute of an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the judge is trained; part of the name of its cached file."""
+    """The training options of the judge; the name of its cached file depends on them."""
 
     widths: tuple[int, ...] = (24, 48, 96)
     epochs: int = 4
@@ -42,8 +42,8 @@ class Standardise(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """Per width: 3x3 convolution, batch norm, ReLU, 2x2 max pooling; then one linear layer for the logits
-    of all attributes side by side. Images (B, C, H, W) are float32 in [0, 1].
+    """A 3x3 convolution, batch norm, ReLU and 2x2 max pooling per width; then one linear layer gives the
+    logits of all attributes. Images (B, C, H, W) are float32 in [0, 1].
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SmallCNN(nn.Sequential):
 
 
 def train_classifier(data: ImageSet, recipe: Recipe, progress: bool = False) -> SmallCNN:
-    """AdamW on a one-cycle schedule, mirrored images with probability ½."""
+    """Train with AdamW and a one-cycle schedule; mirror each image with probability ½."""
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -104,7 +104,7 @@ def load_or_train(
 ) -> tuple[Classifier, float]:
     """The judge, and the share of test images in which it recognises every label.
 
-    It is trained once, then read from ``cache``, which is made if it does not exist.
+    The first call trains the judge and writes it into the folder ``cache``; later calls read it.
     """
     cache.mkdir(parents=True, exist_ok=True)
     key = json.dumps([train.fingerprint(), test.fingerprint(), asdict(recipe)])
@@ -126,7 +126,7 @@ def load_or_train(
 
 
 def judge_warning(real: float) -> str | None:
-    """A warning if the judge recognises too small a share, 0 … 1, of the real test images."""
+    """A warning if the judge recognises too few of the real test images (a share in 0 … 1)."""
     if real >= JUDGE_AT_LEAST:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Whether composed concepts hold in the samples, judged by a classifier.
+"""How often samples show the composed concepts, as judged by a classifier.
 
 ``python benchmarks/composition.py --data coloured:fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -37,7 +37,7 @@ Draw = Callable[[Expression, range], CDRLPipelineOutput]
 
 
 def holds(expression: Expression, labels: Tensor) -> Tensor:
-    """(N,) bool: is the expression true of labels (N, A), indices from 0?"""
+    """(N,) bool, whether the expression is true for labels (N, A), indices from 0."""
     if isinstance(expression, Concept):
         return labels[:, expression.attribute] == expression.label - 1
     if isinstance(expression, Weighted):
@@ -50,7 +50,7 @@ def holds(expression: Expression, labels: Tensor) -> Tensor:
 
 
 class Question(NamedTuple):
-    """Some expressions of one kind, asked in turn."""
+    """Some expressions of one kind; the images take turns with them."""
 
     name: str
     expressions: tuple[Expression, ...]
@@ -58,10 +58,10 @@ class Question(NamedTuple):
 
 
 def questions(concept: Callable[[str], Concept]) -> list[Question]:
-    """What the benchmark asks.
+    """The questions of the benchmark.
 
     Args:
-        concept: from a name.
+        concept: finds a concept by its name.
     """
     pairs = list(itertools.product(GARMENTS.values, COLOURS.values))
     seen = [pair for pair in pairs if pair not in HELD_OUT]
@@ -108,7 +108,7 @@ def questions(concept: Callable[[str], Concept]) -> list[Question]:
 
 @dataclass(frozen=True)
 class Examiner:
-    """Draws images for expressions and has them judged."""
+    """Draws images for expressions; the judge then labels them."""
 
     pipe: CDRLPipeline
     judge: Classifier
@@ -118,9 +118,10 @@ class Examiner:
     guidance_scale: float
 
     def shares(self, question: Question, draw: Draw) -> tuple[float, float | None]:
-        """The share of true samples, and for expressions of two alternatives the first one's share.
+        """The share of samples for which the expression is true, and the share of the first alternative.
 
-        The second is over the samples for which just one of the two is true; None if there are none.
+        The second share is among samples for which exactly one of two alternatives is true; None if there
+        are no such samples.
         """
         true, first, counted = 0, 0, 0
         for k, expression in enumerate(question.expressions):
@@ -148,13 +149,13 @@ class Examiner:
         }
 
     def composed(self, steps: Steps) -> Draw:
-        """By `CDRLPipeline.compose`."""
+        """Images from `CDRLPipeline.compose`."""
         return lambda expression, seeds: self.pipe.compose(
             expression, seeds=seeds, langevin_steps=steps, **self._options
         )
 
     def labelled(self, steps: Steps, concepts: int | None) -> Draw:
-        """By labels: of the expression's first concepts, or of all (None)."""
+        """Images from labels: the expression's first concepts, or all concepts for None."""
 
         def draw(expression: Expression, seeds: range) -> CDRLPipelineOutput:
             labels: list[int | None] = [None] * len(self.pipe.model.labels)
@@ -171,7 +172,7 @@ class Examiner:
 
 
 def alternatives_of(expression: Expression) -> tuple[Expression, Expression] | None:
-    """The two sides of the OR in an expression that has just one."""
+    """The two sides of the OR in an expression with one OR."""
     parts = expression.parts if isinstance(expression, And) else (expression,)
     found = [part for part in parts if isinstance(part, Or)]
     if len(found) != 1 or len(found[0].parts) != 2:
@@ -181,7 +182,7 @@ def alternatives_of(expression: Expression) -> tuple[Expression, Expression] | N
 
 
 def chance(question: Question, attributes: Sequence[int]) -> float:
-    """The share of true ones among all combinations of values."""
+    """The share of all combinations of values for which the expression is true."""
     combinations = torch.cartesian_prod(*(torch.arange(n) for n in attributes))
     each = [float(holds(e, combinations).double().mean()) for e in question.expressions]
     return sum(each) / len(each)
@@ -221,7 +222,7 @@ def evaluate(
     cache: Path,
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     if not data.startswith("coloured:"):
         raise InputError(f"expected --data coloured:SOURCE, got {data!r}")
     subject = Subject.load(model, data, device)

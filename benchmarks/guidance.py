@@ -1,4 +1,4 @@
-"""What guidance trades: accuracy of the asked class against diversity, for several scales.
+"""How guidance trades diversity for accuracy of the requested class, at several scales.
 
 ``python benchmarks/guidance.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -33,7 +33,7 @@ PICTURE_COLUMNS = 10
 
 
 class Row(NamedTuple):
-    """One scale, or real images (scale None); a value per repeat, but one share recognised."""
+    """The results of one scale, or of real images (scale None), with values per repeat."""
 
     scale: float | None
     recognised: float  # share of all images of all repeats
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
         return "real images" if self.scale is None else f"{self.scale:g}"
 
     def per_cent(self) -> tuple[float, float, float]:
@@ -82,7 +82,7 @@ def load_figure() -> type[Figure]:
 
 
 def sweep_figure(rows: Sequence[Row]) -> Figure:
-    """Accuracy against recall, and everything against the scale."""
+    """Plot accuracy against recall, and all results against the scale."""
     guided = [row for row in rows if row.scale is not None]
     (real,) = (row for row in rows if row.scale is None)
     scales = [row.scale for row in guided]
@@ -159,7 +159,7 @@ def evaluate(
     figure: Path | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     if figure is not None:
         load_figure()
     if not all(map(math.isfinite, scales)):

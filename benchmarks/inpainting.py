@@ -1,4 +1,4 @@
-"""How well masked parts of images are filled: error, and what a classifier recognises in the result.
+"""How well a model fills masked parts of images: the error, and the class that a judge recognises.
 
 ``python benchmarks/inpainting.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -46,9 +46,9 @@ def half_masks(count: int, height: int, width: int) -> Masks:
 
 
 def box_masks(count: int, height: int, width: int) -> Masks:
-    """(N, 1, H, W), True inside the mask: half as high and wide as the image, anywhere in it.
+    """(N, 1, H, W), True inside the mask: a box of half the height and width at a random place.
 
-    Image k's box does not depend on N.
+    The box of image k does not depend on N.
     """
     box = height // 2, width // 2
     corners = np.random.default_rng(BOX_SEED).random((count, 2))
@@ -80,11 +80,11 @@ def masked_errors(fills: NDArray[Any], originals: Bytes, masks: Masks) -> NDArra
 
 
 def majority_agreement(named: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
-    """(N,) 1 where the true label is the one named most often, 1/m where it is one of m such.
+    """(N,) 1 if the most frequent label is the true label; 1/m if m labels tie and one of them is true.
 
     Args:
-        named: (N, S) a label for each sample.
-        true: (N,).
+        named: (N, S) the judge's label of each sample.
+        true: (N,) the true labels.
     """
     votes = (named[:, :, None] == named[:, None]).sum(2)  # for the label that a sample was given
     most = votes.max(1)
@@ -93,7 +93,7 @@ def majority_agreement(named: NDArray[Any], true: NDArray[Any]) -> NDArray[np.fl
 
 
 class Scores(NamedTuple):
-    """Of one way of filling one kind of mask, image by image (N,); None where it has no meaning."""
+    """Results (N,) per image of one method on one kind of mask; None if a result has no meaning."""
 
     fill: str
     labels: str  # "given", "none"
@@ -106,7 +106,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Examiner:
-    """Scores fillings against the images and by a judge."""
+    """Compares fillings with the images, and lets the judge label them."""
 
     judge: Classifier
     test: ImageSet  # the N images
@@ -118,7 +118,7 @@ class Examiner:
         return images
 
     def scores(self, fill: str, labels: str, fills: Bytes, masks: Masks) -> Scores:
-        """Of fillings (N, S, C, H, W); statistics over samples are left out for S = 1."""
+        """The scores of fillings (N, S, C, H, W), without statistics over samples for S = 1."""
         errors = masked_errors(fills, self.originals, masks)
         named = self._one_number(self.judge(fills.reshape(-1, *fills.shape[2:])))
         named = named.reshape(fills.shape[:2])
@@ -150,7 +150,7 @@ class Painter:
     progress: bool = False
 
     def fills(self, kind: str, masks: Masks, steps: Steps, given: bool) -> Bytes:
-        """(N, S, C, H, W); with the true labels given, or none."""
+        """Fillings (N, S, C, H, W), given the true labels or no labels."""
         images = self.test.images
         samples, labels = self.samples, self.test.labels.tolist()
 
@@ -267,7 +267,7 @@ def evaluate(
     picture: Path | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     subject = Subject.load(model, data, device)
     pipe, train, test = subject.pipe, subject.train, subject.test
     if images > len(test):
@@ -296,7 +296,7 @@ def evaluate(
 
 
 class Found(NamedTuple):
-    """What `measure` finds."""
+    """The results of `measure`."""
 
     scores: dict[str, list[Scores]]  # of each kind of mask
     lines: dict[int, list[Bytes]]  # of the picture, by image
@@ -311,14 +311,14 @@ def measure(
     conditions: Sequence[str],
     asked: Sequence[Steps],
 ) -> Found:
-    """Fill every mask in every way, and score the results.
+    """Fill every mask with every method, and score the results.
 
     Args:
-        examiner: scores them.
-        painter: fills.
-        average: (C, H, W) the training images' mean.
-        conditions: "given" and "none", what the model is told of the labels.
-        asked: K.
+        examiner: scores the fillings.
+        painter: fills the masks.
+        average: (C, H, W) mean of the training images.
+        conditions: "given" tells the model the true labels, "none" does not.
+        asked: the values of K.
     """
     originals, shown = examiner.originals, picture_rows(examiner.test.labels[:, 0].numpy())
     scores: dict[str, list[Scores]] = {}

@@ -1,4 +1,4 @@
-"""Samples that stay on disk as they are drawn, and are checked when they are used again."""
+"""A cache of samples on disk, which checks the samples before it reuses them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def kept(
     chunk: int,
     title: str | None = None,
 ) -> NDArray[Any]:
-    """The first ``count`` rows of what ``draw`` gives, read from ``file`` as far as it has them.
+    """The first ``count`` rows of ``draw``. Rows that are in ``file`` are read, the others are drawn.
 
     Args:
-        file: a ``.npy``; written after each chunk, so that an interrupted run resumes there.
+        file: a ``.npy`` file, written after each chunk, so an interrupted run continues there.
         count: N.
-        draw: (start, stop) -> the rows from start to stop, at least one.
+        draw: (start, stop) -> the rows start … stop - 1, at least one.
         row: the type of one row: pixels, or fields with pixels in the field "image".
-        chunk: rows drawn at a time.
-        title: of the bar on stderr; None for no bar.
+        chunk: number of rows to draw at once.
+        title: the title of the bar on stderr; None for no bar.
 
     Raises:
-        InputError: ``draw`` gives other rows than those on the disk.
+        InputError: ``draw`` gives other rows than the file.
     """
     rows = np.empty(0, row)
     if file.is_file():
@@ -53,9 +53,9 @@ def kept(
 
 
 def _alike(old: NDArray[Any], new: NDArray[Any]) -> bool:
-    """Whether one of the images is the same but for rounding: a grey level in few of the pixels.
+    """Whether at least one image is the same up to rounding, which is one grey level in a few pixels.
 
-    One image is enough: rounding may turn one decision of a chain that accepts or rejects steps.
+    One image is enough, because rounding may change a decision of a chain that can reject steps.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return False

@@ -1,4 +1,4 @@
-"""Plans of how many steps a kernel makes, and the warm-ups and samples of each, kept on disk."""
+"""Plans for kernels (numbers of steps), and their warm-ups and samples, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Plan(NamedTuple):
 
 
 def plan(name: str, budget: int, leapfrog_steps: int) -> Plan:
-    """As many steps K as take at most ``budget`` gradients at a transition.
+    """The plan with the most steps K that cost at most ``budget`` gradients per transition.
 
-    Langevin takes K; MALA takes 1 + K and HMC 1 + L K, the one at the start of the chain.
+    Langevin costs K gradients, MALA 1 + K and HMC 1 + L K; the 1 is for the start of the chain.
 
     Raises:
         InputError: the budget is too small for one step.
@@ -61,7 +61,7 @@ def plan(name: str, budget: int, leapfrog_steps: int) -> Plan:
 
 
 class Counter:
-    """Gradients of the energy, image by image; the network runs once for each."""
+    """Counts gradients of the energy, per image."""
 
     images = 0
 
@@ -72,7 +72,7 @@ class Counter:
 
 @contextmanager
 def counted_gradients(pipe: CDRLPipeline) -> Iterator[Counter]:
-    """Count the gradients that are made in the block."""
+    """Count the gradients in the block."""
     counter = Counter()
     handle = pipe.model.ebm.register_forward_hook(counter)
     try:
@@ -83,7 +83,7 @@ def counted_gradients(pipe: CDRLPipeline) -> Iterator[Counter]:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The result of adapting, t = T … 1, and its cost."""
+    """The result and the cost of adapting the step sizes, for t = T … 1."""
 
     step_scale: list[float]
     acceptance: list[float]
@@ -93,12 +93,12 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Bench:
-    """Adapts and draws, and keeps both results on disk; labels and seeds are those of `SamplePools`."""
+    """Adapts step sizes and draws samples with the labels and seeds of `SamplePools`; caches both."""
 
     pools: SamplePools
 
     def warm_up(self, asked: Plan) -> WarmUp:
-        """Step scales for a plan."""
+        """The step scales of a plan."""
         pipe = self.pools.pipe
         file = self.pools.cache / f"adapted-{self.pools.digest}-{asked.kernel}-K{asked.steps}.json"
         if not file.is_file():

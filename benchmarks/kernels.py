@@ -1,4 +1,4 @@
-"""Langevin, MALA and HMC at equal numbers of gradients: the cost and the use of exactness.
+"""Compare Langevin, MALA and HMC at equal numbers of gradients: is an exact kernel worth its cost?
 
 ``python benchmarks/kernels.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
 
 def result_table(results: Sequence[Result], real: float, tested: int, floor: Comparison) -> str:
-    """A row per plan; real images last."""
+    """One row per plan; the last row is for real images."""
     body = []
     for result in results:
         samples = result.samples
@@ -81,7 +81,7 @@ def level_table(results: Sequence[Result], num_levels: int) -> str:
 
 
 def warm_up_table(results: Sequence[Result]) -> str:
-    """The cost of adapting, also in images drawn by the same plan."""
+    """The cost of adapting, also as a number of images that the same plan draws for this cost."""
     body = []
     for result in results:
         if result.warm_up is not None:
@@ -228,7 +228,7 @@ def evaluate(
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """All of a row; energies as mean and standard error."""
+    """All results of a row, with energies as mean and standard error."""
     samples = result.samples
     acceptance = samples["acceptance"].mean(0).tolist() if result.plan.steps else None
     energy, error = mean_error(samples["energy"])

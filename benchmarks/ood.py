@@ -1,4 +1,4 @@
-"""How well scores tell images of the data from others, beside baselines computed in the same run.
+"""How well scores separate images of the data from other images, compared with baselines.
 
 ``python benchmarks/ood.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -134,7 +134,7 @@ def evaluate(
     cache: Path,
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, str, dict[str, Any]]:
-    """What the command prints, what it writes beside that, and the JSON."""
+    """The text that the command prints, the additional text that it writes, and the JSON."""
     sklearn_metrics()  # checked now rather than after hours of work
     subject = Subject.load(model, data, device, labels=False)
     pipe, train, test = subject.pipe, subject.train, subject.test
@@ -227,7 +227,7 @@ def evaluate(
 
 
 class Found(NamedTuple):
-    """What the benchmark finds."""
+    """The results of the benchmark."""
 
     rows: list[Row]
     default: Row  # the default score's
@@ -240,7 +240,7 @@ class Found(NamedTuple):
 def map_results(
     maps: dict[str, NDArray[Any]], masks: NDArray[np.bool_], bootstrap: int, seed: int
 ) -> dict[str, Interval]:
-    """Mean pixel AUROC of each map, and of the first less the second, over the same resamplings."""
+    """Mean pixel AUROC of each map, and the difference of the first two, for the same resamplings."""
     values = {name: pixel_auroc(each, masks) for name, each in maps.items()}
     values[f"{HEAT} less {ERROR}"] = values[HEAT] - values[ERROR]
     draws = resamplings(len(masks), bootstrap, generator(seed, "maps")) / len(masks)

@@ -1,4 +1,4 @@
-"""An autoencoder to compare with: of the model's size, trained for as long."""
+"""A baseline: an autoencoder with the size and the training time of the model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SAVE_EVERY = 60.0  # seconds
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """How it is built and trained; part of the name of its cached file.
+    """The options of the autoencoder; the name of its cached file depends on them.
 
     Args:
-        values: wanted number of parameters; the width that comes nearest is used.
-        seconds: training time, without saving.
+        values: the wanted number of parameters; the width is chosen to come nearest.
+        seconds: training time, without the time to save.
     """
 
     values: int
@@ -42,7 +42,7 @@ class AutoencoderRecipe:
 
 
 class Autoencoder(nn.Module):
-    """Two halvings by strided convolutions to ``latent`` numbers, and back by nearest upsampling."""
+    """Two strided convolutions encode an image to ``latent`` numbers; nearest upsampling decodes them."""
 
     def __init__(self, shape: Sequence[int], width: int, latent: int) -> None:
         super().__init__()
@@ -75,18 +75,18 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> the same, by way of the latent numbers."""
+        """(B, C, H, W) in [0, 1] -> the reconstruction, of the same shape."""
         restored: Tensor = self.decoder(self.encoder(x))
         return restored
 
 
 def count_values(*networks: nn.Module) -> int:
-    """How many parameters they have."""
+    """The number of parameters."""
     return sum(p.numel() for network in networks for p in network.parameters())
 
 
 def autoencoder_of(shape: Sequence[int], recipe: AutoencoderRecipe) -> Autoencoder:
-    """Untrained, of the width whose number of parameters comes nearest to the wanted one."""
+    """A new autoencoder whose number of parameters is nearest to the wanted number."""
 
     def values(width: int) -> int:
         with torch.device("meta"):
@@ -108,8 +108,8 @@ class Trained:
 
     Args:
         network: the autoencoder.
-        digest: of its weights.
-        images: number of images it was trained on, repeats counted.
+        digest: the digest of its weights.
+        images: number of training images, with repeats.
         seconds: training time.
         threads: number of threads at the end of training.
     """
@@ -135,9 +135,9 @@ class Trained:
 def load_or_train_autoencoder(
     cache: Path, train: ImageSet, recipe: AutoencoderRecipe, progress: bool = False
 ) -> Trained:
-    """Adam on the mean squared error; the learning rate is a cosine of the time.
+    """Train with Adam on the mean squared error; the learning rate is a cosine of the time.
 
-    It is read from ``cache`` if it is trained already, and an interrupted training is resumed.
+    A trained autoencoder is read from ``cache``; an interrupted training continues.
     """
     key = json.dumps([train.fingerprint(), asdict(recipe)])
     file = cache / f"autoencoder-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
@@ -170,13 +170,13 @@ def load_or_train_autoencoder(
 
 
 def training_minutes(training: dict[str, Any]) -> float | None:
-    """How long a model was trained, by its config; None if the config does not say."""
+    """The training time of a model in minutes, from its config; None if the config does not say."""
     hours = training.get("hours")
     return 60 * hours if isinstance(hours, (int, float)) and hours > 0 else None
 
 
 def autoencoder_label(trained: Trained, values: int, model: float | None) -> str:
-    """Time and size of both, with a loud remark if the times differ."""
+    """The times and the sizes of both, with a warning if the times differ."""
     minutes = trained.seconds / 60
     own = "not in its config" if model is None else f"{model:.1f} minutes by its config"
     equal = model is not None and abs(minutes - model) <= 0.02 * model

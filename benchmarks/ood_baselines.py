@@ -1,4 +1,4 @@
-"""Detectors without an energy, to compare the scores with; higher = more anomalous."""
+"""Baselines: detectors without an energy; higher = more anomalous."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Detector(NamedTuple):
 
 @dataclass(frozen=True)
 class PixelGaussian:
-    """A Gaussian fitted to the pixels in [0, 1], by its principal axes.
+    """A Gaussian fitted to the pixels in [0, 1], with its principal axes.
 
     Attributes:
         mean: (D,).
-        axes: (D, D), a column each.
-        variances: (D,) along them, falling.
+        axes: (D, D), one axis per column.
+        variances: (D,) along the axes, in falling order.
     """
 
     mean: Floats
@@ -52,7 +52,7 @@ class PixelGaussian:
 
     @classmethod
     def fit(cls, images: Tensor) -> PixelGaussian:
-        """To images (N, C, H, W) uint8."""
+        """Fit to images (N, C, H, W) uint8."""
         parts = [part.flatten(1) for part in images.split(5000)]
         mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(images)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
@@ -65,7 +65,7 @@ class PixelGaussian:
 
     @property
     def components(self) -> int:
-        """How many axes hold `EXPLAINED` of the variance."""
+        """The number of axes that explain the share `EXPLAINED` of the variance."""
         shares = self.variances.cumsum() / self.variances.sum()
         return int((shares < EXPLAINED).sum()) + 1
 
@@ -87,7 +87,7 @@ class PixelGaussian:
 
 @dataclass(frozen=True)
 class ClassifierOutputs:
-    """Images -> the inputs and the outputs of the judge's last layer, side by side.
+    """Computes the features and the logits of images: the inputs and outputs of the judge's last layer.
 
     Args:
         judge: a classifier whose network is a `SmallCNN`.
@@ -98,7 +98,7 @@ class ClassifierOutputs:
 
     @property
     def digest(self) -> str:
-        """Of the judge."""
+        """The digest of the judge."""
         return self.judge.digest
 
     @property
@@ -125,8 +125,8 @@ class ClassifierOutputs:
 
 
 def softmax_score(logits: Tensor, num_classes: tuple[int, ...]) -> Floats:
-    """``-log max_k p(k)``, summed over attributes: the order of the maximum softmax probability
-    (Hendrycks & Gimpel 2017) without its ties near 1.
+    """``-log max_k p(k)``, summed over attributes. It gives the order of the maximum softmax probability
+    (Hendrycks & Gimpel 2017), but without ties near 1.
     """
     parts = logits.double().split(num_classes, dim=1)
     return -sum(part.log_softmax(1).amax(1) for part in parts).numpy()  # type: ignore[union-attr]
@@ -141,11 +141,11 @@ def energy_score(logits: Tensor, num_classes: tuple[int, ...]) -> Floats:
 def classifier_detectors(
     outputs: ClassifierOutputs, keep: Callable[[Bytes], NDArray[Any]]
 ) -> list[Detector]:
-    """Softmax and energy.
+    """The detectors from the softmax and the energy of the judge.
 
     Args:
-        outputs: the judge's.
-        keep: the same from a cache.
+        outputs: computes the judge's outputs.
+        keep: the same, with a cache.
     """
     classes = outputs.judge.num_classes
     return [
@@ -163,15 +163,15 @@ def pytorch_ood_detectors(
     images: Tensor,
     labels: Tensor,
 ) -> list[Detector]:
-    """pytorch-ood's on the judge's features and logits, fitted to the training images.
+    """pytorch-ood's detectors on the judge's features and logits, fitted to the training images.
 
-    With pytorch-ood's default settings; none if it cannot be imported.
+    They have pytorch-ood's default settings. The list is empty if pytorch-ood cannot be imported.
 
     Args:
-        outputs: the judge's.
-        keep: the same from a cache.
-        images: (N, C, H, W) uint8, to fit to.
-        labels: (N,) of these.
+        outputs: computes the judge's outputs.
+        keep: the same, with a cache.
+        images: (N, C, H, W) uint8, the training images.
+        labels: (N,) labels of the training images.
     """
     try:
         from pytorch_ood.detector import KLMatching, Mahalanobis, MaxLogit, ViM
@@ -202,7 +202,7 @@ def pytorch_ood_detectors(
 
 
 def judge_detectors(judge: Classifier, train: ImageSet, cache: FeatureCache) -> list[Detector]:
-    """The classifier's, and pytorch-ood's if it is installed and there is one attribute."""
+    """The detectors of the judge; also pytorch-ood's if it is installed and there is one attribute."""
     outputs = ClassifierOutputs(judge)
 
     def keep(images: Bytes) -> NDArray[Any]:

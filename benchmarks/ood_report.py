@@ -1,4 +1,4 @@
-"""Results of detectors on sets of images, as tables."""
+"""Tables of the results of detectors on sets of images."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class Row(NamedTuple):
     draws: Floats  # (sets, R) AUROC of the resamplings
 
     def mean(self, sets: Sequence[OutSet], additional: bool = False) -> Interval:
-        """Mean AUROC over the sets named beforehand, or over all."""
+        """Mean AUROC over the sets that were chosen beforehand, or over all sets."""
         chosen = [k for k, s in enumerate(sets) if s.named or additional]
         value = np.mean([self.results[k][0].value for k in chosen])
         return interval(float(value), self.draws[chosen].mean(0))
 
     def less(self, other: Row, sets: Sequence[OutSet]) -> Interval:
-        """This mean less another's, over the same sets and resamplings."""
+        """The difference of this mean and another mean, over the same sets and resamplings."""
         chosen = [k for k, s in enumerate(sets) if s.named]
         difference = self.mean(sets).value - other.mean(sets).value
         return interval(difference, (self.draws - other.draws)[chosen].mean(0))
 
     def worst(self) -> int:
-        """The set of the least AUROC."""
+        """The set with the smallest AUROC."""
         return int(np.argmin([each[0].value for each in self.results]))
 
 
 def measure(
     detectors: Sequence[Detector], inside: Bytes, sets: Sequence[OutSet], repeats: int, seed: int
 ) -> Iterator[Row]:
-    """Each detector on each set; all use the same resamplings of the images, so that they compare."""
+    """Measure each detector on each set, with the same resamplings of the images for all detectors."""
     ours = resamplings(len(inside), repeats, generator(seed, "inside"))
     theirs = [
         resamplings(len(s.images), repeats, generator(seed, f"resampled {s.name}")) for s in sets
@@ -69,7 +69,7 @@ def measure(
 
 
 def set_names(sets: Sequence[OutSet]) -> list[str]:
-    """Additional sets have a plus."""
+    """The names of the sets; additional sets have a plus."""
     return [s.name if s.named else f"{s.name} +" for s in sets]
 
 
@@ -104,7 +104,7 @@ def summary_table(rows: Sequence[Row], sets: Sequence[OutSet], default: Row) -> 
 
 
 def details_table(row: Row, best: Row, sets: Sequence[OutSet], count: int) -> str:
-    """All metrics of one detector, and the AUROC of another beside it."""
+    """All metrics of one detector, and the AUROC of another detector to compare with."""
     body = [
         [name, len(s.images), *ours, f"{len(s.images) / (len(s.images) + count):.3f}", theirs[0]]
         for name, s, ours, theirs in zip(
@@ -161,14 +161,14 @@ def row_as_json(row: Row, sets: Sequence[OutSet]) -> dict[str, Any]:
 def baselines_in_words(
     images: int, components: int, autoencoder: str, real: float | None, pytorch_ood: bool
 ) -> str:
-    """How the baselines were made.
+    """A description of the baselines.
 
     Args:
-        images: training images.
-        components: of the PCA.
-        autoencoder: in words.
-        real: the classifier's share of test images; None for no classifier.
-        pytorch_ood: whether its detectors ran.
+        images: number of training images.
+        components: number of components of the PCA.
+        autoencoder: a description of the autoencoder.
+        real: the share of test images that the judge recognises; None without a judge.
+        pytorch_ood: whether pytorch-ood's detectors ran.
     """
     knows = ""
     if real is not None:

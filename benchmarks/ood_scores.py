@@ -34,7 +34,7 @@ ALARM = 0.05  # the p-value below which the calibration check calls an image ano
 
 @dataclass(frozen=True)
 class ModelScores:
-    """Images -> every score of the model, and the compressed size; each image is measured once."""
+    """Computes every score of the model and the compressed size of images."""
 
     pipe: CDRLPipeline
     statistics: ReferenceStatistics
@@ -58,7 +58,7 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Images -> the model's heat maps."""
+    """Computes the model's heat maps of images."""
 
     pipe: CDRLPipeline
     digest: str  # of model and seed
@@ -82,11 +82,11 @@ class HeatMaps:
 def false_alarms(scores: Floats, statistics: ReferenceStatistics) -> dict[str, tuple[float, float]]:
     """The share of images of the data with a p-value below `ALARM`, and its standard error, by score.
 
-    The error is of the N images and of the reference images behind the p-values.
+    The error accounts for the N images and for the reference images of the p-values.
 
     Args:
-        scores: (N, …) by `ModelScores`.
-        statistics: give the p-values.
+        scores: (N, …) from `ModelScores`.
+        statistics: the reference statistics, which give the p-values.
     """
     found = {}
     for k, name in enumerate(SCORES):
@@ -105,9 +105,9 @@ def reference_statistics(
     cache: Path,
     digest: str,
 ) -> ReferenceStatistics:
-    """The statistics of images (N, C, H, W), kept in the cache.
+    """The reference statistics of images (N, C, H, W), with a cache.
 
-    The model's own are not used: they may come from test images, which would then judge themselves.
+    The benchmark does not use the model's own statistics, because they may come from the test images.
     """
     sha = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:12]
     folder = cache / f"statistics-{VERSION}-{digest}-{sha}-seed{seed}"
@@ -121,7 +121,7 @@ def reference_statistics(
 
 
 def stored_ones(stored: ReferenceStatistics | None, used: ReferenceStatistics) -> str:
-    """Whether those stored with the model are the same, up to rounding."""
+    """Whether the model's own statistics are the same, up to rounding."""
     if stored is None:
         return "none are stored with the model"
     same = (stored.seed, stored.count) == (used.seed, used.count) and all(
@@ -132,7 +132,7 @@ def stored_ones(stored: ReferenceStatistics | None, used: ReferenceStatistics) -
 
 
 def statistics_digest(statistics: ReferenceStatistics) -> str:
-    """12 hexadecimal digits of their content, not of the bytes of their file."""
+    """12 hexadecimal digits of the content of the statistics, not of the bytes of the file."""
     sha = hashlib.sha256(f"{VERSION} {statistics.count} {statistics.seed}".encode())
     for name, tensor in sorted(statistics.tensors().items()):
         sha.update(name.encode() + tensor.numpy().tobytes())

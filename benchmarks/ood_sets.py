@@ -33,7 +33,7 @@ def uniform_noise(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def constant(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """One colour per image: at most 256 images, no grey level of a channel twice."""
+    """One colour per image, for at most 256 images; no grey level of a channel occurs twice."""
     count, channels = min(len(base), 256), base.shape[1]
     levels = [rng.permutation(256)[:count] for _ in range(channels)]
     colours = np.stack(levels, axis=1).astype(np.uint8)
@@ -41,7 +41,7 @@ def constant(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def blurred(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Each pixel is the mean of `BLUR` pixels side by side; edge pixels are repeated outside."""
+    """Each pixel is the mean of `BLUR` neighbours in a row; edge pixels are repeated outside."""
     half = BLUR // 2
     wide = np.pad(base.astype(float), ((0, 0), (0, 0), (0, 0), (half, half)), mode="edge")
     return _bytes(np.lib.stride_tricks.sliding_window_view(wide, BLUR, axis=3).mean(-1))
@@ -54,7 +54,7 @@ def shuffled(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def blended(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """The mean of two images, the paper's interpolation; each image occurs twice."""
+    """The means of two images, as in the paper's interpolation; each image occurs twice."""
     return _bytes((base.astype(float) + np.roll(base, 1, axis=0)) / 2)
 
 
@@ -69,27 +69,27 @@ def flipped(base: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def faded(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Values halved."""
+    """Images with half of all values."""
     return _bytes(base / 2)
 
 
 def noisy(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Gaussian noise added, cut at black and white."""
+    """Images plus Gaussian noise, cut at black and white."""
     return _bytes(base + rng.normal(0, NOISE, base.shape))
 
 
 def striped(base: Bytes, rng: np.random.Generator) -> Bytes:
-    """Upright sine waves of a period between 3 and 30 pixels, from black to white."""
+    """Vertical stripes: sine waves from black to white, with periods of 3 to 30 pixels."""
     period, phase = rng.uniform(3, 30, (len(base), 1)), rng.uniform(0, 1, (len(base), 1))
     waves = np.sin(2 * np.pi * (np.arange(base.shape[3]) / period + phase))
     return np.broadcast_to(_bytes(127.5 + 127.5 * waves)[:, None, None], base.shape).copy()
 
 
 def pasted(base: Bytes, rng: np.random.Generator) -> tuple[Bytes, NDArray[np.bool_]]:
-    """A piece from the middle of the next image, pasted at a random place where it is `VISIBLE`.
+    """Images with a patch from the middle of the next image, at a random place where it is `VISIBLE`.
 
     Returns:
-        The images, and (N, H, W), True where the piece lies.
+        The images, and masks (N, H, W) that are True on the patch.
     """
     height, width = base.shape[2:]
     side = min(PATCH, height // 2, width // 2)
@@ -129,7 +129,7 @@ MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
 
 
 def make_sets(base: Bytes, seed: int) -> list[OutSet]:
-    """Every set of `MADE`, from test images (N, C, H, W), at least two."""
+    """Make every set of `MADE` from at least two test images (N, C, H, W)."""
     return [
         OutSet(name, make(base, generator(seed, name)), named)
         for name, (make, named) in MADE.items()
@@ -139,16 +139,16 @@ def make_sets(base: Bytes, seed: int) -> list[OutSet]:
 def read_sets(
     sources: Sequence[str], shape: tuple[int, int, int], count: int, seed: int
 ) -> list[OutSet]:
-    """Other sets, ``NAME=SOURCE`` each: ``count`` random images of the test split.
+    """Read other sets, given as ``NAME=SOURCE``: ``count`` random images of each test split.
 
     Raises:
-        InputError: as `read_outside`.
+        InputError: see `read_outside`.
     """
     found = read_outside(sources, shape, count, seed, taken=MADE)
     return [OutSet(name, images, True) for name, images in found.items()]
 
 
 def _bytes(values: NDArray[Any]) -> Bytes:
-    """Rounded to the nearest, cut at 0 and 255."""
+    """Round to the nearest integer, and cut at 0 and 255."""
     result: Bytes = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return result

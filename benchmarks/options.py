@@ -27,8 +27,8 @@ def draws(kept: str, on: str = "Device of the model.") -> Decorator:
     """``--batch-size``, ``--device`` and ``--cache``.
 
     Args:
-        kept: the help of ``--cache``: its contents.
-        on: the help of ``--device``.
+        kept: the help text of ``--cache``, which says what it contains.
+        on: the help text of ``--device``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: timers around its parts."""
+"""Timers around the parts of a training step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Clock = Callable[[], float]
 
 
 class Stopwatch:
-    """Seconds by part; a part inside another counts as the outer one."""
+    """Counts seconds by part. The time of an inner part counts for the outer part."""
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self.device = device
@@ -41,7 +41,7 @@ class Stopwatch:
         self._running = False
 
     def now(self) -> float:
-        """The time, once a GPU has finished its work."""
+        """The time after the GPU has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return self.clock()
@@ -60,7 +60,7 @@ class Stopwatch:
             self._running = False
 
     def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed."""
+        """The function with a timer around it."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(part):

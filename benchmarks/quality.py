@@ -30,7 +30,7 @@ Rows = NDArray[np.float32]
 
 
 class Comparison(NamedTuple):
-    """Fréchet distances of one kind of images to n test images, a value per repeat."""
+    """Fréchet distances of one kind of images to n test images, one value per repeat."""
 
     n: int
     images: str
@@ -41,13 +41,13 @@ class Comparison(NamedTuple):
 def compare(
     test: Rows, train: Rows, samples: dict[str, list[Rows]], sizes: Sequence[int]
 ) -> list[Comparison]:
-    """Training images and each kind of samples against test images, at each n.
+    """Compare training images and each kind of samples with test images, for each n.
 
     Args:
-        test: features of the test images, from the first on.
-        train: of the training images, from the first on.
-        samples: for each kind, a set per repeat.
-        sizes: n.
+        test: features of the test images, in order.
+        train: features of the training images, in order.
+        samples: features of the samples of each kind, one set per repeat.
+        sizes: the values of n.
     """
     repeats = len(next(iter(samples.values())))
     rows = []
@@ -65,7 +65,7 @@ def compare(
 def real_features(
     subject: Subject, cache: FeatureCache, extractor: Extractor, sizes: Sequence[int], repeats: int
 ) -> tuple[Rows, Rows]:
-    """Features of the test and of the training images that `compare` needs."""
+    """The features of test and training images that `compare` needs."""
     found = []
     for name, images in (("test images", subject.test.images), (TRAINING, subject.train.images)):
         last = max(window(n, r, len(images)).stop for n in sizes for r in range(repeats))
@@ -139,7 +139,7 @@ def evaluate(
     device: str,
     cache: Path,
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     subject = Subject.load(model, data, device)
     asked = list(dict.fromkeys(map(subject.steps, steps_texts)))
     for n in sizes:
@@ -190,7 +190,7 @@ def _measured(
     seeds: int,
     judged: int,
 ) -> tuple[dict[str, float], dict[str, list[Rows]]]:
-    """For each K, the share recognised of the first samples, and a set of features for each repeat."""
+    """For each K: the share of the first samples that the judge recognises, and features per repeat."""
     shares: dict[str, float] = {}
     samples: dict[str, list[Rows]] = {}
     for steps in asked:

@@ -1,4 +1,4 @@
-"""How good recipes of training are at equal compute: one net, as many operations each.
+"""Compare training recipes at equal compute: the same network and the same number of operations.
 
 ``python benchmarks/recipes.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -58,13 +58,13 @@ HEADER = (
 
 
 class Plan(NamedTuple):
-    """A recipe whose steps cost what they should."""
+    """A recipe with the numbers of steps that give the wanted cost."""
 
     config: TrainConfig
     step_flops: tuple[int, ...]  # of a step of each phase
 
     def flops(self, step: int) -> int:
-        """Operations of the first ``step`` steps."""
+        """The operations of the first ``step`` steps."""
         total = 0
         for phase, flops in zip(self.config.phases, self.step_flops, strict=True):
             done = min(step, phase.steps)
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A model on the way, and what its samples are worth."""
+    """A checkpoint of a run, and the quality of its samples."""
 
     step: int
     flops: int
@@ -84,16 +84,16 @@ class Point(NamedTuple):
 
 
 def plan(text: str, data: ImageSet, flops: float, common: Sequence[str]) -> Plan:
-    """The plan of ``"PRESET[+VARIATION][,KEY=VALUE…]"``: phases are scaled so that it costs ``flops``.
+    """The plan of ``"PRESET[+VARIATION][,KEY=VALUE…]"``, with phases scaled to the cost ``flops``.
 
     Args:
         text: the recipe.
         data: images to train on.
-        flops: operations of the whole run; the phases keep the preset's proportion.
-        common: ``KEY=VALUE`` for all recipes; the recipe's own come after them.
+        flops: operations of the whole run; the proportions of the phases stay those of the preset.
+        common: ``KEY=VALUE`` for all recipes; the recipe's own assignments come later.
 
     Raises:
-        InputError: fewer operations than one step of each phase costs.
+        InputError: ``flops`` is less than the cost of one step of each phase.
     """
     name, *own = text.split(",")
     config = preset(name).override([*common, *own])
@@ -111,7 +111,7 @@ def plan(text: str, data: ImageSet, flops: float, common: Sequence[str]) -> Plan
 
 
 def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str) -> list[Path]:
-    """Train, or continue the run in the folder; returns the models on the way, the last at the end."""
+    """Train, or continue the run in the folder; returns the models of the checkpoints in order."""
     config = planned.config
     total = config.total_steps
     every = -(-total // points)
@@ -139,7 +139,7 @@ def train(planned: Plan, data: ImageSet, folder: Path, points: int, device: str)
 
 
 class Judge(NamedTuple):
-    """What samples are measured with."""
+    """Measures the quality of samples."""
 
     classifier: Classifier
     extractor: Extractor
@@ -151,7 +151,7 @@ class Judge(NamedTuple):
     batch_size: int
 
     def __call__(self, planned: Plan, folder: Path, device: str) -> Point:
-        """Draw class-conditional samples, as the model does by default, and measure them."""
+        """Draw class-conditional samples with the model's default options, and measure them."""
         pipe = CDRLPipeline.from_pretrained(folder).to(device)
         pools = SamplePools(pipe, model_digest(folder), self.cache, self.batch_size)
         steps = pipe.model.sampler.langevin_steps
@@ -176,7 +176,7 @@ class Judge(NamedTuple):
 
 
 def results_table(points: dict[str, list[Point]], *, last: bool) -> str:
-    """A row per point, or per recipe the last one."""
+    """One row per point, or only the last point of each recipe."""
     rows = [
         [
             name,
@@ -192,7 +192,7 @@ def results_table(points: dict[str, list[Point]], *, last: bool) -> str:
 
 
 def draw_curves(points: dict[str, list[Point]], floor: float, real: float, file: Path) -> None:
-    """Fréchet distance and recognised share against the operations spent."""
+    """Plot the Fréchet distance and the recognised share against the number of operations."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -271,7 +271,7 @@ def evaluate(
     device: str,
     cache: Path,
 ) -> tuple[dict[str, list[Point]], str, dict[str, Any]]:
-    """What the command draws, prints and writes."""
+    """The plot, the text and the results of the command."""
     training, test = load_images(data, "train"), load_images(data, "test")
     window(num_samples, 0, min(len(training), len(test)))
     plans = {recipe: plan(recipe, training, tflop * TERA, common) for recipe in recipes}

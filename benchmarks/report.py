@@ -1,4 +1,4 @@
-"""What the benchmarks share: tables, errors, files and pictures."""
+"""Functions that the benchmarks share, for tables, errors, files and pictures."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def _plus_minus(value: float, error: float, digits: int) -> str:
 
 
 def check_target(option: str, file: Path | None) -> None:
-    """`InputError` unless the file could be written; called before any work."""
+    """Raise `InputError` unless the file can be written; for a check before the work."""
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         raise InputError(f"{option} {file}: expected a path of a file in a folder that exists")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """UTF-8, indented; the file appears whole or not at all."""
+    """Write indented JSON in UTF-8; the file appears complete or not at all."""
     with replaced_file(file) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def save_picture(target: Path, rows: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
-    """A PNG of rows of images (C, H, W)."""
+    """Write a PNG with rows of images (C, H, W)."""
     pictures = to_pil(torch.from_numpy(np.stack([i for row in rows for i in row])) / 127.5 - 1)
     grid = make_grid(pictures, len(rows[0]), upscale=viewing_scale(pictures[0]))
     with replaced_file(target) as temporary:

@@ -1,4 +1,4 @@
-"""The speed of sampling on this machine, also as a share of what the machine can do.
+"""The speed of sampling on this machine, also as a share of the machine's peak rate.
 
 ``python benchmarks/sampling.py``; see benchmarks/README.md.
 """
@@ -32,7 +32,7 @@ IMPORTS = ("torch", "cdrl_infer", "cdrl_infer.pipeline")
 
 
 def seconds(work: Callable[[], object], at_least: float = 0.3) -> float:
-    """Seconds of one call, measured over as many calls as fill ``at_least`` seconds."""
+    """Seconds per call, measured over enough calls to take ``at_least`` seconds."""
     calls, start = 0, time.perf_counter()
     while True:
         work()
@@ -62,7 +62,7 @@ def machine_work() -> dict[str, tuple[Callable[[], object], float]]:
 def gradient_work(pipe: CDRLPipeline, batch_size: int) -> tuple[Callable[[], object], float]:
     """One gradient of the energy for a batch at the middle level, and its operations.
 
-    Operations are those of convolutions and matrix products, forward and backward.
+    It counts convolutions and matrix products, forward and backward.
     """
     model = pipe.model
     level = model.schedule.level((model.schedule.num_levels + 1) // 2, pipe.device)
@@ -80,7 +80,7 @@ def gradient_work(pipe: CDRLPipeline, batch_size: int) -> tuple[Callable[[], obj
 
 
 def cold_sample(model: Path, images: int) -> float:
-    """Wall seconds of ``cdrl-sample`` in a new process, to a PNG on the disk."""
+    """Wall seconds of ``cdrl-sample`` in a new process, until the PNG is on the disk."""
     with tempfile.TemporaryDirectory() as folder:
         entry = "from cdrl_infer.cli.sample import main; main()"
         arguments = ["--model", str(model), "-n", str(images), "--device", "cpu"]

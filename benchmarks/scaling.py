@@ -1,7 +1,7 @@
-"""What training costs, by the code's own counter: the tables of docs/scaling.md.
+"""The cost of training, from `cdrl_train.cost`: the tables of docs/scaling.md.
 
-``python benchmarks/scaling.py``; needs no data, no GPU and no memory to speak of; some minutes.
-``--measure PRESET`` times a preset on two processes beside what the model of several processes says.
+``python benchmarks/scaling.py`` needs no data, no GPU and little memory, and takes some minutes.
+``--measure PRESET`` times a preset on two processes, and compares the time with the prediction.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HEADER = [
 
 
 def of_preset(name: str) -> Cost:
-    """Of a preset with the data it is meant for."""
+    """The cost of a preset with its own kind of data."""
     config = preset(name)
     return count(config, *expected(config.data.source, config.data))
 
@@ -58,13 +58,13 @@ def of_preset(name: str) -> Cost:
 def step_seconds(
     work: Work, exchanged: int, processes: int, *, rate: float, bandwidth: float
 ) -> tuple[float, float]:
-    """Of one step on several processes: computing, and the exchange that is not hidden behind it.
+    """Seconds of one step on several processes: computation plus exchange, without overlap.
 
-    ``t(P) = F / (P R) + 2 (P - 1)/P · G / W``: F operations shared, at R a second each; G bytes of
-    gradients in a ring all-reduce over links of W bytes a second.
+    ``t(P) = F / (P R) + 2 (P - 1)/P · G / W``. P processes share F operations and make R operations per
+    second each. A ring all-reduce sends G bytes of gradients over links of W bytes per second.
 
     Args:
-        work: of the whole batch.
+        work: the work for the whole batch, F.
         exchanged: G.
         processes: P.
         rate: R.
@@ -75,7 +75,7 @@ def step_seconds(
 
 
 def preset_rows(costs: dict[str, Cost]) -> list[list[str]]:
-    """A row for each phase of each preset."""
+    """One row for each phase of each preset."""
     rows = []
     for name, cost in costs.items():
         config = preset(name)
@@ -100,7 +100,7 @@ def preset_rows(costs: dict[str, Cost]) -> list[list[str]]:
 
 
 def sample_rows(costs: dict[str, Cost]) -> list[list[str]]:
-    """A row for each preset."""
+    """One row for each preset."""
     rows = []
     for name, cost in costs.items():
         config = preset(name)
@@ -131,7 +131,7 @@ def hour_rows(costs: dict[str, Cost]) -> list[list[str]]:
 
 
 def variants() -> dict[str, tuple[TrainConfig, ImageShape]]:
-    """The base with one thing changed."""
+    """The base configuration with one change each."""
     config, image = preset(BASE), ImageShape(3, 32, 32)
     return {
         "as it is": (config, image),
@@ -167,7 +167,7 @@ def growth_rows(costs: dict[str, Cost]) -> list[list[str]]:
 
 
 def process_rows(cost: Cost, batch: int, rate: float) -> list[list[str]]:
-    """Seconds a step and efficiency of P processes over each link."""
+    """Seconds per step and efficiency of P processes, for each link."""
     work = cost.phases[-1]
     if work is None:
         raise ValueError(cost)
@@ -185,9 +185,9 @@ def process_rows(cost: Cost, batch: int, rate: float) -> list[list[str]]:
 
 
 def measured_row(name: str, found: Measured, work: Work) -> list[str]:
-    """What several processes took, and what `step_seconds` says of them.
+    """The time of several processes, and the prediction of `step_seconds`.
 
-    R is that of one process, W that of an all-reduce of the gradients' size.
+    R is the measured rate of one process. W is the measured rate of an all-reduce of this size.
     """
     one, several = statistics.median(found.one), statistics.median(found.several)
     computing, exchange = step_seconds(
@@ -214,7 +214,7 @@ def measured_row(name: str, found: Measured, work: Work) -> list[str]:
 
 
 def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, dict[str, Any]]:
-    """The table of presets on one process and on two, and what was measured."""
+    """The table of presets on one process and on two, and the measurements."""
     rows, found = [], {}
     for name in names:
         config = preset(name)
@@ -238,7 +238,7 @@ def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, di
 
 
 def _three(value: float) -> str:
-    """Three digits, no exponent."""
+    """A number with three digits and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 

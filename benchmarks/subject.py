@@ -1,4 +1,4 @@
-"""What a benchmark is about: a model, and the data that it is compared with."""
+"""The subject of a benchmark: a model, and the data to compare it with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Subject:
     """A model, and the training and test images of the data.
 
     Args:
-        digest: of the model.
+        digest: the digest of the model.
     """
 
     pipe: CDRLPipeline
@@ -59,16 +59,16 @@ class Subject:
 
     @classmethod
     def load(cls, model: str | None, data: str, device: str, labels: bool = True) -> Subject:
-        """Read both.
+        """Read the model and the data.
 
         Args:
             model: a bundled name or a folder.
-            data: as `cdrl-train` takes it.
+            data: see the option ``--data`` of `cdrl-train`.
             device: where the model runs.
             labels: whether the model must have the labels of the data.
 
         Raises:
-            InputError: one of them is missing, or they do not fit each other.
+            InputError: the model or the data are missing, or they do not fit each other.
         """
         folder = find_model(model)
         pipe = CDRLPipeline.from_pretrained(folder).to(device)
@@ -79,17 +79,17 @@ class Subject:
         return cls(pipe, model_digest(folder), train, test)
 
     def judge(self, cache: Path, recipe: Recipe) -> tuple[Classifier, float, str | None]:
-        """A classifier of the data, its share of test images, and a warning if that is small."""
+        """The judge, the share of test images that it recognises, and a warning if the share is small."""
         judge, real = load_or_train(cache, self.train, self.test, recipe, progress=True)
         return judge, real, judge_warning(real)
 
     def steps(self, text: str) -> Steps:
-        """K from the command line, where "model" is the model's own."""
+        """K from the command line; "model" stands for the model's default."""
         return parse_steps(text, self.pipe.model.sampler.langevin_steps)
 
     @property
     def title(self) -> str:
-        """The model, for the head of a report."""
+        """The name of the model, for the head of a report."""
         return f"Model {self.pipe.name} ({self.digest})"
 
     def facts(self, **of_model: Any) -> dict[str, Any]:
@@ -103,10 +103,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class SamplePools:
-    """Samples of a model, the labels in turn; kept on disk and extended.
+    """Samples of a model with balanced labels, with a cache on disk that grows.
 
     Args:
-        digest: of the model, in the files' names.
+        digest: the digest of the model, for the names of the files.
     """
 
     pipe: CDRLPipeline
@@ -127,10 +127,10 @@ class SamplePools:
             steps: K.
             repeat: r.
             count: N.
-            scale: of guidance.
+            scale: the guidance scale.
 
         Raises:
-            InputError: the model no longer draws what is on the disk.
+            InputError: the model does not draw the samples on the disk any more.
         """
         samples = Samples(
             self.pipe, langevin_steps=steps, guidance_scale=scale, batch_size=self.batch_size

@@ -1,4 +1,4 @@
-"""How far models of the checkerboard are from it, by number of Langevin steps.
+"""How far models of the checkerboard are from the truth, for several numbers of Langevin steps.
 
 ``python benchmarks/toy2d.py --model toy/model``; see benchmarks/README.md.
 """

@@ -1,4 +1,4 @@
-"""Images a second of a training step with Langevin chains, against a plain transcription, and why.
+"""The speed of training with Langevin chains, compared with a plain transcription; and the reasons.
 
 ``python benchmarks/training.py --data fashion_mnist.npz``; see benchmarks/README.md.
 """
@@ -53,14 +53,14 @@ class Runner:
 
     Args:
         work: a `Trainer` or a `Transcription`.
-        patch: entered around its steps.
+        patch: a context around its steps.
     """
 
     work: Any
     patch: Patch = nullcontext
 
     def seconds(self, steps: int, clock: Clock) -> float:
-        """Seconds of a step, as the mean of so many."""
+        """Mean seconds per step over this number of steps."""
         with self.patch():
             started = clock()
             for _ in range(steps):
@@ -72,20 +72,20 @@ class Runner:
 
 
 def placed_in_default_layout(state: TrainState, network: Any) -> Any:
-    """In place of `TrainState._place`: the network in the default layout."""
+    """Replaces `TrainState._place`: it leaves the network in the default layout."""
     return in_default_layout(network).to(state.device)
 
 
 class Live:
-    """The network that is trained, for Langevin: its weights are in the graph, and every pass computes
-    its conditioning again."""
+    """The network in training, used for Langevin. Its weights are in the graph, and every pass computes
+    the conditioning again."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
         self.output_unit = network.output_unit
 
     def condition(self, level: Level, labels: Tensor | None = None) -> Any:
-        """What to compute it from in each pass."""
+        """The arguments from which each pass computes the conditioning."""
         return level, labels
 
     def __call__(self, y: Tensor, condition: Any) -> Tensor:
@@ -96,19 +96,19 @@ class Live:
 
 @contextmanager
 def norms_recomputed(network: nn.Module) -> Iterator[None]:
-    """In place of `cdrl_train.spectral.normalised`: σ is left alone, and W / σ(W) is not kept."""
+    """Replaces `cdrl_train.spectral.normalised`: it does not update σ and does not keep W / σ(W)."""
     network.eval()
     yield
 
 
 def energy_evaluated_twice(energy: Any, pair: Any, level: Level) -> Any:
-    """In place of a score matching loss whose E(y⁺) serves the contrastive loss too."""
+    """Replaces the score matching loss, so that the contrastive loss must compute E(y⁺) again."""
     matching = score_matching_loss(energy, pair, level)
     return matching._replace(energy=energy(pair.y, level))
 
 
 def one_by_one(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The moving average of one tensor."""
+    """Updates the moving averages tensor by tensor."""
 
     def average(averaged: Tensor, current: Tensor, count: Tensor) -> Tensor:
         n = int(count)
@@ -119,7 +119,7 @@ def one_by_one(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def runners(config: TrainConfig, data: ImageSet, device: torch.device) -> dict[str, Runner]:
-    """The trainer, the transcription twice, and the trainer without each of its measures."""
+    """The trainer, the transcription twice, and the trainer without each of its optimisations."""
     folder = Path(tempfile.gettempdir())  # nothing is written there
     patch = mock.patch.object
 
@@ -164,9 +164,9 @@ def in_turns(
     clock: Clock = time.perf_counter,
     tell: Callable[[str], object] = lambda text: None,
 ) -> dict[str, list[float]]:
-    """Seconds of a step of each, round by round, after a round to warm up.
+    """Seconds per step of each runner in each round, after a round to warm up.
 
-    Every round starts with another one, so that none always follows the same.
+    Every round starts with another runner, so no runner always follows the same one.
     """
     names = [*found]
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -184,12 +184,12 @@ def in_turns(
 
 
 def quotients(seconds: dict[str, list[float]], name: str) -> list[float]:
-    """How many times as many images a second the trainer does, round by round."""
+    """The speed of the trainer divided by that of another runner, for each round."""
     return [b / a for a, b in zip(seconds[OURS], seconds[name], strict=True)]
 
 
 def speed_rows(seconds: dict[str, list[float]], batch: int) -> list[list[str]]:
-    """A row for each runner."""
+    """One row for each runner."""
     rows = []
     for name, spent in seconds.items():
         ratios = quotients(seconds, name)
@@ -205,7 +205,7 @@ def speed_rows(seconds: dict[str, list[float]], batch: int) -> list[list[str]]:
 
 
 def part_rows(ours: dict[str, float], plain: dict[str, float]) -> list[list[str]]:
-    """A row for each part, and their sum."""
+    """One row for each part, and their sum."""
     sums = sum(ours.values()), sum(plain.values())
     rows = [
         [part, *_milliseconds(ours[part], sums[0]), *_milliseconds(plain[part], sums[1])]
@@ -219,10 +219,10 @@ def _milliseconds(seconds: float, whole: float) -> tuple[str, str]:
 
 
 def configured(name: str, assignments: Sequence[str]) -> TrainConfig:
-    """The last phase of a preset with options changed.
+    """The last phase of a preset, with some options changed.
 
     Raises:
-        InputError: a phase without Langevin chains.
+        InputError: the phase has no Langevin chains.
     """
     config = preset(name).override(list(assignments))
     last = config.phases[-1]
@@ -277,7 +277,7 @@ def evaluate(
     clock: str = "wall",
     tell: Callable[[str], object] = lambda text: None,
 ) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes."""
+    """The text that the command prints, and the results that it writes."""
     found = runners(config, data, device)
     seconds = in_turns(found, steps, rounds, CLOCKS[clock], tell)
     ours, plain = (

@@ -1,7 +1,7 @@
-"""A step with Langevin chains as the method says it: what the trainer's own step is timed against.
+"""A plain transcription of a training step with Langevin chains, to compare the trainer's speed with.
 
-The same networks and the same mathematics, with nothing done for speed, see `Transcription`. It is not a
-second trainer: it keeps no state, has no guard and runs on one process.
+It has the same networks and the same mathematics, without optimisations for speed; see `Transcription`.
+It is not a second trainer: it saves no state, has no divergence guard and runs on one process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cdrl_train.spectral import add_spectral_norm, power_iteration
 
 
 def in_default_layout(network: nn.Module) -> nn.Module:
-    """Undo what a network does for channels last: its first convolution gets contiguous images."""
+    """Undo a network's channels-last layout: its first convolution gets contiguous images."""
     for name, layer in network.named_modules():
         if name.rpartition(".")[2] == "stem":
             layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
@@ -36,14 +36,14 @@ class Transcription:
     """The last phase of a run, "cooperative" or "drl", step by step.
 
     It computes in float32 and the default layout. Every pass through the EBM computes its conditioning
-    and, with spectral norm, W / σ(W) again. Langevin differentiates the network that is trained, with its
-    weights in the graph. Averages are updated one tensor after the other.
+    again and, with spectral norm, W / σ(W). Langevin differentiates the network in training, with its
+    weights in the graph. It updates the averages tensor by tensor.
 
-    Random numbers are drawn in the trainer's order, so a step can be compared value by value.
+    It draws random numbers in the trainer's order, so tests can compare a step value by value.
 
     Args:
         config: the run; its precision, `accumulate` and `compile` are ignored.
-        stream: its data.
+        stream: the data of the run.
         whole_backward: Langevin calls ``backward()``, which also computes the gradients of all weights,
             instead of the gradient in y alone.
     """
@@ -162,7 +162,7 @@ class Transcription:
     def _ebm_loss(
         self, y_plus: Tensor, y_minus: Tensor, noise: Tensor, level: Level, labels: Tensor | None
     ) -> Tensor:
-        """``mean_w [log p(y⁻) - log p(y⁺)]``, and score matching if the run keeps it on."""
+        """``mean_w [log p(y⁻) - log p(y⁺)]``, plus score matching if the run uses it."""
         if self.objective.weight == "paper":
             weight = level.step_variance * self.sigma_1 / level.noise_variance.sqrt()
         else:
@@ -191,7 +191,7 @@ class Transcription:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """``W_ema ← d W_ema + (1-d) W``; the first time a copy."""
+        """``W_ema ← d W_ema + (1-d) W``; the first call copies W."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0
         for average, network in zip(self.averages, self.networks, strict=True):
             for kept, value in zip(average.parameters(), network.parameters(), strict=True):

@@ -1,7 +1,7 @@
-"""Seconds of a training step on one process and on several of this machine, and what was predicted.
+"""Seconds of a training step on one process and on several processes of this machine.
 
-``python benchmarks/scaling.py --measure toy-2d --measure fashion-mnist``. This file is also the program
-of one process: ``python benchmarks/two_processes.py JOB.json``, with the environment of `torchrun`.
+``python benchmarks/scaling.py --measure toy-2d --measure fashion-mnist`` uses it. Each process runs
+``python benchmarks/two_processes.py JOB.json`` in the environment of `torchrun`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXCHANGES = 10  # all-reduces timed, after one to warm up
 
 
 class Spent(NamedTuple):
-    """Seconds, one observation each; of several processes, the first one's."""
+    """Measured seconds, one per observation; with several processes, from the first process."""
 
     steps: list[float]  # of a training step
     exchanges: list[float]  # of an all-reduce of the gradients' size; none on one process
@@ -44,13 +44,13 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """One preset on one process and on P, in turns.
+    """The times of one preset on one process and on P processes.
 
     Args:
         processes: P.
-        batch_size: images of a step, all processes together.
+        batch_size: images per step of all processes together.
         exchanged: G, bytes of gradients.
-        one, several: seconds of a step, of each step of each round.
+        one, several: seconds of each step of each round.
         exchanges: seconds of an all-reduce of G bytes.
     """
 
@@ -63,7 +63,7 @@ class Measured:
 
     @property
     def bandwidth(self) -> float:
-        """W, bytes a second of a ring all-reduce: ``2 (P - 1)/P · G / t``."""
+        """W, the bytes per second of a ring all-reduce: ``2 (P - 1)/P · G / t``."""
         share = (self.processes - 1) / self.processes
         return 2 * share * self.exchanged / statistics.median(self.exchanges)
 
@@ -79,19 +79,19 @@ def measure(
     rounds: int = 3,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Measured:
-    """Time steps of a run's last phase on noise, one thread a process, the same batch on 1 process and P.
+    """Time steps of a run's last phase on noise: the same batch on 1 and on P processes of one thread.
 
     Args:
         config: the run.
-        image, num_classes: of its data.
+        image, num_classes: the shape of the images and the attributes of the data.
         exchanged: G, bytes of gradients.
         processes: P.
-        steps: timed by each in a round, after one to warm up.
-        rounds: of new processes each.
-        tell: hears of each round.
+        steps: timed steps per round, after one step to warm up.
+        rounds: number of rounds; each starts new processes.
+        tell: called with a message for each round.
 
     Raises:
-        CDRLError: a process failed; the text is the last line that it wrote.
+        CDRLError: a process failed; the message is the last line that it wrote.
     """
     job = {
         "config": config.to_dict(),
@@ -111,7 +111,7 @@ def measure(
 
 
 def run(job: dict[str, object], processes: int) -> Spent:
-    """New processes do a job together."""
+    """Start new processes that do a job together."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
@@ -149,12 +149,12 @@ def run(job: dict[str, object], processes: int) -> Spent:
 
 
 def said(job: Path, rank: int) -> Path:
-    """What a process wrote."""
+    """The text that a process wrote."""
     return job.with_name(f"{rank}.log")
 
 
 def work(file: Path) -> None:
-    """Do a job as one of its processes; the first one leaves what it found beside the job."""
+    """Do a job as one of its processes; the first process writes the results next to the job file."""
     torch.set_num_threads(1)
     job = json.loads(file.read_text(encoding="utf-8"))
     config = TrainConfig.from_dict(job["config"])
