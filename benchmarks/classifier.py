@@ -18,7 +18,7 @@ from cdrl_infer.files import replaced_file
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.evaluation.classifier import Classifier
 
-JUDGE_AT_LEAST = 0.91  # of real test images, on Fashion-MNIST
+JUDGE_AT_LEAST = 0.91  # share of real test images of Fashion-MNIST
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.classifier import Classifier
 from cdrl_train.evaluation.sampling import pixels
 
-JUDGE_SEED = 2  # of the judge's training images, which have all pairs, unlike the model's
+JUDGE_SEED = 2  # seed of the judge's training images; they have all pairs, the model's do not
 COLUMNS = ("composed", "initializer alone", "one attribute", "joint label")
 Draw = Callable[[Expression, range], CDRLPipelineOutput]
 

@@ -98,8 +98,8 @@ class Scores(NamedTuple):
     fill: str
     labels: str  # "given", "none"
     best: NDArray[np.float64] | None  # RMS error of the best of S samples
-    mean: NDArray[np.float64] | None  # of their mean
-    one: NDArray[np.float64]  # of one sample, the mean over S
+    mean: NDArray[np.float64] | None  # RMS error of the mean of S samples
+    one: NDArray[np.float64]  # RMS error of one sample, mean over S
     judged_one: NDArray[np.float64]  # share of samples given the true label
     judged_majority: NDArray[np.float64] | None  # is the label named most often the true one?
 
@@ -144,7 +144,7 @@ class Painter:
     test: ImageSet  # the N images
     samples: int
     cache: Path
-    prefix: str  # of the files: model and data
+    prefix: str  # prefix of the files' names: model and data
     batch_size: int
     restarts: int = 0
     progress: bool = False
@@ -298,8 +298,8 @@ def evaluate(
 class Found(NamedTuple):
     """The results of `measure`."""
 
-    scores: dict[str, list[Scores]]  # of each kind of mask
-    lines: dict[int, list[Bytes]]  # of the picture, by image
+    scores: dict[str, list[Scores]]  # by kind of mask
+    lines: dict[int, list[Bytes]]  # rows of the picture, by image
     kept_exactly: bool  # are known pixels the input's?
     all_differ: bool  # do the samples of an image differ?
 

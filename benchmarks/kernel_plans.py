@@ -87,7 +87,7 @@ class WarmUp:
 
     step_scale: list[float]
     acceptance: list[float]
-    gradients: int  # of single images, in all
+    gradients: int  # total number; a gradient of one image counts as one
     seconds: float
 
 

@@ -230,8 +230,8 @@ class Found(NamedTuple):
     """The results of the benchmark."""
 
     rows: list[Row]
-    default: Row  # the default score's
-    best: Row  # of the unsupervised detectors
+    default: Row  # the default score
+    best: Row  # the best unsupervised detector
     aims: list[tuple[str, bool]]
     alarms: dict[str, tuple[float, float]]  # share of test images and its error, by score
     pixels: dict[str, Interval]  # pixel AUROC, by map

@@ -18,8 +18,8 @@ from cdrl_train.evaluation.classifier import BATCH, Classifier
 from cdrl_train.evaluation.ood_metrics import Floats
 
 PYTORCH_OOD = "pytorch-ood "  # what its detectors' names begin with
-RIDGE = 1e-4  # of the pixels' mean variance, added to the variance of every direction
-EXPLAINED = 0.95  # of the variance, by the principal components that are kept
+RIDGE = 1e-4  # this share of the pixels' mean variance is added to every variance
+EXPLAINED = 0.95  # the share of the variance that the kept principal components explain
 
 Kind = Literal["score", "unsupervised", "labels"]
 

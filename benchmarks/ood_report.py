@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """The results of one detector."""
 
     detector: Detector
-    results: list[list[Interval]]  # of each set, each metric
+    results: list[list[Interval]]  # for each set, one result per metric
     draws: Floats  # (sets, R) AUROC of the resamplings
 
     def mean(self, sets: Sequence[OutSet], additional: bool = False) -> Interval:

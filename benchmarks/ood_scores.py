@@ -38,7 +38,7 @@ class ModelScores:
 
     pipe: CDRLPipeline
     statistics: ReferenceStatistics
-    digest: str  # of model and statistics
+    digest: str  # digest of the model and the statistics
     batch_size: int
 
     name: ClassVar[str] = "scores"
@@ -61,7 +61,7 @@ class HeatMaps:
     """Computes the model's heat maps of images."""
 
     pipe: CDRLPipeline
-    digest: str  # of model and seed
+    digest: str  # digest of the model and the seed
     seed: int
     batch_size: int
     name: ClassVar[str] = "maps"

@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     """A recipe with the numbers of steps that give the wanted cost."""
 
     config: TrainConfig
-    step_flops: tuple[int, ...]  # of a step of each phase
+    step_flops: tuple[int, ...]  # operations of a step, by phase
 
     def flops(self, step: int) -> int:
         """The operations of the first ``step`` steps."""
@@ -79,7 +79,7 @@ class Point(NamedTuple):
     flops: int
     images: int
     hours: float  # in steps, on as many cores as there were
-    recognised: float  # of the samples, 0 … 1
+    recognised: float  # share of the samples, 0 … 1
     distance: list[float]  # a value per repeat
 
 

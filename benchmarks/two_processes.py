@@ -38,8 +38,8 @@ EXCHANGES = 10  # all-reduces timed, after one to warm up
 class Spent(NamedTuple):
     """Measured seconds, one per observation; with several processes, from the first process."""
 
-    steps: list[float]  # of a training step
-    exchanges: list[float]  # of an all-reduce of the gradients' size; none on one process
+    steps: list[float]  # seconds of a training step
+    exchanges: list[float]  # seconds of an all-reduce of the gradients; empty for one process
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-FLOAT = torch.float32  # of all draws, whatever the default dtype is
+FLOAT = torch.float32  # the type of all draws; it does not depend on the default dtype
 
 
 class RandomSource(Protocol):

@@ -130,8 +130,8 @@ def test_sets_of_others(tmp_path: Path) -> None:
     for sources, expected in (
         (["letters"], "must be NAME=DATA"),
         (["=x.npz"], "must be NAME=DATA"),
-        (["constant=x.npz"], "two sets of the name 'constant'"),
-        ([source, source], "two sets of the name 'letters'"),
+        (["constant=x.npz"], "two sets have the name 'constant'"),
+        ([source, source], "two sets have the name 'letters'"),
         (["a=nowhere.npz"], "no data at 'nowhere.npz'"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -19,7 +19,7 @@ from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import STATISTICS, random_order
 from cdrl_train.data.image_set import ImageSet
 
-KINDS = (".json", ".safetensors")  # of the files that make up a model
+KINDS = (".json", ".safetensors")  # the suffixes of a model's files
 SEED_STRIDE = 1_000_000  # sample k of repeat r is drawn from seed r · SEED_STRIDE + k
 Bytes = NDArray[np.uint8]  # (N, C, H, W)
 Steps = int | Sequence[int]
