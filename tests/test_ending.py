@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from cdrl_train.engine.distributed import make_accelerator
+from cdrl_train.engine.ending import one_of_several
+
 PROGRAM = """
 import atexit, os, click
 from cdrl_infer.errors import InputError
@@ -30,6 +33,8 @@ def test_one_of_several_ends_with_its_code(
     arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ended(world: str) -> subprocess.CompletedProcess[str]:
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "0")
         monkeypatch.setenv("WORLD_SIZE", world)
         command = [sys.executable, "-c", PROGRAM, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
@@ -38,3 +43,15 @@ def test_one_of_several_ends_with_its_code(
     assert (several.returncode, several.stdout) == (code, "done\n")
     assert ("run: error: expected good, got bad" in several.stderr) == (code == 2)
     assert ended("1").returncode < 0  # which shuts down as always
+
+
+@pytest.mark.parametrize(
+    "left", [{"LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "4"}, {"WORLD_SIZE": "x"}]
+)
+def test_leftovers_of_launchers_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+) -> None:
+    for name, value in {**left, "ACCELERATE_USE_DEEPSPEED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert make_accelerator().num_processes == 1
+    assert not one_of_several()

@@ -12,6 +12,7 @@ through the network the exchange is short.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from torch.nn import functional
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.optional import needed
 from cdrl_train.config import Precision
+from cdrl_train.engine.ending import RANKS, launched
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,13 +84,14 @@ def make_accelerator(
         AcceleratorState._reset_state()
     if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    accelerator = Accelerator(
-        cpu=device is not None and device.type == "cpu",
-        mixed_precision=MIXED[precision],
-        log_with=list(trackers) or None,
-        project_config=ProjectConfiguration(logging_dir=None if logs is None else str(logs)),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    with _no_leftovers():
+        accelerator = Accelerator(
+            cpu=device is not None and device.type == "cpu",
+            mixed_precision=MIXED[precision],
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(logging_dir=None if logs is None else str(logs)),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
     if device is not None and accelerator.device.type != device.type:
         raise InputError(
             f"expected to train on {device}, but this process has {accelerator.device}; leave the device "
@@ -126,6 +129,23 @@ def fastest_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
 def precision_of(accelerator: Accelerator) -> Literal["float32", "bfloat16"]:
     """The precision that `make_accelerator` gave it."""
     return "bfloat16" if accelerator.mixed_precision == MIXED["bfloat16"] else "float32"
+
+
+@contextmanager
+def _no_leftovers() -> Iterator[None]:
+    """Hide the environment's variables that accelerate would obey although no launcher set them now."""
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in RANKS and not launched())
+        or (name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU")
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def shares(batch_size: int, *, process: int, processes: int, parts: int, name: str) -> list[slice]:

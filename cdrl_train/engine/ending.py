@@ -13,10 +13,19 @@ from typing import Any, NoReturn
 
 from cdrl_infer.cli.command import OneLineErrors
 
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+
+
+def launched() -> bool:
+    """Whether a launcher started this process; others may leave some of its variables behind."""
+    return (
+        all(os.environ.get(name, "").isdecimal() for name in RANKS) and "MASTER_ADDR" in os.environ
+    )
+
 
 def one_of_several() -> bool:
     """Whether `torchrun` or `accelerate launch` started this process together with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return launched() and os.environ["WORLD_SIZE"] != "1"
 
 
 def end_process(code: int) -> NoReturn:
