@@ -136,8 +136,8 @@ def test_sets_of_others(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=expected):
             ood_sets.read_sets(sources, (1, SIDE, SIDE), 12, 0)
-    with pytest.raises(InputError, match=r"expected images \(3, 8, 8\).*got \(1, 8, 8\)"):
-        ood_sets.read_sets([source], (3, SIDE, SIDE), 12, 0)
+    with pytest.raises(InputError, match=r"shape \(1, 9, 9\).*got \(1, 8, 8\)"):
+        ood_sets.read_sets([source], (1, 9, 9), 12, 0)
 
 
 # The baselines
