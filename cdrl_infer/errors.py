@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST = 1000  # characters of a message
+LINE_ENDS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class CDRLError(Exception):
@@ -65,7 +67,7 @@ def shown(text: object, limit: int = 200) -> str:
         limit: the most characters to show; a longer text lacks its middle. Its end often says how to
             mend an error.
     """
-    line = " ".join(str(text).split())
+    line = LINE_ENDS.sub(" ", str(text)).strip()
     cut = line if len(line) <= limit else f"{line[: limit // 2]}…{line[-(limit // 2) :]}"
     return printable(cut)
 

@@ -130,7 +130,7 @@ def test_operators_refuse_what_is_no_concept() -> None:
         with pytest.raises(InputError, match="expected a concept or an expression"):
             make()
     for weight in (0, math.nan, math.inf, "2", None):
-        with pytest.raises(InputError, match="a weight must be a finite number other than 0"):
+        with pytest.raises(InputError, match="a weight must be a finite number"):
             RED**weight  # type: ignore[operator]
     assert RED**-1 == ~RED
     with pytest.raises(InputError, match=r"weight of 'red \| blue' must be positive, got -2"):

@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_old_files(
     def full_disk(self: Path, *given: Any, **options: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     result = run(
         *("--model", model, "--data", data, "--metrics", "accuracy", "--classifier", classifier),
         *("-n", 20, "--cache", tmp_path / "cache", "--out", out, "--update-card"),
