@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from score_fixtures import calibrated as calibrated
+from score_fixtures import pixels
 from torch import Tensor
 
 from cdrl_infer.model import CDRLModel, ImageShape
@@ -24,8 +26,6 @@ from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring.detector import CDRLDetector
 from cdrl_infer.scoring.reference import measure
 from cdrl_infer.scoring.scorer import Scorer
-from tests.score_fixtures import calibrated as calibrated
-from tests.score_fixtures import pixels
 
 
 @contextmanager
