@@ -106,7 +106,7 @@ class KnownPixels:
     masks: Tensor
 
     def of(self, part: slice, device: torch.device) -> KnownPixels:
-        """Those of some of the samples, one each."""
+        """Select the pixels for some samples."""
         count = part.stop - part.start
         return KnownPixels(
             *(
@@ -116,7 +116,7 @@ class KnownPixels:
         )
 
     def pinned(self, schedule: NoiseSchedule, random: RandomSource) -> PinnedPixels:
-        """The same at every level."""
+        """Add each level's noise."""
         return PinnedPixels.draw(2 * self.images - 1, self.masks, schedule, random)
 
     def kept(self, images: Tensor) -> Tensor:

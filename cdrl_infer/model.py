@@ -67,7 +67,7 @@ class ImageShape:
     """Channels, height and width of the images of a model, each at least 1.
 
     Raises:
-        ConfigError: a size that is not positive, or more than `MAX_VALUES` in an image.
+        ConfigError: a size is not positive, or an image exceeds `MAX_VALUES`.
     """
 
     channels: int

@@ -29,9 +29,9 @@ def needed(package: str, purpose: str, extra: str = "") -> Iterator[None]:
             raise InputError(f"{purpose} {package}: pip install {name}") from None
         reason = f"{type(error).__name__}: {shown(error, 120)}"
         beside = listing(f"{other} {_installed(other)}" for other in _requirements(package))
-        wrong = listing(misfits, 3) or f"it does not fit what is installed: {beside}"
+        wrong = listing(misfits, 3) or f"{package} does not fit the installed {beside}"
         raise InputError(
-            f"{purpose} {package}, but the installed {package} {found} cannot be imported "
+            f"{purpose} {package}, but {package} {found} cannot be imported "
             f"({reason}); {wrong}; install versions that fit: pip install --upgrade {name}"
         ) from error
 
@@ -71,7 +71,7 @@ def _misfits(package: str) -> list[str]:
             if found is None or not SpecifierSet(allowed).contains(found, prereleases=True):
                 has = found or "none"
                 wrong.append(
-                    f"{name} {_installed(name)} needs {other}{allowed}, installed is {has}"
+                    f"{name} {_installed(name)} needs {other}{allowed}, but {has} is installed"
                 )
             elif other not in seen:
                 seen.add(other)

@@ -58,7 +58,7 @@ class SamplingOptions:
             on an accelerator.
 
     Raises:
-        InputError: a value that is not valid.
+        InputError: a value is not valid.
     """
 
     num_images: int | None = None

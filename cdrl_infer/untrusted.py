@@ -253,7 +253,7 @@ class StoredTensors:
 
 
 def to_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with a digest in its metadata; the same bytes for the same tensors."""
+    """A safetensors file with a digest in its metadata. Equal arguments give equal bytes."""
     content = to_safetensors(tensors, metadata={**metadata, DIGEST: _digest(tensors)})
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])

@@ -67,12 +67,12 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     default=1,
     show_default=True,
     metavar="R",
-    help="Repeat with other seeds and other real images, for error bars.",
+    help="Measure R times, with other seeds and images, for error bars.",
 )
 @click.option(
     "--langevin-steps",
     metavar="K|K,K,…",
-    help="Steps of all transitions or of each. [the model's]",
+    help="Langevin steps per transition. [the model's]",
 )
 @click.option(
     "--guidance-scale",
@@ -98,13 +98,13 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 @click.option(
     "--floor/--no-floor",
     default=True,
-    help="Also compare images of the other split, in the samples' place. [yes]",
+    help="Also measure real images of the other split, as a floor. [yes]",
 )
 @click.option(
     "--outside",
     multiple=True,
     metavar="NAME=DATA",
-    help="Images to tell from the data, for ood; may be repeated.",
+    help="Images that ood tells from the data; may be repeated.",
 )
 @click.option(
     "--score",

@@ -23,7 +23,7 @@ NOT_CURVES = {"step", "phase", "event", "hours"}
 
 
 def tell(text: str) -> None:
-    """Print a line on stderr, above the bar if there is one; a terminal that is gone does not matter."""
+    """Print a line on stderr, above any progress bar. Do nothing if the terminal is closed."""
     with suppress(OSError):
         tqdm.write(printable(text), file=sys.stderr)
 

@@ -44,9 +44,9 @@ def test_sizes_are_compared_before_memory_is_taken(copied: Path) -> None:
     [
         (ROOT, {"colour": 1}, "unknown key 'colour', expected format_version"),
         (ROOT, {"sampling": 1}, "did you mean 'sampler'"),
-        (ROOT, {"format_version": 1}, r"format version 1 found, 3 expected; .*export the model ag"),
-        (ROOT, {"format_version": 2}, r"version 2 found, 3 expected; .*cdrl_infer.storage.upgrade"),
-        (ROOT, {"format_version": 4}, r"version 4 found, 3 expected by cdrl .*update it: pip"),
+        (ROOT, {"format_version": 1}, r"expected format version 3, found 1; .*export the model ag"),
+        (ROOT, {"format_version": 2}, r"version 3, found 2; .*cdrl_infer.storage.upgrade"),
+        (ROOT, {"format_version": 4}, r"version 3, found 4; update cdrl .*: pip"),
         (
             ROOT,
             {"format_version": 0},
@@ -245,7 +245,7 @@ def test_a_newer_format_names_the_version_that_reads_it(
     (copied / ROOT).write_text(
         json.dumps({"library": "cdrl", "format_version": 9, "library_version": writer})
     )
-    with pytest.raises(CheckpointError, match="format version 9 found, 3 expected") as caught:
+    with pytest.raises(CheckpointError, match="expected format version 3, found 9") as caught:
         load_model(copied)
     assert str(caught.value).endswith(f"pip install -U '{needed}")
 

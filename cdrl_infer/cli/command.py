@@ -117,8 +117,8 @@ IMPORT = click.option(
     expose_value=False,
     callback=_import_modules,
     metavar="MODULE",
-    help="Import a Python module first, one that registers a kernel, a network … of your own. It may "
-    "lie in the current folder. Repeatable.",
+    help="First import a module that registers your own parts, such as a kernel. It may lie in the "
+    "current folder. The option may be repeated.",
 )
 
 
@@ -192,7 +192,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """``("steps=3",)`` -> ``{"steps": 3}``; a value that is not JSON is a text.
 
     Raises:
-        InputError: a text that is not KEY=VALUE.
+        InputError: a text is not KEY=VALUE.
     """
     found: dict[str, Any] = {}
     for text in texts:

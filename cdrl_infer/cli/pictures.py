@@ -107,7 +107,7 @@ def overlay_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse to overwrite an image: the shell expands ``--plot *.png`` to one."""
+    """Refuse to overwrite an input image, as ``--plot *.png`` would do."""
     images = {path.resolve() for path in inputs}
     for output in outputs:
         if output.resolve() in images:

@@ -81,7 +81,7 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 @click.option("--grey", is_flag=True, help="Take the brightness of a coloured --inpaint picture.")
 @click.option("--seed", type=int, help="Seed of the first image; image k has seed + k. [a new one]")
 @click.option(
-    "--langevin-steps", metavar="K|K,…,K", help="For all transitions, or for each. [the model's]"
+    "--langevin-steps", metavar="K|K,…,K", help="Langevin steps per transition. [the model's]"
 )
 @click.option(
     "--kernel",

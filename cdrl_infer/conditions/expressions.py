@@ -71,7 +71,7 @@ class Expression(ABC):
 
     @abstractmethod
     def branches(self) -> list[Branch]:
-        """The alternatives, with every OR multiplied out.
+        """The alternatives after expanding every OR.
 
         Raises:
             InputError: there are more than `MAX_BRANCHES` alternatives.
@@ -224,8 +224,8 @@ def _parts(kind: type[And] | type[Or], value: object) -> tuple[Expression, ...]:
 def _check_branches(count: int) -> None:
     if count > MAX_BRANCHES:
         raise InputError(
-            f"an expression may have at most {MAX_BRANCHES} alternatives when every OR is multiplied "
-            f"out, got {count}"
+            f"an expression may have at most {MAX_BRANCHES} alternatives after expanding every OR, "
+            f"got {count}"
         )
 
 

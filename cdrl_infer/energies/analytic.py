@@ -162,7 +162,7 @@ class ExponentialGaussianEnergy(AnalyticEnergy):
     ``log p(u) = log ρ - ρ δ + ρ² v / 2 + log Φ(δ/√v - ρ √v)``, ``δ = u - a μ``.
 
     The mean is ``μ + 1/rate``, the variance ``ς² + 1/rate²`` and the third central moment ``2/rate³``.
-    The tail lies on the right, so tests find a wrong sign.
+    The skew lets tests find a wrong sign.
 
     Args:
         location: (D,) μ.

@@ -21,7 +21,7 @@ class RecoveryEnergy(Energy):
         self.x_t = x_t
 
     def at(self, level: Level) -> RecoveryPotential:
-        """(B, ...) -> (B,) nats."""
+        """The energy at a level."""
         return RecoveryPotential(self.prior.at(level), self.x_t, level)
 
 

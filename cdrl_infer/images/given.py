@@ -180,7 +180,7 @@ def layout(array: Array, shape: Shape) -> Any:
 
 
 def _read(image: Any, shape: Shape, resize: bool, grey: bool) -> Tensor:
-    """(C, H, W) float32 in [0, 1], of a picture, a path or an array (K, H, W)."""
+    """Read a picture, path or array (K, H, W) as float32 (C, H, W) in [0, 1]."""
     if isinstance(image, Path):
         picture = decode_image(image)
         try:

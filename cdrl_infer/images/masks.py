@@ -21,9 +21,9 @@ ONE_COLOUR = 32  # grey levels that a brush may vary by
 def read_masks(given: Any, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
     """Convert a caller's masks to (N, 1, H, W) bool, True = paint here; a single mask has N = 1.
 
-    A picture without transparent pixels says "paint" where it is at least half white, or where it is 1 if
-    it holds only 0 and 1. A picture with transparent pixels is a layer with the strokes of a brush of one
-    colour: it says "paint" where it is at least half opaque.
+    A picture without transparent pixels says "paint" where it is at least half white. If it holds only
+    0 and 1, 1 says "paint". A picture with transparent pixels is a layer with the strokes of a brush of
+    one colour: it says "paint" where it is at least half opaque.
 
     Args:
         given: a picture or its path; an array or a tensor (H, W), (H, W, 1), (N, H, W) or (N, 1, H, W)

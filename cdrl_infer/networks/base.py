@@ -75,7 +75,7 @@ class Backbone(Network, ABC):
 
 
 class Head(Network):
-    """A network around a backbone, for images of the same shape."""
+    """A network around a backbone; both take one image shape."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ WAVES = 4  # sines (and as many cosines) of each input value
 
 
 class ResidualMLP(nn.Module):
-    """Residual blocks ``h + B silu(A silu(h) + shift)`` between two linear layers; the last starts at 0.
+    """Residual blocks ``h + B silu(A silu(h) + shift)`` between linear layers; the output starts at 0.
 
     The first layer sees the values x and ``sin(πkx)``, ``cos(πkx)`` for k = 1 … `WAVES`. Without the
     waves, the network learns edges slowly (Tancik et al., NeurIPS 2020).
@@ -38,7 +38,7 @@ class ResidualMLP(nn.Module):
         num_classes: values of each attribute; () for an unconditional network.
 
     Raises:
-        ConfigError: a size that is not positive.
+        ConfigError: a size is not positive.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class MLP(Backbone):
         num_classes: values of each attribute; () for an unconditional network.
 
     Raises:
-        ConfigError: a size that is not positive.
+        ConfigError: a size is not positive.
     """
 
     def __init__(

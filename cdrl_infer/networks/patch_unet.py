@@ -63,7 +63,7 @@ class PatchUNet(Backbone):
         num_classes: values of each attribute; () for an unconditional network.
 
     Raises:
-        ConfigError: a size that is not positive.
+        ConfigError: a size is not positive.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Score(ABC):
 
 
 class FittedScore(Score):
-    """A score that compares with in-distribution images."""
+    """A score that needs in-distribution images."""
 
     def __call__(self, features: Features, level: int = 1, fit: Fit | None = None) -> Tensor:
         """The scores (B,), float64; raise `InputError` without a fit."""

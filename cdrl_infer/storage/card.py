@@ -136,7 +136,7 @@ def split(card: str) -> tuple[str, dict[str, Any], str]:
     """The lines of a card's front matter, what they say, and the text below them.
 
     Raises:
-        ValueError: the front matter is not YAML of an object, is too long, or too deep.
+        ValueError: the front matter is too long, nested too deeply, or no YAML object.
     """
     found = FRONT_MATTER.match(card)
     front, rest = (found["front"], card[found.end() :]) if found else ("", card)

@@ -317,15 +317,15 @@ def _check_format(config: Mapping[str, Any], where: str) -> None:
         if version == 2:
             mend = f"upgrade a copy of the folder: {UPGRADE} FOLDER"
         raise CheckpointError(
-            f"{where}: format version {version} found, {FORMAT_VERSION} expected; {mend}"
+            f"{where}: expected format version {FORMAT_VERSION}, found {version}; {mend}"
         )
     if version > FORMAT_VERSION:
         # The version that wrote the file can read it.
         known = isinstance(writer, str) and re.fullmatch(r"\d+(\.\d+){1,3}[a-z0-9.]{0,12}", writer)
         needed = f">={writer}" if known else ""
         raise CheckpointError(
-            f"{where}: format version {version!s:.20} found, {FORMAT_VERSION} expected by cdrl "
-            f"{__version__}; update it: pip install -U 'cdrl{needed}'"
+            f"{where}: expected format version {FORMAT_VERSION}, found {version!s:.20}; "
+            f"update cdrl {__version__}: pip install -U 'cdrl{needed}'"
         )
 
 

@@ -39,7 +39,7 @@ def upgrade(folder: Path) -> None:
 
     Raises:
         CheckpointError: not a model folder of version 2, or one with links in it.
-        ConfigError: a file that is not JSON.
+        ConfigError: a file is not JSON.
     """
     check_replaceable(folder)
     config, index = read_json(folder, CONFIG), read_json(folder, INDEX)

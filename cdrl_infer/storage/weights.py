@@ -36,7 +36,7 @@ def stored_type(dtype: torch.dtype | None, variant: str | None) -> torch.dtype:
     """The dtype of the stored weights: ``dtype``, or by default the variant's.
 
     Raises:
-        ConfigError: an unknown variant, a dtype that is not the variant's, or one that is not stored.
+        ConfigError: the variant is unknown, or the dtype is not the variant's or is not stored.
     """
     weights = weights_file(variant)
     allowed = [VARIANTS[variant]] if variant else list(VARIANTS.values())

@@ -32,7 +32,7 @@ def draw(num: int, generator: torch.Generator) -> Tensor:
 
 
 class Checkerboard(Source):
-    """``checkerboard``: the same points to train and to test with."""
+    """``checkerboard``: every split has the same points."""
 
     def read(self, rest: str, split: str, in_memory: int) -> ImageSet:
         """Make the points; the arguments do not matter."""

@@ -66,7 +66,7 @@ def _array(file: Path, name: str) -> NDArray[Any]:
 
 
 def _class_names(root: Path) -> list[str]:
-    """The names in the set's own list ``map_clsloc.txt``; without it, the numbers of the labels."""
+    """The class names, numbered by ``map_clsloc.txt``; if it is missing, the labels' numbers."""
     numbering = root / "map_clsloc.txt"
     if not numbering.is_file():
         return [str(k) for k in range(1, 1001)]

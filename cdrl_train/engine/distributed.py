@@ -1,12 +1,12 @@
-"""One run on several processes: how images are shared out and gradients averaged.
+"""A run on several processes: they share the images and average the gradients.
 
 accelerate provides devices, the process group, precision and trackers. Its wrapper around
-`DistributedDataParallel` is not used: DDP supports one call of a network's ``forward`` followed by one
+`DistributedDataParallel` is not used: DDP supports one call of a network's ``forward`` before one
 backward pass, and the losses need more. Energies call ``condition`` and ``forward`` several times before
 one backward pass. Score matching uses ``autograd.grad`` inside the loss, which DDP forbids. Langevin
-calls the network K times for the gradient in its input. So gradients are averaged here, once a step,
-when they are complete. DDP would overlap this exchange with the backward pass; next to K + 3 passes
-through the network the exchange is short.
+sampling calls the network K times for gradients in the images. So this module averages the complete
+gradients once a step. DDP would average them during the backward pass. That saves little: the K + 3
+passes through the network take much longer than the exchange.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def anywhere(accelerator: Accelerator, *answers: bool) -> list[bool]:
 def main_first(accelerator: Accelerator) -> Iterator[None]:
     """The main process runs the block before the others do.
 
-    If it fails, the others still go on, and meet the same error. accelerate's own function would leave
-    them waiting.
+    If the block fails there, the others still run it. accelerate's own function would leave them
+    waiting.
     """
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()

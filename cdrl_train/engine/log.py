@@ -25,7 +25,7 @@ class Log:
         """Add a line.
 
         Raises:
-            OSError: the disk is full or refuses it.
+            OSError: the file cannot be written.
         """
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -51,10 +51,10 @@ class Log:
         return found
 
     def cut(self, count: int) -> None:
-        """Keep only the first lines; the steps of the others will be done again.
+        """Keep the first ``count`` lines; the run repeats the steps after them.
 
         Raises:
-            OSError: the disk is full or refuses it. The log is then unchanged.
+            OSError: the file cannot be written. The log is then unchanged.
         """
         if self.path.is_file():
             with replaced_file(self.path) as new:

@@ -152,7 +152,7 @@ class TrainState:
             self.averages[name].update_parameters(module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; tensors are not copied."""
+        """The state to save. Tensors are not copied."""
         return {
             "step": self.step,
             "images_seen": self.images_seen,
@@ -167,7 +167,7 @@ class TrainState:
         """The inverse of `state_dict`.
 
         Raises:
-            CheckpointError: tensors that do not fit the networks.
+            CheckpointError: the tensors do not fit the networks.
         """
         self.step, self.images_seen = state["step"], state["images_seen"]
         self.seconds = state["seconds"]

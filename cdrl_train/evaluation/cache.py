@@ -25,7 +25,7 @@ class Extracts(Protocol):
 
     @property
     def name(self) -> str:
-        """The name in the names of cached files."""
+        """The extractor's name in cached files."""
         ...
 
     @property

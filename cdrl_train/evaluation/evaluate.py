@@ -176,7 +176,7 @@ class Evaluation:
 
     @property
     def _steps(self) -> int | list[int]:
-        """K of the request, or else the model's default."""
+        """The requested Langevin steps, or the model's."""
         default = self.pipe.model.sampler.langevin_steps
         steps = default if self.samples.langevin_steps is None else self.samples.langevin_steps
         return steps if isinstance(steps, int) else list(steps)

@@ -33,11 +33,11 @@ def check_torch_fidelity() -> None:
 
 
 def frechet(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)`` in float64; the FID for features of Inception.
+    """``‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)`` in float64.
 
-    Heusel et al. 2017. With ``Σ = FᵀF``, ``tr (Σ_a Σ_b)^½`` is the sum of the singular values of
-    ``F_a F_bᵀ``. This needs no root of a matrix, so it also works for singular covariances,
-    which occur with fewer rows than columns.
+    On Inception's features it is the FID (Heusel et al. 2017). With ``Σ = FᵀF``, ``tr (Σ_a Σ_b)^½`` is
+    the sum of the singular values of ``F_a F_bᵀ``. This needs no matrix root, so it also works for
+    singular covariances, which occur with fewer rows than columns.
 
     Args:
         a: (N, D), N at least 2.

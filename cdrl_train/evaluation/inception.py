@@ -1,4 +1,4 @@
-"""Features and logits of the Inception network of the FID, with torch-fidelity."""
+"""torch-fidelity's Inception network computes features and logits for the FID."""
 
 from __future__ import annotations
 
