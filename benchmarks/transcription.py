@@ -136,7 +136,7 @@ class Transcription:
         return {name: loss.item() for name, loss in losses.items()}
 
     def _noise(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, device=x.device)
+        return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=torch.float32)
 
     def _log_density(self, y: Tensor, level: Level, labels: Tensor | None) -> Tensor:
         """(B,) nats."""

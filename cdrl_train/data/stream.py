@@ -83,7 +83,9 @@ class BatchStream:
         chosen = index[rows]
 
         def uniform(*shape: int) -> Tensor:
-            whole = torch.rand((len(index), *shape), generator=generator, device=self.device)
+            whole = torch.rand(
+                (len(index), *shape), generator=generator, device=self.device, dtype=torch.float32
+            )
             return whole[rows]
 
         x = self.images[chosen.to(self.images.device)].to(self.device).float()
