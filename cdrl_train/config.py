@@ -213,7 +213,7 @@ class TrainConfig:
             raise ConfigError("phases must have at least one entry, got none")
         _within("accumulate", self.accumulate, 1, min(p.batch_size for p in self.phases))
         for phase in self.phases:
-            if self.initializer is None and phase.make_objective().needs_initializer:
+            if self.initializer is None and OBJECTIVES[phase.name].needs_initializer:
                 raise ConfigError(
                     f"the objective {phase.name!r} needs an initializer, and initializer is null; give "
                     "one, or use 'drl'"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cdrl_infer.config import check_keys, from_config
-from cdrl_infer.errors import CheckpointError, ConfigError, listing
+from cdrl_infer.errors import CheckpointError, ConfigError, listing, shown
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape
 from cdrl_infer.storage.folder import labels_from
@@ -220,7 +220,6 @@ def _averaged(plain: nn.Module, trained: nn.Module, average: Mapping[str, Any]) 
     try:
         trained.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"it does not fit this run's options: {reason}") from None
+        raise CheckpointError(f"it does not fit this run's options: {shown(error)}") from None
     plain.load_state_dict(folded_state(trained), strict=True)
     return plain.eval()

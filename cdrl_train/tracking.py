@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cdrl_infer.images.files import printable
+from cdrl_infer.errors import printable
 from cdrl_train.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -123,8 +123,3 @@ def open_image(
         return plain(image, channels, grey)
     except (ValueError, OSError) as error:  # InputError is one; some modes cannot be converted
         raise InputError(f"{path}: {error}") from None
-
-
-def printable(text: str) -> str:
-    """A text for messages, without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdrl_infer.errors import InputError, listing
-from cdrl_infer.images.files import SUFFIXES, printable
+from cdrl_infer.errors import InputError, listing, printable
+from cdrl_infer.images.files import SUFFIXES
 
 SYSTEM = {  # folders that systems and tools add; so are all whose names begin with a dot
     *("__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),

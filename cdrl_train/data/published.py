@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, shown
 from cdrl_infer.model import Attribute, ImageShape
 from cdrl_infer.optional import needed
 from cdrl_train.data.image_set import ImageSet, no_images
@@ -83,7 +83,7 @@ class Published(Source):
             return getattr(datasets, self.name)(str(root), download=True, **options)
         except (RuntimeError, OSError) as error:
             raise InputError(
-                f"torchvision could not download {self.name} into {str(root)!r} ({_one_line(error)}); "
+                f"torchvision could not download {self.name} into {str(root)!r} ({shown(error)}); "
                 f"get {file} from {self.home} by: {command}"
             ) from error
 
@@ -124,7 +124,3 @@ def read_rows(file: Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise InputError(f"{file}: expected text in UTF-8; download it again") from None
     return [words for words in map(str.split, lines) if words]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

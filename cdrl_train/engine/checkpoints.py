@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from cdrl_infer.errors import CDRLError, CheckpointError
+from cdrl_infer.errors import CDRLError, CheckpointError, shown
 from cdrl_infer.files import replaced_file
 from cdrl_infer.untrusted import load_pickle, read_json
 
@@ -159,7 +159,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = load_pickle(path)
     except Exception as error:  # a foreign pickle can raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = shown(error, 120) or type(error).__name__
         # With the right checksum the file is not at fault. A lack of memory has many names in torch.
         whole = entry is not None or isinstance(error, MemoryError)
         kind = CheckpointError if whole else Damaged

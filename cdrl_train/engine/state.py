@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cdrl_infer.errors import CheckpointError
+from cdrl_infer.errors import CheckpointError, shown
 from cdrl_infer.model import ImageShape
 from cdrl_infer.networks.base import Network
 from cdrl_train.config import TrainConfig
@@ -184,9 +184,8 @@ class TrainState:
                 self.optimizer = self._new_optimizer()
                 self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"the training state does not fit this run's options: {reason}"
+                f"the training state does not fit this run's options: {shown(error)}"
             ) from error
         self.generator.set_state(state["generator"])
 

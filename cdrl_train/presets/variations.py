@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from cdrl_infer.errors import ConfigError
 from cdrl_train.config import Phase, TrainConfig
+from cdrl_train.objectives import OBJECTIVES
 
 
 def _changed(config: TrainConfig, missing: str, change: Callable[[Phase], Phase]) -> TrainConfig:
@@ -76,7 +77,7 @@ def drl(config: TrainConfig) -> TrainConfig:
 
 def _contrastive(phase: Phase) -> bool:
     """Whether the phase runs chains, beside which score matching may be kept on."""
-    return phase.make_objective().runs_chains
+    return OBJECTIVES[phase.name].runs_chains
 
 
 VARIATIONS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
