@@ -42,11 +42,6 @@ class Registry(Mapping[str, T], Generic[T]):
         self._found[name] = thing
         return thing
 
-    def forget(self, name: str) -> None:
-        """Remove a registered thing; the things of the package stay."""
-        if name not in self._places:
-            self._found.pop(name, None)
-
     def __getitem__(self, name: str) -> T:
         if name not in self._found:
             if name not in self._places:
