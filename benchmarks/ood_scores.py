@@ -17,6 +17,7 @@ from torch import Tensor
 from cdrl_infer.files import replaced_file
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring import SCORES
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.features import FeatureTable, NoisedImages, draw_noise
 from cdrl_infer.scoring.reference import (
     STATISTICS,
@@ -24,7 +25,6 @@ from cdrl_infer.scoring.reference import (
     ReferenceStatistics,
     read_statistics,
 )
-from cdrl_train.calibrate import calibrate
 from cdrl_train.evaluation.cache import FeatureCache
 from cdrl_train.evaluation.ood_metrics import Floats
 
@@ -113,7 +113,9 @@ def reference_statistics(
     folder = cache / f"statistics-{VERSION}-{digest}-{sha}-seed{seed}"
     found = read_statistics(folder, pipe.model.schedule.num_levels)
     if found is None:
-        found = calibrate(pipe, images, data=data, seed=seed, batch_size=batch_size, progress=True)
+        found = calibrate(
+            pipe.model, images, data=data, seed=seed, batch_size=batch_size, progress=True
+        )
         folder.mkdir(exist_ok=True)
         with replaced_file(folder / STATISTICS) as temporary:
             temporary.write_bytes(found.to_bytes())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import random as entropy
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from cdrl_infer.errors import InputError, did_you_mean, listing, quoted
 from cdrl_infer.random import PerImageRandom
@@ -20,6 +23,7 @@ from cdrl_infer.random import PerImageRandom
 MAX_IMAGES = 1_000_000  # of one call; more are drawn in several
 LARGEST = torch.finfo(torch.float32).max
 MAX_SEED = 2**32 - 1  # PyTorch's CPU generator uses no more bits
+Progress = bool | Mapping[str, Any] | None  # see `progress_bar`
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,35 @@ def as_list(value: Any) -> Any:
     return found
 
 
-def show_bar(progress: bool | None) -> bool:
-    """Whether to show a bar: as asked, else if stderr is a terminal; never without a stderr."""
-    if sys.stderr is None or getattr(sys.stderr, "closed", False):
-        return False
+def progress_bar(progress: Progress, **own: Any) -> tqdm[Any]:
+    """A bar on stderr.
+
+    Args:
+        progress: True or False; None: show it only if stderr is a terminal. Or options of `tqdm.tqdm`,
+            such as ``{"desc": "drawing", "leave": False}``, which go before our own.
+        own: our options, such as ``total``.
+
+    Raises:
+        InputError: ``progress`` is something else, or has an option that tqdm does not have.
+    """
+    options: dict[str, Any]
+    if isinstance(progress, Mapping):
+        options = dict(progress)
+    else:
+        options = {} if progress is None else {"disable": not flag("progress", progress)}
+    known = list(inspect.signature(tqdm.__init__).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"unknown option {quoted(name)} of a progress bar, expected one of tqdm's: "
+                f"{listing(known, 40)}"
+            )
+    hidden = options.pop("disable", None)
+    shown = _on_terminal() if hidden is None else not flag("disable", hidden)
+    no_stderr = sys.stderr is None or getattr(sys.stderr, "closed", False)
+    return tqdm(**{**own, **options, "disable": no_stderr or not shown})
+
+
+def _on_terminal() -> bool:
     is_terminal = getattr(sys.stderr, "isatty", bool)  # a notebook's or a server's may lack it
-    return is_terminal() if progress is None else flag("progress", progress)
+    return bool(is_terminal())

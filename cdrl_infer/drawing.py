@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl_infer.arguments import show_bar
+from cdrl_infer import showing
+from cdrl_infer.arguments import positive, progress_bar
 from cdrl_infer.conditions.conditions import Condition
 from cdrl_infer.conditions.labels import Names, label_names
 from cdrl_infer.energies.pinned import PinnedPixels
@@ -76,6 +77,9 @@ class SamplingInfo:
 class CDRLPipelineOutput:
     """The result of a call of `CDRLPipeline`, in the order that was asked.
 
+    A notebook shows it as a grid with labels and energies. ``out[0]`` is ``out.images``, as in diffusers,
+    and ``images, energies, *_ = out`` unpacks it.
+
     Attributes:
         images: a list of N pictures ("pil"), or values in [0, 1]: an array (N, H, W, C) ("np") or a
             tensor (N, C, H, W) ("pt"), float32, on the CPU.
@@ -91,6 +95,63 @@ class CDRLPipelineOutput:
     seeds: list[int] | None
     labels: Names | None
     info: SamplingInfo
+
+    def grid(self, columns: int | None = None, *, captions: bool = True) -> Image.Image:
+        """One picture of all images, enlarged; points in the plane are a scatter plot.
+
+        Args:
+            columns: number of images in a row; by default the grid is nearly square.
+            captions: write label and energy (nats) under each image.
+
+        Raises:
+            InputError: the images have neither 1 nor 3 channels.
+        """
+        texts = self._captions() if captions else ()
+        columns = None if columns is None else positive("columns", columns)
+        return showing.grid(self.images, texts, columns, self.energies)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The attributes, in their order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def __getitem__(self, key: int | str) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in (field.name for field in fields(self)):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def _captions(self) -> list[str]:
+        labels = self.labels or [None] * len(self.energies)
+        return list(map(showing.caption, labels, self.energies.tolist()))
+
+    def _shown(self) -> CDRLPipelineOutput:
+        """The first images, as many as a notebook shows."""
+        first = slice(showing.MOST_SHOWN)
+        return replace(
+            self,
+            images=self.images[first],
+            energies=self.energies[first],
+            labels=None if self.labels is None else self.labels[first],
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        try:
+            return showing.png(self._shown().grid())
+        except InputError:  # a number of channels that pictures do not have
+            return None
+
+    def _repr_html_(self) -> str | None:
+        part, count = self._shown(), len(self.energies)
+        title = f"{count:,} images" + (
+            f", the first {showing.MOST_SHOWN}" * (count > len(part.energies))
+        )
+        if self.info.expression is not None:
+            title += f", {self.info.expression}"
+        try:
+            return showing.gallery(part.images, part._captions(), part.energies, title)
+        except InputError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -165,7 +226,7 @@ def draw(
             f"{count:,} images {shape} do not fit into memory; ask for fewer"
         ) from None
     total = schedule.num_levels * math.ceil(count / options.batch_size)
-    with tqdm(total=total, unit="level", disable=not show_bar(options.progress)) as bar:
+    with progress_bar(options.progress, total=total, unit="level") as bar:
         for first in range(0, count, options.batch_size):
             part = slice(first, min(first + options.batch_size, count))
             random = noise.source(part, device, draw_on)

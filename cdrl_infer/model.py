@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -158,6 +158,16 @@ class CDRLModel:
             role: getattr(network, "_orig_mod", network)
             for role, network in roles.items()
             if network is not None
+        }
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds of the model, as objects of JSON."""
+        return {
+            "schedule": self.schedule.config(),
+            "sampler": asdict(self.sampler),
+            "image": asdict(self.image),
+            "labels": [asdict(attribute) for attribute in self.labels],
+            "training": self.training,
         }
 
 

@@ -10,14 +10,17 @@ import torch
 
 from cdrl_infer.arguments import (
     Noise,
+    Progress,
     as_list,
     check_choice,
     count_images,
+    flag,
     integer,
     number,
     positive,
 )
-from cdrl_infer.errors import InputError, did_you_mean, listing, quoted
+from cdrl_infer.errors import InputError, quoted
+from cdrl_infer.habits import CALLS, refuse_unknown
 from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.model import CDRLModel
@@ -25,7 +28,6 @@ from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
-FORMER = ("sampler", "leapfrog_steps")  # names of options that are part of kernel= now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,8 @@ class SamplingOptions:
         output_type: "pil", "np" or "pt"; see `CDRLPipelineOutput`.
         callback_on_level_end: called after each transition of each batch with a `LevelEnd`, to be read,
             not changed, and the number of the batch's first image.
-        progress: show a bar on stderr; by default only if that is a terminal.
+        progress: show a bar on stderr; by default only if that is a terminal. A dict has options of
+            ``tqdm``.
         draw_on: where noise is drawn: "cpu" gives the same images on every device, "device" is quicker
             on an accelerator.
 
@@ -71,7 +74,7 @@ class SamplingOptions:
     batch_size: int = 64
     output_type: OutputType = "pil"
     callback_on_level_end: Callable[[LevelEnd, int], None] | None = None
-    progress: bool | None = None
+    progress: Progress = None
     draw_on: DrawOn = "cpu"
 
     def __post_init__(self) -> None:
@@ -97,29 +100,27 @@ class SamplingOptions:
         """From keyword arguments.
 
         Args:
-            options: by name.
+            options: by name. ``return_dict`` of diffusers is taken and changes nothing, since an output
+                can be used as its tuple, too.
             others: names of the call's other arguments, for the message.
 
         Raises:
             InputError: an unknown name, or a value that is not valid.
         """
         known = [*others, *(f.name for f in fields(cls))]
-        for name in options:
-            if name in FORMER:
-                raise InputError(
-                    f"there is no option {name!r}; choose a kernel, such as kernel='mala' or "
-                    "kernel=HMC(leapfrog_steps=5)"
-                )
-            if name not in known:
-                raise InputError(
-                    f"unknown option {name!r}, expected one of {listing(known, 20)}"
-                    f"{did_you_mean(name, known)}"
-                )
+        refuse_unknown(options, [*known, "return_dict"], CALLS)
+        flag("return_dict", options.get("return_dict", True))
+        options = {name: value for name, value in options.items() if name != "return_dict"}
         return cls(**options)
 
     def count(self, **given: Any) -> int:
-        """N, from num_images and the arguments that are lists of one entry per image."""
-        return count_images(self.num_images, **given, seeds=self.seeds, generator=self.generator)
+        """N, from num_images and the arguments that are lists.
+
+        Args:
+            given: lists of one entry per image, or of one for all images.
+        """
+        several = {name: value for name, value in given.items() if not _is_one(value)}
+        return count_images(self.num_images, **several, seeds=self.seeds, generator=self.generator)
 
     def noise(self, count: int) -> Noise:
         """Where the noise of N images comes from."""
@@ -161,6 +162,10 @@ def find_kernel(kernel: object) -> Kernel[Any]:
 def kernel_name(kernel: Kernel[Any]) -> str:
     """The name under which a kernel is registered, else that of its class."""
     return KERNELS.name_of(type(kernel)) or type(kernel).__name__
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1
 
 
 def _each(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:

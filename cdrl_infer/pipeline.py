@@ -1,41 +1,50 @@
-"""Load a model, draw images with it, score images; the sampling algorithm is in `cdrl_infer.sampler`."""
+"""Draw images with a model, and judge images; the sampling algorithm is in `cdrl_infer.sampler`."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cdrl_infer.arguments import as_list, number, positive
+from cdrl_infer.arguments import (
+    Progress,
+    as_list,
+    number,
+    positive,
+    progress_bar,
+)
 from cdrl_infer.conditions.conditions import Condition, on_concepts, on_labels
 from cdrl_infer.conditions.expressions import Concept, Expression
 from cdrl_infer.conditions.labels import ImageLabel
 from cdrl_infer.conditions.parser import find_concept
-from cdrl_infer.device import default_switches, usable_device
+from cdrl_infer.device import default_switches
 from cdrl_infer.drawing import CDRLPipelineOutput, KnownPixels, draw
 from cdrl_infer.errors import InputError, quoted
+from cdrl_infer.evaluating import evaluate
+from cdrl_infer.habits import options_of, refuse_unknown
 from cdrl_infer.images import read_images, read_masks
 from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.model import CDRLModel
+from cdrl_infer.loading import LoadedModel
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.sampler import Adaptation
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.scorer import ImageInput, ScoreOutput, Scorer
-from cdrl_infer.storage import hub
-from cdrl_infer.storage.folder import load_model, save_model
+
+Labels = ImageLabel | Iterable[ImageLabel]
 
 
-class CDRLPipeline:
-    """Draw images from a trained model.
+class CDRLPipeline(LoadedModel):
+    """Draw images from a trained model, score images, and read their energies.
 
     ::
 
         pipe = CDRLPipeline.from_pretrained()
-        out = pipe(num_images=4, class_labels=["Sneaker"] * 4, seeds=range(4))
+        out = pipe(num_images=4, class_labels="Sneaker", seeds=0)
         out.images[0].save("sneaker.png")
+        out.grid()  # all of them, with labels and energies
+        pipe.energy(out.images, labels=out.labels)  # nats; lower is likelier
 
     Args:
         model: its networks are frozen and put in eval mode and channels-last layout.
@@ -43,146 +52,31 @@ class CDRLPipeline:
     """
 
     @default_switches()
-    def __init__(self, model: CDRLModel, name: str = "custom") -> None:
-        self.model = model
-        self.name = name
-        self.device = torch.device("cpu")
-        for network in self.model.networks.values():
-            if any(tensor.is_inference() for tensor in network.parameters()):  # made in such a mode
-                own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-                network.load_state_dict(own, assign=True)
-            network.eval().requires_grad_(False)
-        self.to("cpu")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        variant: str | None = None,
-        subfolder: str | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> CDRLPipeline:
-        """Load a model: bundled (by name; None: "fashion-mnist"), a folder, or from the Hub.
-
-        A bundled model goes before a folder of the same name, and a folder before a repository; write
-        ``./name`` for the folder.
-
-        Args:
-            model: the name of a bundled model, a folder, or a repository ``"user/model"``.
-            revision: branch, tag or commit of a repository. The next three are for repositories too.
-            token: gives access to private repositories; by default that of ``hf auth login``.
-            cache_dir: where downloads are kept; by default in ``HF_HOME``.
-            local_files_only: use the cache and no network.
-            variant: which weights, such as ``"fp16"`` for ``model.fp16.safetensors``.
-            subfolder: the place of the model in the folder or repository.
-            dtype: of the networks; only float32 is accepted, since with fewer bits the small steps along
-                the energy's gradient are lost in rounding. A variant of fewer bits loads as float32.
-            device: where to put the networks; by default the CPU.
-
-        Raises:
-            CheckpointError, ConfigError: see `cdrl_infer.storage.folder.load_model`.
-            NetworkError: the Hub could not be reached and the cache does not hold the model.
-            InputError: an argument that is not valid.
-        """
-        if dtype is not None and dtype is not torch.float32:
-            raise InputError(
-                f"dtype must be torch.float32, in which energies are computed, got {quoted(dtype)}; "
-                "for a smaller download choose a variant"
-            )
-        place = usable_device("cpu" if device is None else device)
-        texts = {"revision": revision, "variant": variant, "subfolder": subfolder}
-        for name, text in {"model": model, "cache_dir": cache_dir, **texts}.items():
-            kinds = (str,) if name in texts else (str, os.PathLike)
-            if text is not None and not isinstance(text, kinds):
-                raise InputError(f"{name} must be a text, got {quoted(text)}")
-        found = hub.find(
-            model,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            variant=variant,
-            subfolder=subfolder,
-        )
-        return cls(load_model(found.folder, variant=variant), name=found.name).to(place)
-
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, variant: str | None = None
-    ) -> None:
-        """Write a folder for `from_pretrained`; see `cdrl_infer.storage.folder.save_model`."""
-        save_model(self.model, folder, variant=variant)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        variant: str | None = None,
-        overwrite_card: bool = False,
-    ) -> str:
-        """Upload the model to ``user/model`` in one commit; returns the commit's address.
-
-        See `cdrl_infer.storage.hub.push` for the arguments and errors.
-        """
-        hub.check_push(repo_id, revision=revision, create_pr=create_pr)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            self.save_pretrained(folder, variant=variant)
-            pushed = hub.push(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                overwrite_card=overwrite_card,
-            )
-        return pushed.url
-
-    @default_switches()
-    def to(self, device: torch.device | str) -> CDRLPipeline:
-        """Move the networks and return self; `InputError` if there is no such device here."""
-        place = usable_device(device)
-        for network in self.model.networks.values():
-            network.to(device=place, memory_format=torch.channels_last)
-        self.device = place
-        return self
-
-    @default_switches()
     def __call__(
         self,
         *,
-        class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        class_labels: Labels = None,
         guidance_scale: float = 1.0,
         **options: Any,
     ) -> CDRLPipelineOutput:
         """Draw images. All arguments are checked before any work is done.
 
         Args:
-            class_labels: one per image: a name, an index (0 = the first class) or None (not given),
-                or for a model of several attributes a tuple of those. One name or index stands for
-                all images; None is unconditional.
+            class_labels: one per image: a name (in any case), an index (0 = the first class) or None
+                (not given), or for a model of several attributes a tuple of those. One of these, or a
+                list of one, stands for all images: ``[None]`` is unconditional. By default the classes
+                in turn, or for a model of several attributes none, as in `cdrl-sample`.
             guidance_scale: classifier-free guidance, ``(1 - g) E(y|∅) + g E(y|c)``: 1 is plain
                 conditional sampling, more is nearer to the label and less diverse. The paper's w is
                 g - 1. Anything but 1 costs twice as much.
             options: the options of `cdrl_infer.options.SamplingOptions`, such as num_images and seeds.
+                What diffusers calls otherwise is refused, with our name.
 
         Raises:
             InputError: an argument that is unknown, out of range or of the wrong length.
             NumericalError: sampling left the finite numbers.
         """
-        chosen = SamplingOptions.of(options, "class_labels", "guidance_scale")
+        chosen = self._options(options, "class_labels", "guidance_scale")
         class_labels = as_list(class_labels)
         count = chosen.count(class_labels=class_labels)
         condition = on_labels(class_labels, guidance_scale, self.model.labels, count)
@@ -227,7 +121,7 @@ class CDRLPipeline:
                 message names the character.
             NumericalError: sampling left the finite numbers.
         """
-        chosen = SamplingOptions.of(options, "guidance_scale")
+        chosen = self._options(options, "guidance_scale")
         condition = on_concepts(expression, guidance_scale, self.concept)
         sampler = chosen.sampler(self.model, restarts=1)
         return draw(self.model, sampler, condition, chosen, chosen.count())
@@ -238,7 +132,7 @@ class CDRLPipeline:
         image: ImageInput,
         mask: ImageInput,
         *,
-        class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        class_labels: Labels = None,
         guidance_scale: float = 1.0,
         expression: str | Expression | None = None,
         resize: bool = False,
@@ -256,7 +150,7 @@ class CDRLPipeline:
             mask: what to paint: a picture or its path (white = paint, or on a transparent layer what is
                 opaque), an array or tensor (H, W) or (N, H, W) of bool or 0 and 1 (1 = paint), or a
                 list of N; see `cdrl_infer.images.read_masks`.
-            class_labels: as for a call of the pipeline.
+            class_labels: as for a call of the pipeline, but by default none.
             guidance_scale: as for a call of the pipeline.
             expression: in place of labels, concepts as in `compose`, with the same guidance_scale.
             resize: fit pictures of another size, of any shape, to the model's: images by Lanczos
@@ -270,7 +164,7 @@ class CDRLPipeline:
             NumericalError: sampling left the finite numbers.
         """
         others = ("class_labels", "guidance_scale", "expression", "resize", "grey")
-        chosen = SamplingOptions.of(options, *others)
+        chosen = self._options(options, *others)
         if expression is not None and class_labels is not None:
             raise InputError("expected class_labels or an expression, got both; leave one out")
         shape = self.model.image.shape
@@ -280,13 +174,13 @@ class CDRLPipeline:
         )
         class_labels = as_list(class_labels)
         count = chosen.count(
-            class_labels=class_labels,
-            images=list(known.images) if len(known.images) > 1 else None,
-            masks=list(known.masks) if len(known.masks) > 1 else None,
+            class_labels=class_labels, images=list(known.images), masks=list(known.masks)
         )
         condition: Condition
         if expression is None:
-            condition = on_labels(class_labels, guidance_scale, self.model.labels, count)
+            condition = on_labels(
+                class_labels, guidance_scale, self.model.labels, count, in_turn=False
+            )
         else:
             condition = on_concepts(expression, guidance_scale, self.concept)
         return draw(self.model, chosen.sampler(self.model), condition, chosen, count, known)
@@ -307,7 +201,93 @@ class CDRLPipeline:
             options: level, seed, threshold_fpr, return_map, resize, grey, batch_size and progress; see
                 `cdrl_infer.scoring.scorer.Scorer.stream`, also for the errors.
         """
+        options = {"progress": self._progress, **options}
         return Scorer(self.model, self.name).score(images, score, **options)
+
+    def calibrate(
+        self,
+        good: ImageInput,
+        *,
+        data: str = "images",
+        seed: int = 0,
+        resize: bool = False,
+        grey: bool = False,
+        batch_size: int = 64,
+        progress: Progress = None,
+    ) -> CDRLPipeline:
+        """Measure in-distribution images, so that scores have p-values; returns self.
+
+        ::
+
+            pipe.calibrate(good).score(others, threshold_fpr=0.05).anomalous
+            pipe.save_pretrained("calibrated")  # stores the calibration too
+
+        Args:
+            good: at least 12 images per level, as for `score`; best are images that the model was not
+                trained on. They replace an earlier calibration.
+            data: the name of their set.
+            seed: the seed of the noise and of the two halves, see `cdrl_infer.scoring.reference`.
+            resize: as for `score`.
+            grey: as for `score`.
+            batch_size: number of images at once.
+            progress: as for a call of the pipeline.
+
+        Raises:
+            InputError: an argument is not valid, or the images are too few or too similar.
+            NumericalError: a feature is not finite.
+        """
+        self.model.statistics = calibrate(
+            self.model,
+            good,
+            data=data,
+            seed=seed,
+            resize=resize,
+            grey=grey,
+            batch_size=batch_size,
+            progress=self._bar(progress),
+        )
+        return self
+
+    def energy(self, images: ImageInput, *, labels: Labels = None, **options: Any) -> Tensor:
+        """``E(y | c)`` of images in nats, (N,) float32 on the CPU; lower = likelier.
+
+        Energies of one level differ by log-probabilities, ``E(a) - E(b) = log p(b) - log p(a)``. Those of
+        two levels cannot be compared, since each level has a constant of its own.
+
+        Args:
+            images: clean images, as for `score`, which get the noise of the level; or with
+                ``noised=True`` noised images.
+            labels: as class_labels in a call of the pipeline, such as ``out.labels``; by default none
+                are given.
+            options: level, the transition t = 1 (least noise, the default) … T as in `score` and
+                `LevelEnd`; noised: images are a tensor or an array (N, C, H, W) x_{t-1}, such as
+                ``LevelEnd.refined``; seed of the noise, 0 by default, which is the same for all images;
+                resize, grey, batch_size and progress as for `score`.
+
+        Raises:
+            InputError: an argument is not valid.
+            NumericalError: an energy is not finite.
+        """
+        return self.energy_and_gradient(images, labels=labels, **options)[0]
+
+    def energy_and_gradient(
+        self, images: ImageInput, *, labels: Labels = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The energies of images and their gradient in the values that were given.
+
+        Args:
+            images: as for `energy`.
+            labels: as for `energy`.
+            options: as for `energy`.
+
+        Returns:
+            (N,) nats and (N, C, H, W), nats per unit of pixels in [0, 1], or with ``noised=True`` of
+            x_{t-1}. Small steps against the gradient lead to likelier images.
+        """
+        names = ("labels", *options_of(evaluate))
+        refuse_unknown(options, names, {"class_labels": "use labels=", "t": "use level="})
+        options["progress"] = self._bar(options.get("progress"))
+        return evaluate(self.model, images, as_list(labels), **options)
 
     @default_switches()
     def adapt_step_scale(
@@ -316,11 +296,12 @@ class CDRLPipeline:
         *,
         target_acceptance: float | None = None,
         num_images: int = 16,
-        class_labels: ImageLabel | Iterable[ImageLabel] = None,
+        class_labels: Labels = None,
         guidance_scale: float = 1.0,
         seed: int = 0,
         langevin_steps: int | Sequence[int] | None = None,
         steps: int = 60,
+        progress: Progress = None,
     ) -> Adaptation:
         """A warm-up before sampling with a kernel such as "mala": step scales that accept as wanted.
 
@@ -338,6 +319,7 @@ class CDRLPipeline:
             seed: of the first chain; the same seed finds the same scales.
             langevin_steps: of the chains to come, as for a call of the pipeline.
             steps: made per transition while adapting.
+            progress: as for a call of the pipeline.
 
         Returns:
             Step scales and acceptances, one per transition, noisiest first.
@@ -355,10 +337,21 @@ class CDRLPipeline:
         random = options.noise(count).source(everyone, self.device, torch.device("cpu"))
         condition = on_labels(class_labels, guidance_scale, self.model.labels, count)
         target = target_acceptance
-        return sampler.adapt(
-            *condition.bind(self.model, everyone, random),
-            random,
-            self.model.image.shape,
-            target=None if target is None else number("target_acceptance", target),
-            steps=positive("steps", steps),
-        )
+        levels = range(1, 1 + self.model.schedule.num_levels)
+        total = positive("steps", steps) * sum(sampler.steps_at(t) > 0 for t in levels)
+        with progress_bar(self._bar(progress), total=total, desc="adapting", unit="step") as bar:
+            return sampler.adapt(
+                *condition.bind(self.model, everyone, random),
+                random,
+                self.model.image.shape,
+                target=None if target is None else number("target_acceptance", target),
+                steps=steps,
+                after_step=bar.update,
+            )
+
+    def _options(self, given: dict[str, Any], *others: str) -> SamplingOptions:
+        return SamplingOptions.of({"progress": self._progress, **given}, *others)
+
+    def _bar(self, progress: Progress) -> Progress:
+        """The bar that a call asked for, else that of `set_progress_bar_config`."""
+        return self._progress if progress is None else progress

@@ -200,6 +200,7 @@ class CooperativeSampler:
         *,
         target: float | None = None,
         steps: int = 60,
+        after_step: Callable[[], object] = lambda: None,
     ) -> Adaptation:
         """Find the step scales with which the kernel accepts the share ``target`` of all moves.
 
@@ -213,6 +214,7 @@ class CooperativeSampler:
             random: the noise, one stream per image; about 16 images are enough.
             target: mean acceptance wanted, in (0, 1); by default the kernel's `optimal_acceptance`.
             steps: number of kernel steps that tune the scale of a transition.
+            after_step: called after each of these steps.
 
         Raises:
             InputError: the kernel accepts every move, or a value is out of range.
@@ -245,6 +247,7 @@ class CooperativeSampler:
                 chain_steps=k,
                 target=target,
                 steps=steps,
+                after_step=after_step,
             )
             end = self.kernel.run(start(), potential, step_size * scale, random, k)
             if not bool(end.y.isfinite().all()):

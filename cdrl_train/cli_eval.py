@@ -245,9 +245,10 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
 
     from cdrl_infer.arguments import check_seed, positive
     from cdrl_infer.pipeline import CDRLPipeline
+    from cdrl_infer.scoring.calibration import calibrate
     from cdrl_infer.scoring.reference import MAX_DATA, STATISTICS
     from cdrl_infer.storage.folder import load_model
-    from cdrl_train.calibrate import calibrate, choose
+    from cdrl_train.calibrate import choose
     from cdrl_train.data.sources import data_name, fit_of, load_images
 
     _refuse_what_measures()
@@ -267,7 +268,7 @@ def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -
     target = folder / STATISTICS
     try:
         with replaced_file(target) as new:
-            statistics = calibrate(pipe, images, data=named, seed=seed, batch_size=batch_size)
+            statistics = calibrate(pipe.model, images, data=named, seed=seed, batch_size=batch_size)
             new.write_bytes(statistics.to_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error

@@ -14,9 +14,9 @@ from PIL import Image
 
 from cdrl_infer.cli.score import main
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.scorer import Scorer
 from cdrl_infer.storage.folder import load_model, save_model
-from cdrl_train.calibrate import calibrate
 
 
 def pixels(count: int, seed: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def pixels(count: int, seed: int) -> np.ndarray:
 def calibrated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = load_model(folder)
     images = torch.from_numpy(pixels(80, 1))[:, None]
-    found = calibrate(CDRLPipeline(model), images, data="greys", seed=4, progress=False)
+    found = calibrate(model, images, data="greys", seed=4, progress=False)
     path = tmp_path_factory.mktemp("calibrated") / "tiny"
     save_model(dataclasses.replace(model, statistics=found), path)
     return path

@@ -40,7 +40,7 @@ def sample(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 def test_grid_has_a_column_per_class_and_its_data(sample: Any, pipe: CDRLPipeline) -> None:
     result = sample("--out", "grid.png", "-n", "7", "--seed", "5")
     assert result.exit_code == 0, result.output
-    assert result.output == ""
+    assert result.output == "grid.png: 7 images of tiny, one grid, seed 5\n"
     assert os.listdir() == ["grid.png"]
     with Image.open("grid.png") as grid:
         data = grid.text
@@ -64,6 +64,7 @@ def test_folder_has_a_png_per_image(sample: Any, pipe: CDRLPipeline, existing: b
         Path("out/00000.png").write_text("old")
     result = sample("--out", "out", "-n", "3", "--seed", "9", "--label", "Bag", "--label", "0")
     assert result.exit_code == 0, result.output
+    assert result.output == "out: 3 images of tiny, a PNG each, seed 9\n"
     names = [f"{k:05d}.png" for k in range(3)]
     assert sorted(os.listdir("out")) == names + ["keep.txt"] * existing
     assert os.listdir() == ["out"]
@@ -159,6 +160,7 @@ def test_inpainting(sample: Any, pipe: CDRLPipeline) -> None:
 def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> None:
     result = sample("--trajectory", "film.gif", "-n", "3", "--seed", "0", "--batch-size", "2")
     assert result.exit_code == 0, result.output
+    assert result.output == "film.gif: the levels of 3 images as a film\n"
     assert os.listdir() == ["film.gif"]
     with Image.open("film.gif") as film:
         assert film.n_frames == 2 + 2 * 3  # noise, two per level, the denoised image
@@ -343,7 +345,8 @@ def test_as_a_program_with_a_kernel_of_the_users(folder: Path, tmp_path: Path) -
         text=True,
         timeout=100,
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    said = "a.png: 2 images of tiny, one grid, new seeds, stored with the images\n"
+    assert (result.returncode, result.stdout, result.stderr) == (0, said, "")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (2 * 66 + 2, 68)
         assert image.text["kernel"] == "gentle"

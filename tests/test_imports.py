@@ -21,7 +21,7 @@ LONGEST = 400  # lines
 LAYERS = {
     "cdrl_infer": """
         errors version files random
-        optional device registry arguments
+        optional device registry arguments habits
         config
         untrusted
         schedule
@@ -30,8 +30,8 @@ LAYERS = {
         kernels proposals
         sampler images
         conditions scoring
-        options storage
-        drawing
+        options storage showing
+        drawing evaluating loading
         pipeline
         cli
     """,

@@ -22,10 +22,11 @@ from cdrl_infer.errors import InputError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring import SCORES
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.features import NoisedImages
 from cdrl_infer.scoring.reference import STATISTICS
 from cdrl_infer.storage.folder import save_model
-from cdrl_train.calibrate import calibrate, choose
+from cdrl_train.calibrate import choose
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 
@@ -52,7 +53,7 @@ def data(train: ImageSet, tmp_path: Path) -> str:
 def calibrated_folder(model: CDRLModel, train: ImageSet, tmp_path: Path) -> Path:
     """With statistics of training images."""
     images = choose(train.images, None, 3)
-    statistics = calibrate(CDRLPipeline(model), images, data="tiny", seed=3, progress=False)
+    statistics = calibrate(model, images, data="tiny", seed=3, progress=False)
     model = dataclasses.replace(model, statistics=statistics, training={"hours": 0.2 / 3600})
     save_model(model, tmp_path / "model")
     return tmp_path / "model"
@@ -156,7 +157,7 @@ def test_statistics_that_are_stored_may_be_others(calibrated_folder: Path, train
     near = dataclasses.replace(used, mean=used.mean * (1 + 1e-6))
     assert ood_scores.stored_ones(near, used) == "those stored with the model are the same"
     for images, seed in ((train.images, 4), (train.images.flip(-1), 3)):
-        others = calibrate(pipe, images, data="tiny", seed=seed, progress=False)
+        others = calibrate(pipe.model, images, data="tiny", seed=seed, progress=False)
         assert ood_scores.stored_ones(others, used) == "those stored with the model are others"
 
 

@@ -19,10 +19,10 @@ from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import SCORES
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.features import Features, draw_noise
 from cdrl_infer.scoring.scorer import Scorer
 from cdrl_infer.scoring.scores import Fit, FittedScore, Score
-from cdrl_train.calibrate import calibrate
 
 LEVELS = range(1, 4)
 FREE = [name for name, score in SCORES.items() if not isinstance(score, FittedScore)]
@@ -68,7 +68,7 @@ def images() -> Tensor:
 def calibrated(images: Tensor) -> CDRLPipeline:
     pipe = CDRLPipeline(make_model(CLASSES))
     many = torch.randint(0, 256, (80, 1, 8, 8), generator=generator(4)).byte()
-    pipe.model.statistics = calibrate(pipe, many, data="noise", seed=7)
+    pipe.model.statistics = calibrate(pipe.model, many, data="noise", seed=7)
     return pipe
 
 

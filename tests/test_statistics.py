@@ -20,11 +20,11 @@ from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import SCORES
+from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
 from cdrl_infer.scoring.weights import RECOGNISED, weights_digest
 from cdrl_infer.storage.folder import load_model, model_files, save_model
 from cdrl_infer.untrusted import DIGEST
-from cdrl_train.calibrate import calibrate
 
 Metadata = dict[str, str]
 Tensors = dict[str, Tensor]
@@ -42,7 +42,7 @@ def images(count: int, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def statistics(tiny: CDRLPipeline) -> ReferenceStatistics:
-    return calibrate(tiny, images(301, 0), data="noise", seed=3)
+    return calibrate(tiny.model, images(301, 0), data="noise", seed=3)
 
 
 @pytest.fixture(scope="module")

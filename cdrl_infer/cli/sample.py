@@ -20,7 +20,7 @@ from cdrl_infer.cli.command import (
     parse_steps,
     uses_a_model,
 )
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import LONGEST, InputError, shown
 from cdrl_infer.kernels.registry import KERNELS
 from cdrl_infer.version import __version__
 
@@ -165,7 +165,8 @@ def main(
         picture = open_target(stack, out, ".png", folder=True) if out is not None else None
         film = open_target(stack, trajectory, ".gif") if trajectory is not None else None
         pipe = open_model(model, revision, variant, device)
-        cycle = _labels(labels, pipe.model.labels, free=known is not None or compose is not None)
+        free = known is not None or compose is not None
+        cycle = _labels(labels, pipe.model.labels)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
         recorder = _Recorder() if film else None
         options: dict[str, Any] = {
@@ -173,7 +174,14 @@ def main(
             "seeds": seed,
             "langevin_steps": steps,
             "kernel": kernel,
-            "step_scale": _step_scale(step_scale, pipe, kernel, steps, cycle, guidance_scale),
+            "step_scale": _step_scale(
+                step_scale,
+                pipe,
+                kernel,
+                steps,
+                [None] if free and not cycle else cycle,
+                1.0 if free and not cycle else guidance_scale,
+            ),
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
             "restarts": restarts,
@@ -192,7 +200,7 @@ def main(
             output = pipe.compose(compose, **options)
         else:
             output = pipe(class_labels=class_labels, **options)
-        columns = len(cycle) if cycle and 1 < len(cycle) <= 16 else None
+        columns = _columns(cycle, pipe.model.labels, free)
         info = output.info
         common = {
             "model": pipe.name,
@@ -209,10 +217,15 @@ def main(
         if kernel.optimal_acceptance is not None:
             rates = ", ".join(f"{rate:.2f}" for rate in info.acceptance.mean(0).tolist())
             click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
-        if picture:
-            _write_pictures(picture, output, columns, common)
+        kind = _write_pictures(picture, output, columns, common) if picture else ""
         if film and recorder:
             _write_film(film, pipe, output, recorder, columns)
+    drawn = "1 image" if num_images == 1 else f"{num_images:,} images"
+    if picture:
+        seeds = f"seed {seed}" if seed is not None else "new seeds, stored with the images"
+        click.echo(f"{shown(out, LONGEST)}: {drawn} of {shown(pipe.name)}, {kind}, {seeds}")
+    if film:
+        click.echo(f"{shown(trajectory, LONGEST)}: the levels of {drawn} as a film")
 
 
 def _kernel(name: str, texts: tuple[str, ...]) -> Kernel[Any]:
@@ -252,19 +265,21 @@ def _step_scale(
     return found.step_scale
 
 
-def _labels(
-    texts: tuple[str, ...], attributes: tuple[Attribute, ...], free: bool
-) -> list[ImageLabel] | None:
-    """The labels that the images take in turn; None for no labels.
+def _columns(
+    cycle: list[ImageLabel] | None, attributes: tuple[Attribute, ...], free: bool
+) -> int | None:
+    """One column for each label that the images take in turn; None: a nearly square grid."""
+    count = len(cycle or ())
+    if cycle is None and not free and len(attributes) == 1:
+        count = len(attributes[0].values)
+    return count if 1 < count <= 16 else None
 
-    Args:
-        texts: the --label options. If there are none, all classes of a single attribute are taken.
-        attributes: those of the model.
-        free: take no label if there are no texts.
-    """
+
+def _labels(texts: tuple[str, ...], attributes: tuple[Attribute, ...]) -> list[ImageLabel] | None:
+    """The labels that the images take in turn; None if there are no --label options."""
     names = [attribute.values for attribute in attributes]
     if not texts:
-        return list(names[0]) if len(names) == 1 and not free else None
+        return None
     cycle: list[ImageLabel] = []
     for text in texts:
         if len(names) > 1 and text != "none":
@@ -303,19 +318,20 @@ class _Recorder:
 
 def _write_pictures(
     picture: Path, output: CDRLPipelineOutput, columns: int | None, common: dict[str, str]
-) -> None:
-    """One PNG per image into a folder, or one grid into a file."""
+) -> str:
+    """One PNG per image into a folder, or one grid into a file; returns which, in words."""
     from cdrl_infer.images import save_png
 
     images, seeds = list(output.images), output.seeds or []
     if not picture.is_dir():
         own = {"seeds": json.dumps(seeds), "labels": json.dumps(output.labels)}
         save_png(_grid(images, columns), picture, {**own, **common})
-        return
+        return "one grid"
     labels = output.labels or [None] * len(images)
     for k, (image, seed, label) in enumerate(zip(images, seeds, labels, strict=True)):
         own = {"seed": str(seed), "label": label if isinstance(label, str) else json.dumps(label)}
         save_png(image, picture / f"{k:05d}.png", {**own, **common})
+    return "a PNG each"
 
 
 def _write_film(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdrl_infer.arguments import number
 from cdrl_infer.conditions.expressions import Concept, Expression, check_says_something
-from cdrl_infer.conditions.labels import read_labels
+from cdrl_infer.conditions.labels import classes_in_turn, read_labels
 from cdrl_infer.conditions.parser import parse
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.composed import ComposedEnergy
@@ -131,20 +131,27 @@ class Composed(Condition):
 
 
 def on_labels(
-    asked: Any, guidance_scale: Any, attributes: Sequence[Attribute], count: int
+    asked: Any,
+    guidance_scale: Any,
+    attributes: Sequence[Attribute],
+    count: int,
+    in_turn: bool = True,
 ) -> Labelled:
     """The condition that class labels and a guidance scale ask for.
 
     Args:
-        asked: see `cdrl_infer.conditions.labels.read_labels`.
+        asked: see `cdrl_infer.conditions.labels.read_labels`; None: none were asked for.
         guidance_scale: g.
         attributes: the attributes of the model.
         count: N.
+        in_turn: where no labels were asked for, take `classes_in_turn`; else no labels.
 
     Raises:
         InputError: the model does not know a label, or there is guidance without labels.
     """
     scale = number("guidance_scale", guidance_scale)
+    if asked is None and in_turn:
+        asked = classes_in_turn(attributes, count)
     labels = read_labels(asked, attributes, count)
     if scale == 1:
         return Labelled(labels)

@@ -9,8 +9,10 @@ from cdrl_infer.images.files import read_header as read_header
 from cdrl_infer.images.folders import Folder as Folder
 from cdrl_infer.images.folders import find_images as find_images
 from cdrl_infer.images.folders import image_files as image_files
+from cdrl_infer.images.given import as_tensor as as_tensor
 from cdrl_infer.images.given import check_picture as check_picture
 from cdrl_infer.images.given import each_image as each_image
+from cdrl_infer.images.given import layout as layout
 from cdrl_infer.images.given import read_images as read_images
 from cdrl_infer.images.masks import read_masks as read_masks
 from cdrl_infer.images.output import captioned as captioned

@@ -88,11 +88,15 @@ def viewing_scale(image: Image.Image, pixels: int = 64) -> int:
 
 
 def captioned(image: Image.Image, text: str, height: int = 14) -> Image.Image:
-    """The picture with a line of text under it; it gets wider if the text needs it."""
-    needed = math.ceil(ImageDraw.Draw(image).textlength(text)) + 8
-    result = Image.new(image.mode, (max(image.width, needed), image.height + height), "white")
+    """The picture with lines of text under it; it gets wider if the text needs it."""
+    lines = text.split("\n")
+    pen = ImageDraw.Draw(image)
+    needed = math.ceil(max(map(pen.textlength, lines))) + 8
+    size = (max(image.width, needed), image.height + height * len(lines))
+    result = Image.new(image.mode, size, "white")
     result.paste(image, (0, 0))
-    ImageDraw.Draw(result).text((4, image.height), text, fill="black")
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(result).text((4, image.height + k * height), line, fill="black")
     return result
 
 

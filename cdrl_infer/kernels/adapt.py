@@ -25,6 +25,7 @@ def tune(
     chain_steps: int,
     target: float,
     steps: int,
+    after_step: Callable[[], object] = lambda: None,
 ) -> float:
     """The scale of ``step_size`` with which chains of ``chain_steps`` accept ``target`` of their moves.
 
@@ -47,6 +48,7 @@ def tune(
         chain_steps: K, the length of the chains; for 0 the scale is 1.
         target: the mean acceptance wanted.
         steps: number of steps in total.
+        after_step: called after each step.
     """
     if chain_steps == 0:
         return 1.0
@@ -57,5 +59,6 @@ def tune(
         state, info = kernel.step(state, potential, step_size * math.exp(x), random)
         x += GAIN * (k + 1) ** -DECAY * (float(info.acceptance.mean()) - target)
         path.append(x)
+        after_step()
     late = path[steps // 2 :]
     return math.exp(sum(late) / len(late))

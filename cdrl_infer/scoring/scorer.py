@@ -15,13 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl_infer.arguments import (
+    Progress,
     check_choice,
     check_seed,
     flag,
     integer,
     number,
     positive,
-    show_bar,
+    progress_bar,
 )
 from cdrl_infer.device import default_switches
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
@@ -35,7 +36,7 @@ from cdrl_infer.scoring.scores import FittedScore
 
 ImageInput = Image.Image | str | os.PathLike[str] | np.ndarray | Tensor | Iterable[Any]
 AT_HAND = (Image.Image, str, os.PathLike, np.ndarray, Tensor, list, tuple)  # can be read twice
-CALIBRATE = "run `cdrl-eval --calibrate --model FOLDER --data DATA`"
+CALIBRATE = "run `cdrl-eval --calibrate --model FOLDER --data DATA` or pipe.calibrate(images)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Scorer:
         resize: bool = False,
         grey: bool = False,
         batch_size: int = 64,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> Iterator[ScoreOutput]:
         """Score images batch by batch; memory does not grow with their number.
 
@@ -152,7 +153,8 @@ class Scorer:
             grey: for a model of grey images, convert coloured images to grey; otherwise they are an
                 error.
             batch_size: number of images to score at once.
-            progress: show a bar on stderr; by default only if stderr is a terminal.
+            progress: show a bar on stderr; by default only if stderr is a terminal. A dict has options of
+                ``tqdm``.
 
         Raises:
             InputError: an argument is invalid, `each_image` refuses an image, or the score or the
@@ -169,7 +171,7 @@ class Scorer:
         if plan.needs is not None:
             self._check_weights(plan.needs)
         pictures = each_image(images, shape, resize=resize, grey=grey)
-        bar = tqdm(total=total, unit="image", disable=not show_bar(progress))
+        bar = progress_bar(progress, total=total, unit="image")
         return self._batches(plan, pictures, batch_size, return_map, bar)
 
     def _plan(

@@ -21,7 +21,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +188,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "library": "cdrl",
         "library_version": __version__,
-        "schedule": model.schedule.config(),
-        "sampler": asdict(model.sampler),
-        "image": asdict(model.image),
-        "labels": [asdict(attribute) for attribute in model.labels],
-        "training": model.training,
+        **model.config(),
     }
     index: dict[str, Any] = {"_class_name": "CDRLPipeline", **dict.fromkeys(NETWORKS)}
     files = {CONFIG: _to_json(config)}
