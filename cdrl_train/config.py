@@ -78,7 +78,7 @@ class Phase:
             that are left out get their defaults.
         steps: optimizer steps; 0 skips the phase.
         batch_size: images per step, of all processes together.
-        ebm_lr, initializer_lr: peak learning rates.
+        ebm_lr, initializer_lr: peak learning rates of the two networks.
         objective_lr: peak learning rate of what the objective owns; null: ``ebm_lr``.
         lr_warmup_steps: steps over which the learning rates rise linearly.
         initializer_lr_start: the share of its peak at which the initializer's learning rate starts.
@@ -171,7 +171,7 @@ class TrainConfig:
             before clipping. Objectives have limits of their own.
         retries: how often a run that diverges returns to its last checkpoint and continues at half
             the learning rates before it stops.
-        log_every, sample_every, checkpoint_every: in steps.
+        log_every, sample_every, checkpoint_every: steps between log lines, previews and checkpoints.
         checkpoint_minutes: save at least this often.
         keep_checkpoints: number of checkpoints to keep.
         seed: seed of everything random.

@@ -1,6 +1,6 @@
 """CDRL without a network: data whose energy is known at every level, and what the sampler makes of it.
 
-python examples/analytic_chain.py --out levels.png
+python examples/analytic_chain.py
 
 Three clusters of unequal weight in the plane. The picture shows x_6 (noise) … x_0, left to right; the
 printed weights are those of the clusters, true and recovered.
@@ -37,7 +37,13 @@ def panel(points: Tensor) -> Image.Image:
 @click.command()
 @click.option("--points", default=20_000, show_default=True)
 @click.option("--steps", default=15, show_default=True, help="Langevin steps per level.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="analytic.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(points: int, steps: int, out: Path) -> None:
     """Sample, print the recovered weights, draw the levels."""
     energy = GaussianMixtureEnergy(WEIGHTS, MEANS, [[0.05, 0.05]] * 3)

@@ -1,6 +1,6 @@
 """Where is it odd? A piece of another image is pasted into clothes, and the heat map finds it.
 
-python examples/anomaly.py --out maps.png
+python examples/anomaly.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ LEVEL = 3  # large enough a noise to see a patch, small enough to see little els
 @click.command()
 @click.option("--images", "count", default=3, show_default=True, help="Rows of the picture.")
 @click.option("--seed", default=0, show_default=True, help="Of the images and of their patches.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="anomaly.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(count: int, seed: int, out: Path) -> None:
     """A row per image: the image with the patch, the heat map over it, and the heat map alone."""
     pipe = CDRLPipeline.from_pretrained()

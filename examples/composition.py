@@ -1,6 +1,6 @@
 """Concepts added as energies: a row for each expression, the same seeds in all.
 
-python examples/composition.py --out rows.png
+python examples/composition.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ EXPRESSIONS = (
 @click.option("--expression", "expressions", multiple=True, default=EXPRESSIONS, help="Repeatable.")
 @click.option("--guidance-scale", default=2.0, show_default=True, help="Of each expression.")
 @click.option("--columns", default=8, show_default=True, help="Images in a row.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="composition.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(
     model: str, expressions: tuple[str, ...], guidance_scale: float, columns: int, out: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Guidance: the same seeds at guidance scales 1, 2, 4 and 8, a row each.
 
-python examples/guidance.py --out rows.png
+python examples/guidance.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 @click.option("--model", help="Bundled model or folder.")
 @click.option("--label", default="Coat", show_default=True, help="What to draw.")
 @click.option("--columns", default=8, show_default=True, help="Images in a row.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="guidance.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(model: str | None, label: str, columns: int, out: Path) -> None:
     """Draw the rows and print how much the images of each differ from one another."""
     pipe = CDRLPipeline.from_pretrained(model)

@@ -1,6 +1,6 @@
 """Inpainting: half of an image is known, the other half is painted several ways.
 
-python examples/inpainting.py --out rows.png
+python examples/inpainting.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ LABELS = ("Dress", "Sneaker", "Bag")
 @click.option("--model", help="Bundled model or folder.")
 @click.option("--image", type=click.Path(exists=True, path_type=Path), help="Paint this instead.")
 @click.option("--columns", default=6, show_default=True, help="Samples of each image.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="inpainting.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(model: str | None, image: Path | None, columns: int, out: Path) -> None:
     """A row per image: as it is, what is known of it, and the samples."""
     pipe = CDRLPipeline.from_pretrained(model)

@@ -1,6 +1,6 @@
 """See the energy at work: the same seeds with K = 0, 1, 5 and 15 Langevin steps, a row each.
 
-python examples/propose_and_refine.py --out rows.png
+python examples/propose_and_refine.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ STEPS = (0, 1, 5, 15)
 @click.command()
 @click.option("--model", help="Bundled model or folder.")
 @click.option("--columns", default=10, show_default=True, help="Images in a row.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="steps.png",
+    show_default=True,
+    help="The picture.",
+)
 def main(model: str | None, columns: int, out: Path) -> None:
     """Draw the rows and print what refining does to the energies."""
     pipe = CDRLPipeline.from_pretrained(model)

@@ -16,7 +16,7 @@ from cdrl_infer.scoring import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.DOTALL))
+FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
 COMMANDS = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 
 

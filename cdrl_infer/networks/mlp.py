@@ -83,7 +83,8 @@ class MLP(Backbone):
     Args:
         in_channels: image channels.
         num_pixels: height times width of an image.
-        width, num_blocks: see `ResidualMLP`.
+        width: number of values in the hidden layers.
+        num_blocks: number of residual blocks, at least 1.
         num_classes: values of each attribute; () for an unconditional network.
 
     Raises:
@@ -123,7 +124,8 @@ class MLPEnergy(Network):
     Args:
         in_channels: image channels.
         num_pixels: height times width of an image.
-        width, num_blocks: see `ResidualMLP`.
+        width: number of values in the hidden layers.
+        num_blocks: number of residual blocks, at least 1.
         num_classes: values of each attribute; () for an unconditional network.
         data_variance: v, the mean square of the data's values (in [-1, 1]).
 
