@@ -59,7 +59,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 @click.option(
     "--metrics",
     metavar="NAME,…",
-    help="Any of fid, kid, is, prc, ood, accuracy. [all that can be measured]",
+    help="Any of fid, kid, is, prc, ood, accuracy, stationarity. [all that take no chains]",
 )
 @click.option(
     "--repeats",
@@ -120,6 +120,25 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     help="Classifier for accuracy, by torch.export. Its code is run: use trusted files only.",
 )
 @click.option(
+    "--chains",
+    type=int,
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Chains of stationarity, from data and from samples each.",
+)
+@click.option(
+    "--moves",
+    type=int,
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Moves of each chain of stationarity.",
+)
+@click.option(
+    "--plot", metavar="FILE.png", help="Draw the chains of stationarity. [needs cdrl[score]]"
+)
+@click.option(
     "--cache",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -145,7 +164,8 @@ def main(
 
     Samples, with the labels in turn, are compared with as many real images: fid, kid, is and prc
     (precision and recall) use features, accuracy uses a classifier of yours; ood measures how well a
-    score tells real images from others. Each result comes with everything that it depends on.
+    score tells real images from others; stationarity runs long chains from noised images, which stay
+    there if the energies are densities. Each result comes with everything that it depends on.
 
     --calibrate measures the features of N images of the data, chosen by --seed, and writes them beside
     the weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
@@ -169,7 +189,10 @@ def _evaluate(
     from cdrl_train.evaluation.card import card_file
     from cdrl_train.evaluation.together import Processes
 
-    out, request = options.pop("out"), _request(model, options)
+    out, plot = options.pop("out"), options.pop("plot")
+    request = _request(model, options)
+    if plot is not None and "stationarity" not in (request.metrics or ()):
+        raise InputError("--plot draws the chains of stationarity: add --metrics stationarity")
     processes = Processes.join(device)
     card: Path | None = None
     try:
@@ -177,14 +200,14 @@ def _evaluate(
             stack.callback(processes.leave)
             if update_card:
                 card = processes.alike(lambda: card_file(model))
-            report = _measured(stack, request, processes, out, card)
+            report = _measured(stack, request, processes, out, plot, card)
     except (CDRLError, OSError):
         if processes.main:
             raise
         raise click.exceptions.Exit(2) from None  # the main process prints the error
     if processes.main:
         click.echo(report.text())
-        for path in filter(None, [out, card]):
+        for path in filter(None, [out, plot, card]):
             click.echo(f"written: {shown(path, LONGEST)}", err=True)
 
 
@@ -205,25 +228,38 @@ def _request(model: str | None, options: dict[str, Any]) -> Request:
 
 
 def _measured(
-    stack: ExitStack, request: Request, processes: Processes, out: str | None, card: Path | None
+    stack: ExitStack,
+    request: Request,
+    processes: Processes,
+    out: str | None,
+    plot: str | None,
+    card: Path | None,
 ) -> Report:
     """The report, written to the files; these are opened before any work and appear at the end."""
+    from cdrl_infer.scoring.plots import new_figure
     from cdrl_train.evaluation.card import updated_card
     from cdrl_train.evaluation.evaluate import Evaluation
 
-    def prepare() -> tuple[Evaluation, Path | None, Path | None]:
-        table = new_card = None
+    figure = None if plot is None or not processes.main else new_figure()
+
+    def prepare() -> tuple[Evaluation, Path | None, Path | None, Path | None]:
+        table = picture = new_card = None
         if processes.main and out is not None:
             table = open_target(stack, out, ".json")
+        if figure is not None and plot is not None:
+            picture = open_target(stack, plot, ".png")
         if processes.main and card is not None:
             new_card = _opened(stack, card)
         evaluation = Evaluation.prepare(request, processes.device)
         if card is not None:
             updated_card(evaluation.pipe, card)  # raises for a card that cannot be edited
-        return evaluation, table, new_card
+        return evaluation, table, picture, new_card
 
-    evaluation, table, new_card = processes.alike(prepare)
+    evaluation, table, picture, new_card = processes.alike(prepare)
     report = evaluation.run(processes)
+    if figure is not None and picture is not None and evaluation.stationarity is not None:
+        evaluation.stationarity.draw(figure)
+        figure.savefig(picture, format="png", dpi=120)
     if table is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         table.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))  # JSON's own escapes

@@ -25,6 +25,7 @@ from cdrl_train.evaluation.outside import Separation, read_outside
 from cdrl_train.evaluation.report import Report, Result, slug
 from cdrl_train.evaluation.request import Request, check_labels
 from cdrl_train.evaluation.sampling import RealImages, Samples, model_digest
+from cdrl_train.evaluation.stationarity import Stationarity
 from cdrl_train.evaluation.together import Arrays, Processes
 
 
@@ -41,6 +42,7 @@ class Evaluation:
         distances: measures FID, KID, inception score, precision and recall; None if not requested.
         accuracy: measures the accuracy of the labels; None if not requested.
         separation: measures the separation from outside images; None if not requested.
+        stationarity: runs the chains; None if not requested.
     """
 
     request: Request
@@ -51,6 +53,7 @@ class Evaluation:
     distances: Distances | None
     accuracy: Accuracy | None
     separation: Separation | None
+    stationarity: Stationarity | None
 
     @property
     def pipe(self) -> CDRLPipeline:
@@ -80,6 +83,9 @@ class Evaluation:
         )
         accuracy = _accuracy(request, samples, reference) if "accuracy" in metrics else None
         separation = _separation(request, pipe, reference) if "ood" in metrics else None
+        stationarity = (
+            _stationarity(request, pipe, reference) if "stationarity" in metrics else None
+        )
         wanted = [metric for metric in metrics if metric in OF_FEATURES]
         cache = FeatureCache(request.cache)
         distances = None
@@ -101,6 +107,7 @@ class Evaluation:
             distances=distances,
             accuracy=accuracy,
             separation=separation,
+            stationarity=stationarity,
         )
 
     def run(self, processes: Processes) -> Report:
@@ -115,6 +122,8 @@ class Evaluation:
                 results += self.accuracy.results(processes, shown)
         if self.separation is not None:
             results += self.separation.results(processes)
+        if self.stationarity is not None:
+            results += self.stationarity.results(processes)
         return self._report(results, processes.count)
 
     @property
@@ -154,7 +163,7 @@ class Evaluation:
             conditions["samples"] = self._samples_in_words()
             conditions["reference"] = self._reference_in_words(place, references)
             settings |= self._sample_settings()
-        for part in (self.distances, self.accuracy, self.separation):
+        for part in (self.distances, self.accuracy, self.separation, self.stationarity):
             if part is not None:
                 conditions |= part.conditions()
                 settings |= part.settings()
@@ -172,6 +181,7 @@ class Evaluation:
             skipped=self.skipped,
             dataset={"type": slug(data), "name": data, **split},
             variant=self._variant(),
+            detail="" if self.stationarity is None else self.stationarity.detail(),
         )
 
     @property
@@ -241,6 +251,17 @@ def _accuracy(request: Request, samples: Samples, reference: RealImages) -> Accu
     classifier = load_classifier(request.classifier, model.image.shape, sizes)
     name = shown(request.classifier.name)
     return Accuracy(classifier, name, model.labels, asked, reference, request.batch_size)
+
+
+def _stationarity(request: Request, pipe: CDRLPipeline, reference: RealImages) -> Stationarity:
+    return Stationarity(
+        pipe,
+        reference,
+        _place(request),
+        request.langevin_steps,
+        request.chains,
+        request.moves,
+    )
 
 
 def _separation(request: Request, pipe: CDRLPipeline, reference: RealImages) -> Separation:

@@ -93,6 +93,7 @@ class Report:
         skipped: the reasons for metrics that were not measured, by metric.
         dataset: the type, the name and the split of the data, for a model card.
         variant: differences from the model's defaults, such as ", K = 15", for a model card.
+        detail: a text for a terminal, with what the results leave out.
     """
 
     model: dict[str, str]
@@ -102,6 +103,7 @@ class Report:
     skipped: dict[str, str]
     dataset: dict[str, str]
     variant: str = ""
+    detail: str = ""
 
     def text(self) -> str:
         """The report as text for a terminal."""
@@ -115,6 +117,8 @@ class Report:
                 floor = plus_minus(statistics.fmean(result.floor), over_repeats(result.floor)[0])
                 line += f"   {result.floor_name}: {floor}"
             lines.append(line)
+        if self.detail:
+            lines += ["", self.detail]
         conditions = {**self.conditions, **self._errors()}
         label = max(map(len, conditions))
         lines += ["", *(f"{name:{label}}  {words}" for name, words in conditions.items())]

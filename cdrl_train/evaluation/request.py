@@ -20,7 +20,8 @@ from cdrl_train.evaluation.ood_metrics import sklearn_metrics
 from cdrl_train.evaluation.registry import EXTRACTORS
 from cdrl_train.evaluation.sampling import SEED_STRIDE, RealImages, Steps
 
-METRICS = (*distances.METRICS, "ood", "accuracy")
+METRICS = (*distances.METRICS, "ood", "accuracy", "stationarity")
+ON_REQUEST = {"stationarity": "it takes minutes; add --metrics stationarity"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Request:
         outside: a text ``NAME=DATA`` for each set of outside images.
         score: a name in `cdrl_infer.scoring.SCORES`.
         floor: also compare real images with other real images.
+        chains: number of chains of `stationarity` from data, and from samples.
+        moves: number of moves of each chain.
         batch_size: number of images at once.
     """
 
@@ -65,6 +68,8 @@ class Request:
     outside: tuple[str, ...] = ()
     score: str = "combined"
     floor: bool = True
+    chains: int = 16
+    moves: int = 200
     batch_size: int = 64
 
     def chosen_metrics(self) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -76,6 +81,9 @@ class Request:
         """
         positive("--repeats", self.repeats)
         positive("--batch-size", self.batch_size)
+        positive("--moves", self.moves)
+        if integer("--chains", self.chains) < 2:
+            raise InputError(f"--chains must be at least 2, got {self.chains}")
         check_seed(self.seed)
         metrics, skipped = self._possible()
         if {"kid", "is"} & set(metrics):
@@ -95,6 +103,7 @@ class Request:
         if not self.outside:
             reasons["ood"] = "it needs outside images; add --outside NAME=DATA"
         if self.metrics is None:
+            reasons |= ON_REQUEST
             return tuple(m for m in METRICS if m not in reasons), reasons
         for metric in self.metrics:
             if metric not in METRICS:
@@ -134,6 +143,8 @@ class Request:
         data = load_images(self.source, self.split, channels=model.image.channels, fit=fit)
         check_shape(model, name, data)
         count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
+        if "stationarity" in (self.metrics or ()) and self.chains > count:
+            raise InputError(f"--chains must be at most n, {count:,}, got {self.chains:,}")
         if not FEWEST <= count <= len(data):
             raise InputError(
                 f"-n must lie in {FEWEST} … {len(data):,} (the data have {len(data):,} images), got "
@@ -175,15 +186,21 @@ def check_labels(ours: Sequence[Attribute], data: ImageSet) -> None:
         raise InputError(
             "the metric 'accuracy' needs data with labels, to test the classifier; the data have none"
         )
-    theirs = data.attributes
-    if len(ours) != len(theirs) or not all(map(_same_classes, ours, theirs)):
+    if not same_labels(ours, data):
         mine, others = (
             json.dumps([list(a.values) for a in attributes], ensure_ascii=False)
-            for attributes in (ours, theirs)
+            for attributes in (ours, data.attributes)
         )
         raise InputError(
             f"the metric 'accuracy' needs data with the model's labels {mine}, got {others}"
         )
+
+
+def same_labels(ours: Sequence[Attribute], data: ImageSet) -> bool:
+    """Whether the data have labels, and the classes are the model's, by name or by number."""
+    theirs = data.attributes
+    same = len(ours) == len(theirs) and all(map(_same_classes, ours, theirs))
+    return data.labels is not None and same
 
 
 def _same_classes(a: Attribute, b: Attribute) -> bool:

@@ -85,7 +85,12 @@ class Processes:
         return made[0]
 
     def each_batch(
-        self, count: int, batch_size: int, work: Callable[[int, int], Arrays], title: str | None
+        self,
+        count: int,
+        batch_size: int,
+        work: Callable[[int, int], Arrays],
+        title: str | None,
+        unit: str = "image",
     ) -> Arrays:
         """Compute the rows of all images. The processes share the batches.
 
@@ -97,13 +102,14 @@ class Processes:
             batch_size: number of images at once.
             work: (start, stop) -> arrays with a row for each image.
             title: the title of the bar on stderr, if stderr is a terminal; None for no bar.
+            unit: what the bar counts.
         """
         starts = range(0, count, batch_size)
 
         def mine() -> dict[int, Arrays]:
             found = {}
             hidden = None if self.main and title is not None else True
-            with tqdm(total=count, desc=title, unit="image", disable=hidden) as bar:
+            with tqdm(total=count, desc=title, unit=unit, disable=hidden) as bar:
                 for start in starts[self.rank :: self.count]:
                     stop = min(start + batch_size, count)
                     found[start] = work(start, stop)

@@ -1,0 +1,164 @@
+"""Long chains on analytic energies stay at the data; on an energy that leaks they do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import Tensor
+
+from cdrl_infer.energies.analytic import GaussianMixtureEnergy
+from cdrl_infer.energies.base import Energy, FunctionPotential
+from cdrl_infer.random import PerImageRandom
+from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_train.cli_eval import main
+from cdrl_train.evaluation.chains import KINDS, Chains, Starts, run_chains, starts_at_data
+from cdrl_train.evaluation.stationarity import LIMIT
+
+SCHEDULE = NoiseSchedule(num_levels=4, step_rule="curvature", step_size=0.4)
+DIM = 12
+DATA = GaussianMixtureEnergy(
+    [1.0, 2.0], [[0.6] * DIM, [-0.4] * DIM], [[0.2] * DIM, [0.05, 0.4] * (DIM // 2)]
+)
+
+
+class Leaky(Energy):
+    """The truth, but lower off the data: less by ``depth ‖y‖² / (4 + ‖y‖²)`` nats times a scale."""
+
+    def __init__(self, depth: float) -> None:
+        self.depth = depth
+
+    def at(self, level: Level) -> FunctionPotential:
+        truth = DATA.at(level)
+
+        def energy(y: Tensor) -> Tensor:
+            size = y.square().sum(1)
+            return truth(y) - self.depth * size / (4 + size)
+
+        return FunctionPotential(energy)
+
+
+def chains(energy: Energy, t: int, kind: str, seed: int = 0, bias: float = 0.0) -> Chains:
+    """40 chains of 60 moves from exact draws, and as many from draws that are shifted by ``bias``."""
+    level = SCHEDULE.level(t)
+    generator = torch.Generator().manual_seed(seed)
+    x = DATA.sample(300, generator).float()
+    noised = starts_at_data(x, level, PerImageRandom.from_seeds(range(300), "cpu"))
+    own = Starts(noised.y[40:80] + bias, noised.x_t[40:80])
+    return run_chains(
+        energy,
+        SCHEDULE,
+        t,
+        kind,
+        Starts(noised.y[:40], noised.x_t[:40]),
+        own,
+        energies=energy(noised.y, level).double().numpy(),
+        moves=60,
+        leapfrog_steps=3,
+        seeds=range(1000, 1080),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("t", [1, 2, 4])
+def test_chains_of_the_true_energy_stay(t: int, kind: str) -> None:
+    found = chains(DATA, t, kind)
+    drift, error = found.drift()
+    assert abs(drift) < 4 * error and error < LIMIT / 2 * found.unit
+    assert 0.4 < found.acceptance < 0.9
+    assert found.traces.shape == (61, 80) and found.largest.shape == (61,)
+    np.testing.assert_allclose(found.traces[0, :40], found.data[:40], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_leaky_energy_drifts_down(kind: str) -> None:
+    found = chains(Leaky(40.0), 2, kind)
+    drift, error = found.drift()
+    assert drift < -LIMIT * found.unit and drift < -4 * error
+    assert found.largest[-1] > 1.2 * found.largest[0]
+
+
+def test_samples_off_the_data_are_seen_before_and_not_after_long_chains() -> None:
+    short = chains(DATA, 2, "marginal", bias=2.0)
+    before = short.traces[0, ~short.from_data].mean() - short.data.mean()
+    gap, error = short.gap()
+    assert before > 20 * error and abs(gap) < 4 * error
+
+
+def test_the_drift_is_that_of_the_last_quarter() -> None:
+    traces = np.zeros((9, 4))
+    traces[0] = [1, 2, 3, 4]
+    traces[7:] = 10.0
+    traces[1:7] = 77.0  # neither the start nor the end
+    found = Chains(1, "marginal", np.arange(4.0), traces, np.ones(4, bool), np.zeros(9), 1.0, 1.0)
+    drift, error = found.drift()
+    assert drift == pytest.approx(7.5)
+    assert error == pytest.approx(np.std([9, 8, 7, 6], ddof=1) / 2)
+    assert all(np.isnan(found.gap()))
+
+
+def test_mixing_tells_chains_that_agree_from_chains_that_do_not() -> None:
+    noise = np.random.default_rng(0).normal(size=(201, 8))
+    alike = Chains(1, "marginal", noise[0], noise, np.ones(8, bool), noise[:, 0], 1.0, 1.0)
+    apart = Chains(
+        1, "marginal", noise[0], noise + np.arange(8), np.ones(8, bool), noise[:, 0], 1.0, 1.0
+    )
+    assert alike.mixing()[0] < 1.02 < 1.5 < apart.mixing()[0]
+    assert alike.mixing()[1] > 400 > 50 > apart.mixing()[1]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    path = tmp_path / "grey.npz"
+    np.savez(path, train_images=images, test_images=images, test_labels=np.arange(40) % 3)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    small = ("--metrics", "stationarity", "-n", 20, "--chains", 3, "--moves", 6)
+    return CliRunner().invoke(main, [*map(str, arguments), *map(str, small)])
+
+
+def test_the_command(folder: Path, data: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    out, plot = tmp_path / "out.json", tmp_path / "chains.png"
+    arguments = ("--model", model, "--data", data, "--out", out)
+    first = run(*arguments, "--plot", plot, "--update-card")
+    assert first.exit_code == 0, first.output
+    results = json.loads(out.read_text())
+    names = [result["metric"] for result in results["results"]]
+    levels = len(names) // 2
+    expected = [f"drift-{kind}-{t}" for kind in KINDS for t in range(levels, 0, -1)]
+    assert names == [*expected, "stationarity"]
+    values = {result["metric"]: result["value"] for result in results["results"]}
+    assert values["stationarity"] == max((values[n] for n in expected), key=abs)
+    assert results["settings"]["verdict"].splitlines()[0] in first.stdout
+    with Image.open(plot) as picture:
+        assert picture.width > picture.height
+    card = (model / "README.md").read_text()
+    assert "stationarity" in card and "drift-marginal" not in card
+    again = run(*arguments)
+    assert json.loads(out.read_text())["results"] == results["results"], again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--metrics", "fid", "--plot", "x.png"), "--plot draws the chains of stationarity"),
+        (("--metrics", "stationarity", "--chains", 1), "--chains must be at least 2, got 1"),
+        (("--metrics", "stationarity", "-n", 30, "--chains", 31), "--chains must be at most n, 30"),
+        (("--metrics", "stationarity", "--moves", 0), "--moves"),
+    ],
+)
+def test_bad_input(folder: Path, data: Path, arguments: tuple[object, ...], message: str) -> None:
+    start = ("--model", folder, "--data", data)
+    result = CliRunner().invoke(main, [*map(str, start), *map(str, arguments)])
+    assert result.exit_code == 2 and message in result.output
+    assert "Traceback" not in result.output
