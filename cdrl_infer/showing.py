@@ -13,8 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl_infer.errors import shown
-from cdrl_infer.images import captioned, make_grid, to_pil, viewing_scale
-from cdrl_infer.images.plane import POINT, scatter, to_points
+from cdrl_infer.images import (
+    POINT,
+    captioned,
+    make_grid,
+    scatter,
+    to_pil,
+    to_points,
+    viewing_scale,
+)
 
 Pictures = Sequence[Image.Image] | np.ndarray | Tensor
 MOST_SHOWN = 100  # images in a notebook

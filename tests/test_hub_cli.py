@@ -17,7 +17,7 @@ from hub_server import HubServer
 from cdrl_infer.cli.hub import main
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.storage.folder import save_model
+from cdrl_infer.storage.folder import bundled_models, save_model
 
 pytest_plugins = ["hub_fixtures"]
 
@@ -60,6 +60,25 @@ def test_info_downloads_no_weights(
         with server.recorded() as requests:
             code, output = client.cli("info", model)
         assert (code, requests) == (0, []) and "weights" in output
+
+
+def test_bundled_models_are_listed() -> None:
+    result = CliRunner().invoke(main, ["models"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines] == bundled_models()
+    for line in lines:
+        pipe = CDRLPipeline.from_pretrained(line.split()[0])
+        sizes = [
+            p.numel() for network in pipe.model.networks.values() for p in network.parameters()
+        ]
+        image = pipe.model.image
+        assert f"{image.height} × {image.width}" in line
+        assert f"{sum(sizes) / 1e6:.1f} M values" in line
+        for attribute in pipe.model.labels:
+            assert f"{attribute.name} ({len(attribute.values)})" in line
+    found = json.loads(CliRunner().invoke(main, ["models", "--json"]).output)
+    assert [facts["model"] for facts in found] == bundled_models()
 
 
 def test_a_model_without_initializer(

@@ -34,6 +34,7 @@ LAYERS = {
         drawing evaluating loading
         pipeline
         cli
+        __main__
     """,
     "cdrl_train": """
         spectral upload calibrate
@@ -46,6 +47,7 @@ LAYERS = {
         dry_run preview
         run
         cli cli_eval cli_export
+        __main__
     """,
 }
 RANKS = {

@@ -20,23 +20,19 @@ from cdrl_infer.cli.command import (
     parse_steps,
     uses_a_model,
 )
+from cdrl_infer.cli.film import FILM_IMAGES, Film, draws_points, sheet
 from cdrl_infer.errors import LONGEST, InputError, shown
 from cdrl_infer.kernels.registry import KERNELS
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from cdrl_infer.conditions.labels import ImageLabel
     from cdrl_infer.drawing import CDRLPipelineOutput
     from cdrl_infer.kernels.base import Kernel
     from cdrl_infer.model import Attribute
     from cdrl_infer.pipeline import CDRLPipeline
-    from cdrl_infer.sampler import LevelEnd
 
 ADAPT_IMAGES = 16  # chains of the warm-up
-FILM_IMAGES = 64  # the most images that a film shows
-FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
 
 
 @click.command(
@@ -52,8 +48,9 @@ FILM_MILLISECONDS = 700  # per frame; the last stays three times as long
     "labels",
     multiple=True,
     metavar="NAME|INDEX|all|none",
-    help="Class of the images. Repeatable: the images then take the classes in turn. For a model of "
-    "several attributes: their values, separated by commas. [all classes in turn]",
+    help="Class of the images, in any case. Repeatable: the images then take the classes in turn. For a "
+    "model of several attributes: one value of each, in the model's order and separated by commas, such "
+    "as 'dress,red,dark'; none leaves one open. [all classes in turn; several attributes: none]",
 )
 @click.option(
     "--guidance-scale",
@@ -165,10 +162,16 @@ def main(
         picture = open_target(stack, out, ".png", folder=True) if out is not None else None
         film = open_target(stack, trajectory, ".gif") if trajectory is not None else None
         pipe = open_model(model, revision, variant, device)
+        if picture and picture.is_dir() and draws_points(pipe.model):
+            raise InputError(
+                f"{pipe.name} draws points in the plane, and all of them are one scatter plot: expected "
+                f"--out FILE.png, got a folder, {out!r}"
+            )
         free = known is not None or compose is not None
         cycle = _labels(labels, pipe.model.labels)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
-        recorder = _Recorder() if film else None
+        columns = _columns(cycle, pipe.model.labels, free)
+        recorder = Film(pipe.model, columns) if film else None
         options: dict[str, Any] = {
             "num_images": num_images,
             "seeds": seed,
@@ -200,7 +203,6 @@ def main(
             output = pipe.compose(compose, **options)
         else:
             output = pipe(class_labels=class_labels, **options)
-        columns = _columns(cycle, pipe.model.labels, free)
         info = output.info
         common = {
             "model": pipe.name,
@@ -219,7 +221,7 @@ def main(
             click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
         kind = _write_pictures(picture, output, columns, common) if picture else ""
         if film and recorder:
-            _write_film(film, pipe, output, recorder, columns)
+            recorder.write(film, output)
     drawn = "1 image" if num_images == 1 else f"{num_images:,} images"
     if picture:
         seeds = f"seed {seed}" if seed is not None else "new seeds, stored with the images"
@@ -277,15 +279,24 @@ def _columns(
 
 def _labels(texts: tuple[str, ...], attributes: tuple[Attribute, ...]) -> list[ImageLabel] | None:
     """The labels that the images take in turn; None if there are no --label options."""
+    from cdrl_infer.conditions.labels import example, named
+
     names = [attribute.values for attribute in attributes]
     if not texts:
         return None
     cycle: list[ImageLabel] = []
     for text in texts:
-        if len(names) > 1 and text != "none":
+        if len(names) > 1 and text.lower() != "none":
             parts = [part.strip() for part in text.split(",")]
+            if len(parts) != len(names):
+                order = ",".join(attribute.name for attribute in attributes)
+                first = ",".join(example(attributes))
+                raise InputError(
+                    f"this model has {len(names)} attributes: expected --label '{order}', such as "
+                    f"--label '{first}', with none for one that is open, got {text!r}"
+                )
             cycle.append([_label(part, sum(names, ())) for part in parts])
-        elif len(names) == 1 and text == "all" and text not in names[0]:
+        elif len(names) == 1 and text.lower() == "all" and not named(text, names[0]):
             cycle.extend(names[0])
         else:
             cycle.append(_label(text, sum(names, ())))
@@ -294,26 +305,13 @@ def _labels(texts: tuple[str, ...], attributes: tuple[Attribute, ...]) -> list[I
 
 def _label(text: str, names: tuple[str, ...]) -> str | int | None:
     """A name as it is, another number as an index, "none" as not given."""
-    if text in names:
+    from cdrl_infer.conditions.labels import named
+
+    if named(text, names):
         return text
-    if text == "none":
+    if text.lower() == "none":
         return None
     return int(text) if re.fullmatch(r"-?\d+", text) else text
-
-
-class _Recorder:
-    """Keeps the frames of a film, in 8 bits: the images of each level by caption."""
-
-    def __init__(self) -> None:
-        self.frames: dict[str, list[Image.Image]] = {}
-
-    def __call__(self, end: LevelEnd, first: int) -> None:
-        from cdrl_infer.images import to_pil
-
-        room = max(0, FILM_IMAGES - first)
-        for what, images in (("proposal", end.proposal), ("refined", end.refined)):
-            caption = f"level {end.t - 1}: {what}"
-            self.frames.setdefault(caption, []).extend(to_pil(images[:room]))
 
 
 def _write_pictures(
@@ -321,42 +319,15 @@ def _write_pictures(
 ) -> str:
     """One PNG per image into a folder, or one grid into a file; returns which, in words."""
     from cdrl_infer.images import save_png
+    from cdrl_infer.showing import are_points
 
     images, seeds = list(output.images), output.seeds or []
     if not picture.is_dir():
         own = {"seeds": json.dumps(seeds), "labels": json.dumps(output.labels)}
-        save_png(_grid(images, columns), picture, {**own, **common})
-        return "one grid"
+        save_png(sheet(images, columns), picture, {**own, **common})
+        return "one scatter plot" if are_points(images) else "one grid"
     labels = output.labels or [None] * len(images)
     for k, (image, seed, label) in enumerate(zip(images, seeds, labels, strict=True)):
         own = {"seed": str(seed), "label": label if isinstance(label, str) else json.dumps(label)}
         save_png(image, picture / f"{k:05d}.png", {**own, **common})
     return "a PNG each"
-
-
-def _write_film(
-    film: Path,
-    pipe: CDRLPipeline,
-    output: CDRLPipelineOutput,
-    recorder: _Recorder,
-    columns: int | None,
-) -> None:
-    """Noise (the first draw from each seed), each level's proposal and refinement, the result."""
-    from cdrl_infer.images import captioned, save_gif, to_pil
-    from cdrl_infer.random import PerImageRandom
-
-    random = PerImageRandom.from_seeds((output.seeds or [])[:FILM_IMAGES], "cpu")
-    noise = random.normal(pipe.model.image.shape)
-    shots = {
-        f"level {pipe.model.schedule.num_levels}: noise": to_pil(noise),
-        **recorder.frames,
-        "denoised": list(output.images)[:FILM_IMAGES],
-    }
-    frames = [captioned(_grid(images, columns), caption) for caption, images in shots.items()]
-    save_gif(frames, film, [FILM_MILLISECONDS] * (len(frames) - 1) + [3 * FILM_MILLISECONDS])
-
-
-def _grid(images: list[Image.Image], columns: int | None) -> Image.Image:
-    from cdrl_infer.images import make_grid, viewing_scale
-
-    return make_grid(images, columns, upscale=viewing_scale(images[0]))

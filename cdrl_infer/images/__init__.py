@@ -24,5 +24,8 @@ from cdrl_infer.images.output import to_pil as to_pil
 from cdrl_infer.images.output import to_uint8 as to_uint8
 from cdrl_infer.images.output import to_unit as to_unit
 from cdrl_infer.images.output import viewing_scale as viewing_scale
+from cdrl_infer.images.plane import POINT as POINT
+from cdrl_infer.images.plane import scatter as scatter
+from cdrl_infer.images.plane import to_points as to_points
 from cdrl_infer.images.rules import MODES as MODES
 from cdrl_infer.images.rules import to_channels as to_channels

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import entry_points
 
 import click
 
-from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.cli.command import LazyCommands
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
 
 COMMANDS = {
     "convert": "cdrl_infer.cli.hub.convert:convert",
     "info": "cdrl_infer.cli.hub.info:info",
+    "models": "cdrl_infer.cli.hub.models:models",
     "push": "cdrl_infer.cli.hub.push:push",
 }
 PLUGINS = "cdrl.hub_commands"  # entry points of packages that build on this one
 
 
-class HubCommands(OneLineErrors, click.Group):
-    """Our commands and those of installed packages, each imported when it is needed."""
+class HubCommands(LazyCommands):
+    """Our commands and those of installed packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, sorted."""
-        return sorted({*COMMANDS, *(entry.name for entry in entry_points(group=PLUGINS))})
+        return sorted({*self.places, *(entry.name for entry in entry_points(group=PLUGINS))})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
-        if cmd_name in COMMANDS:
-            module, _, attribute = COMMANDS[cmd_name].partition(":")
-            command: click.Command = getattr(importlib.import_module(module), attribute)
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
             return command
         for plugin in entry_points(group=PLUGINS, name=cmd_name):
             try:
@@ -54,6 +53,7 @@ def _unusable(name: str, reason: str) -> click.Command:
 @click.command(
     "cdrl-hub",
     cls=HubCommands,
+    places=COMMANDS,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
