@@ -46,6 +46,8 @@ class CDRLPipeline(LoadedModel):
         out.grid()  # all of them, with labels and energies
         pipe.energy(out.images, labels=out.labels)  # nats; lower is likelier
 
+    Loading, saving and moving to a device are in `cdrl_infer.loading.LoadedModel`.
+
     Args:
         model: its networks are frozen and put in eval mode and channels-last layout.
         name: the model's name in messages and metadata.
