@@ -143,13 +143,18 @@ class NoiseSchedule:
     def level(self, t: int | Tensor, device: torch.device | str | None = None) -> Level:
         """The constants of transition ``t``, an int for a whole batch or (B,) integers, in 1 … T.
 
+        If ``t`` is on an accelerator, its values are not checked, since that would wait for the device.
+
         Raises:
             ValueError: ``t`` lies outside 1 … T.
         """
+        table: dict[str, Tensor] = getattr(self, "_table")  # noqa: B009
+        if isinstance(t, Tensor) and t.device.type != "cpu":
+            values = {name: column.to(t.device)[t - 1] for name, column in table.items()}
+            return Level(t=t, **values)
         index = torch.as_tensor(t, dtype=torch.int64, device="cpu")
         if index.numel() and not bool(((index >= 1) & (index <= self.num_levels)).all()):
             raise ValueError(f"t must lie in 1 … {self.num_levels}, got {t}")
-        table: dict[str, Tensor] = getattr(self, "_table")  # noqa: B009
         values = {name: column[index - 1].to(device) for name, column in table.items()}
         return Level(t=index.to(device), **values)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_model
 
-from cdrl_infer.model import CDRLModel
+from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.random import BatchRandom
 from cdrl_train.config import Phase
 from cdrl_train.cost import Shapes
@@ -20,7 +20,9 @@ T = torch.tensor([1, 2, 3, 3, 2])
 
 
 def objective(name: str) -> Objective:
-    return Phase({"name": name}, 1, 8, 1e-3, 1e-3).make_objective()
+    made = Phase({"name": name}, 1, 8, 1e-3, 1e-3).make_objective()
+    made.build(ImageShape(1, 8, 8), (3,))
+    return made
 
 
 def models_of(model: CDRLModel) -> Models:
@@ -67,7 +69,7 @@ def test_it_can_be_counted_on_the_meta_device(name: str) -> None:
         torch.zeros(5, 1, dtype=torch.int64, device="meta"),
     )
     level = model.schedule.level(T, "meta")
-    found = objective(name).losses(models_of(model), batch, level, Shapes(5))
+    found = objective(name).to("meta").losses(models_of(model), batch, level, Shapes(5))
     assert found.total.device.type == "meta"
 
 

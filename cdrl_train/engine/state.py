@@ -33,7 +33,7 @@ class TrainState:
 
     Attributes:
         ebm, initializer: the networks that are trained; the initializer may be None.
-        objectives: one per phase.
+        objectives: one per phase. Their buffers are saved, such as the points of persistent chains.
         trained: the modules that have parameters, by name: "ebm", "initializer", and the objectives
             by the label of their phase.
         averages: their exponential moving averages.
@@ -160,6 +160,7 @@ class TrainState:
             "generator": self.generator.get_state(),
             "networks": {name: module.state_dict() for name, module in self.trained.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "memories": [dict(objective.named_buffers()) for objective in self.objectives],
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -180,6 +181,8 @@ class TrainState:
                     raise KeyError(f"it has {', '.join(stored)}")
                 for name, module in modules.items():
                     module.load_state_dict(stored[name])
+            for objective, memory in zip(self.objectives, state.get("memories", ()), strict=False):
+                objective.load_state_dict(memory, strict=False)
             if self.config.phase_at(self.step)[1]:  # else the next step makes a new one
                 self.optimizer = self._new_optimizer()
                 self.optimizer.load_state_dict(state["optimizer"])

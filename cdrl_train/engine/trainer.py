@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.errors import CheckpointError
+from cdrl_infer.errors import CheckpointError, ConfigError
 from cdrl_infer.model import ImageShape
 from cdrl_infer.random import BatchRandom
 from cdrl_train.config import Phase, TrainConfig
@@ -21,7 +21,7 @@ from cdrl_train.engine.guard import Guard
 from cdrl_train.engine.log import Log
 from cdrl_train.engine.metrics import Metrics, Results, Sum
 from cdrl_train.engine.state import Start, TrainState
-from cdrl_train.objectives import Losses
+from cdrl_train.objectives import OBJECTIVES, Losses
 from cdrl_train.spectral import normalised, power_iteration
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Trainer:
             config = replace(config, precision=precision_of(self.accelerator))
         self.config = config
         self.is_main: bool = self.accelerator.is_main_process
+        _check_sharing(config, self.accelerator.num_processes)
         self.tell = tell if self.is_main else _keep_quiet
         self.stream = stream
         self.folder = folder
@@ -242,6 +243,20 @@ class Trainer:
         """Seed it for this process: dropout is the one thing that each process draws for itself."""
         own = 1_000_003 * self.accelerator.process_index
         self.global_generator.manual_seed(self.config.seed + own + self.step)
+
+
+def _check_sharing(config: TrainConfig, processes: int) -> None:
+    """Raise `ConfigError` if a phase that needs the whole batch at once would get only a part."""
+    for label, phase in zip(config.labels, config.phases, strict=True):
+        if (
+            OBJECTIVES[phase.name].one_process
+            and phase.steps
+            and (processes, config.accumulate) != (1, 1)
+        ):
+            raise ConfigError(
+                f"{label}: the objective {phase.name} keeps chains from step to step, so it needs "
+                f"one process and accumulate=1, got {processes} and {config.accumulate}"
+            )
 
 
 def _keep_quiet(text: str) -> None:

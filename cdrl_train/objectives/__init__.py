@@ -9,6 +9,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "score_matching": "cdrl_train.objectives.score_matching:ScoreMatching",
         "drl": "cdrl_train.objectives.drl:RecoveryLikelihood",
         "cooperative": "cdrl_train.objectives.cooperative:Cooperative",
+        "persistent": "cdrl_train.objectives.persistent:Persistent",
     },
 )
 

@@ -108,11 +108,14 @@ class Objective(Configurable, nn.Module, ABC):
     Attributes:
         runs_chains: whether `losses` uses `Models.frozen_ebm`.
         needs_initializer: whether the run must have an initializer.
+        one_process: whether the objective keeps tensors from step to step (its buffers, which are saved),
+            so that several processes, or parts of a batch, cannot share a step.
         titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
     """
 
     runs_chains: ClassVar[bool] = False
     needs_initializer: ClassVar[bool] = False
+    one_process: ClassVar[bool] = False
     titles: ClassVar[dict[str, str]] = {}
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:

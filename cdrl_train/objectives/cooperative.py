@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from cdrl_train.objectives.drl import RecoveryLikelihood
 from cdrl_train.objectives.losses import (
     ContrastiveWeight,
     Coupling,
+    Refined,
     imitation_loss,
     noised_pair,
     regression_loss,
@@ -21,6 +22,13 @@ from cdrl_train.objectives.losses import (
 
 if TYPE_CHECKING:
     from cdrl_train.data.stream import Batch
+
+
+class CooperativeStep(NamedTuple):
+    """The results of the chains, and the losses."""
+
+    refined: Refined
+    losses: Losses
 
 
 class Cooperative(RecoveryLikelihood):
@@ -48,6 +56,7 @@ class Cooperative(RecoveryLikelihood):
         coupling: Coupling = "shared",
         langevin_steps: int = 15,
         step_scale: float = 1.0,
+        noise_scale: float = 1.0,
         weight: ContrastiveWeight = "paper",
         score_matching: float = 0.0,
         regression: float = 0.0,
@@ -58,6 +67,7 @@ class Cooperative(RecoveryLikelihood):
             coupling,
             langevin_steps,
             step_scale,
+            noise_scale,
             weight,
             score_matching,
             max_energy_gap,
@@ -69,6 +79,12 @@ class Cooperative(RecoveryLikelihood):
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The contrastive loss, the imitation loss, and the additional losses."""
+        return self.cooperate(models, batch, level, random).losses
+
+    def cooperate(
+        self, models: Models, batch: Batch, level: Level, random: RandomSource
+    ) -> CooperativeStep:
+        """Propose, refine, and compute the losses."""
         pair = noised_pair(batch.x, level, self.coupling, random)
         proposal = models.proposal(batch.labels)
         mean: Tensor = proposal.mean(pair.x_t, level)
@@ -81,4 +97,5 @@ class Cooperative(RecoveryLikelihood):
             regression = regression_loss(proposal, pair, level)
             total = total + self.regression * regression.value
             by_level["regression"] = regression.per_image
-        return Losses({**found.totals, "initializer": total}, by_level)
+        losses = Losses({**found.totals, "initializer": total}, by_level)
+        return CooperativeStep(refined, losses)

@@ -38,6 +38,7 @@ class RecoveryLikelihood(Objective):
         coupling: how x_t and x_{t-1} share noise, see `noised_pair`.
         langevin_steps: K.
         step_scale: multiplies the schedule's Langevin step variance.
+        noise_scale: multiplies the noise of Langevin, see `cdrl_infer.kernels.langevin.Langevin`.
         weight: weights of the levels, see `contrastive_weight`.
         score_matching: weight of an additional score matching loss; 0 in the paper.
         max_energy_gap: a step counts as diverged if a transition's mean of |E(y⁺) - E(y⁻)| reaches this
@@ -63,6 +64,7 @@ class RecoveryLikelihood(Objective):
         coupling: Coupling = "markov",
         langevin_steps: int = 30,
         step_scale: float = 1.0,
+        noise_scale: float = 1.0,
         weight: ContrastiveWeight = "paper",
         score_matching: float = 0.0,
         max_energy_gap: float = 1e4,
@@ -72,11 +74,18 @@ class RecoveryLikelihood(Objective):
         self.coupling: Coupling = coupling
         self.langevin_steps = langevin_steps
         self.step_scale = step_scale
+        self.noise_scale = noise_scale
         self.weight: ContrastiveWeight = weight
         self.score_matching = score_matching
         self.max_energy_gap = max_energy_gap
         self.max_displacement = max_displacement
-        for name in ("langevin_steps", "score_matching", "max_energy_gap", "max_displacement"):
+        for name in (
+            "langevin_steps",
+            "noise_scale",
+            "score_matching",
+            "max_energy_gap",
+            "max_displacement",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not step_scale > 0:
@@ -87,6 +96,11 @@ class RecoveryLikelihood(Objective):
         pair = noised_pair(batch.x, level, self.coupling, random)
         refined = self.refine(models, batch, pair, pair.x_t, level, random)
         return self.contrast(models, batch, pair, refined, level)
+
+    @property
+    def langevin(self) -> Langevin:
+        """The kernel of the chains."""
+        return Langevin(self.noise_scale)
 
     def refine(
         self,
@@ -100,7 +114,7 @@ class RecoveryLikelihood(Objective):
         """K Langevin steps on ``p(y | x_t)`` from ``start`` (B, C, H, W)."""
         energy: Energy = RecoveryEnergy(models.frozen_energy(batch.labels), pair.x_t)
         step_size = self.step_scale * level.step_variance
-        end = Langevin().run(start, energy.at(level), step_size, random, self.langevin_steps)
+        end = self.langevin.run(start, energy.at(level), step_size, random, self.langevin_steps)
         return Refined(start, end.y)
 
     def contrast(
