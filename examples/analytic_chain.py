@@ -1,6 +1,6 @@
 """CDRL without a network: data whose energy is known at every level, and what the sampler makes of it.
 
-python examples/analytic_chain.py
+python examples/analytic_chain.py  # 2 s on one core
 
 Three clusters of unequal weight in the plane. The picture shows x_6 (noise) … x_0, left to right; the
 printed weights are those of the clusters, true and recovered.

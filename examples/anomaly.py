@@ -1,6 +1,6 @@
 """Where is it odd? A piece of another image is pasted into clothes, and the heat map finds it.
 
-python examples/anomaly.py
+python examples/anomaly.py  # 3 s on one core
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Concepts added as energies: a row for each expression, the same seeds in all.
 
-python examples/composition.py
+python examples/composition.py  # 34 s on one core
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Guidance: the same seeds at guidance scales 1, 2, 4 and 8, a row each.
 
-python examples/guidance.py
+python examples/guidance.py  # 10 s on one core
 """
 
 from __future__ import annotations

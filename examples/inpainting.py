@@ -1,6 +1,6 @@
 """Inpainting: half of an image is known, the other half is painted several ways.
 
-python examples/inpainting.py
+python examples/inpainting.py  # 6 s on one core
 """
 
 from __future__ import annotations

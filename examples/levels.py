@@ -1,6 +1,6 @@
 """From noise to image: what the initializer proposes at each level, and what Langevin makes of it.
 
-python examples/levels.py
+python examples/levels.py  # 3 s on one core
 """
 
 from __future__ import annotations

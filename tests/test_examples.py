@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import script
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +34,26 @@ def run(example: Path, *arguments: str, cwd: Path) -> str:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_runs_and_draws(example: Path, tmp_path: Path) -> None:
     small = {"analytic_chain": ["--points", "2000"], "anomaly": ["--images", "2"]}
-    assert f"examples/{example.name} --out" in example.read_text(encoding="utf-8")
+    text = example.read_text(encoding="utf-8")
+    assert re.search(rf"^python examples/{example.name}  # \d+ s on one core$", text, re.MULTILINE)
     run(example, "--out", "out.png", *small.get(example.stem, ["--columns", "2"]), cwd=tmp_path)
     with Image.open(tmp_path / "out.png") as picture:
         assert min(picture.size) >= 100
         low, high = picture.convert("L").getextrema()
         assert low < 64 and high > 192
+
+
+def test_every_example_runs_without_arguments() -> None:
+    """Every option has a default; the table of the examples names the file that is written."""
+    table = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    for example in EXAMPLES:
+        options = script(f"examples/{example.name}").params
+        assert not [option.name for option in options if option.required]
+        (out,) = (str(option.default) for option in options if option.name == "out")
+        row = next(line for line in table.splitlines() if line.startswith(f"| [{example.name}]"))
+        assert f"`{out}`" in row and out.endswith(".png")
+        seconds = re.search(r"# (\d+) s on", example.read_text(encoding="utf-8"))
+        assert seconds is not None and row.endswith(f"| {seconds[1]} |")
 
 
 def test_the_analytic_chain_recovers_its_weights(tmp_path: Path) -> None:

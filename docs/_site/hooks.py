@@ -33,6 +33,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "examples/README.md": "examples.md",
     **{
         f"{card.parent.relative_to(ROOT)}/README.md": f"models/{card.parent.name}.md"
         for card in sorted((ROOT / "cdrl_infer" / "models").glob("*/README.md"))
@@ -109,7 +110,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections: dict[str, Any] = {
         name: pages for entry in config.nav for name, pages in entry.items()
     }
-    sections["Notebooks"][:] = NOTEBOOKS.values()
+    sections["Examples"] += NOTEBOOKS.values()
     sections["Use"] += [page for page in OUTSIDE.values() if page.startswith("models/")]
     (api,) = (entry["API"] for entry in sections["Reference"] if "API" in entry)
     api.append("api/index.md")
@@ -124,8 +125,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             or page not in LISTED_EARLY
             or (Path(config.docs_dir) / page).is_file()
         ]
-    if not sections["Notebooks"]:
-        config.nav.remove({"Notebooks": []})
     return config
 
 
