@@ -16,7 +16,7 @@ from cdrl_infer.storage import folder as storage
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 LARGEST = 300_000  # bytes
 SMALL = {
-    "1_first_pictures": {"COUNT": 2},
+    "1_first_pictures": {"COUNT": 3},
     "2_compose_repair_steer": {"COUNT": 2, "STEPS": 1},
     "3_anomaly_detector": {"COUNT": 74, "NEW": 8},
 }
