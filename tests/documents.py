@@ -37,7 +37,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
         *(ROOT / "docs").glob("*.md"),
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+        *(ROOT / name / "README.md" for name in ("benchmarks", "examples")),
     ]
 )
 LANGUAGES = {"python", "sh", "text", "json", "yaml", "bibtex", ""}
