@@ -8,7 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from cdrl_infer.errors import CDRLError, CheckpointError, ConfigError, InputError, NumericalError
+from cdrl_infer.errors import (
+    CDRLError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    NetworkError,
+    NumericalError,
+    PackageError,
+)
 from cdrl_infer.version import __version__
 
 if TYPE_CHECKING:
@@ -32,8 +40,10 @@ __all__ = [
     "CooperativeSampler",
     "InputError",
     "LevelEnd",
+    "NetworkError",
     "NoiseSchedule",
     "NumericalError",
+    "PackageError",
     "ReferenceStatistics",
     "ScoreOutput",
     "__version__",
@@ -63,4 +73,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOMES})

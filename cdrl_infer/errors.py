@@ -33,6 +33,10 @@ class InputError(CDRLError, ValueError):
     """An argument of a call is unknown, out of range or of the wrong shape."""
 
 
+class PackageError(InputError, ImportError):
+    """A package that not everyone needs is missing, or does not fit the others."""
+
+
 class NumericalError(CDRLError, ArithmeticError):
     """A computation left the finite numbers (NaN or infinity)."""
 

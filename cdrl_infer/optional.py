@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from cdrl_infer.errors import InputError, listing, shown
+from cdrl_infer.errors import PackageError, listing, shown
 
 
 @contextmanager
 def needed(package: str, purpose: str, extra: str = "") -> Iterator[None]:
-    """Import an optional package in this block: whatever the import raises becomes an `InputError`.
+    """Import an optional package in this block: whatever the import raises becomes a `PackageError`.
 
     The error says that the package is missing, or which installed packages do not fit each other.
 
@@ -26,11 +26,11 @@ def needed(package: str, purpose: str, extra: str = "") -> Iterator[None]:
         misfits, found = _misfits(package), _installed(package) or ""
         name = f"'cdrl[{extra}]'" if extra else "cdrl"
         if isinstance(error, ModuleNotFoundError) and not misfits:
-            raise InputError(f"{purpose} {package}: pip install {name}") from None
+            raise PackageError(f"{purpose} {package}: pip install {name}") from None
         reason = f"{type(error).__name__}: {shown(error, 120)}"
         beside = listing(f"{other} {_installed(other)}" for other in _requirements(package))
         wrong = listing(misfits, 3) or f"{package} does not fit the installed {beside}"
-        raise InputError(
+        raise PackageError(
             f"{purpose} {package}, but {package} {found} cannot be imported "
             f"({reason}); {wrong}; install versions that fit: pip install --upgrade {name}"
         ) from error

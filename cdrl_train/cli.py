@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     "other --data; fine-tune with --init-from]",
 )
 @click.option(
+    "--presets",
+    is_flag=True,
+    help="List the presets with their images, sizes, costs and data, and exit.",
+)
+@click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
@@ -111,6 +116,7 @@ if TYPE_CHECKING:
 @click.version_option(__version__, prog_name="cdrl-train")
 def main(
     preset: str | None,
+    presets: bool,
     file: Path | None,
     assignments: tuple[str, ...],
     print_config: bool,
@@ -140,6 +146,12 @@ def main(
     could not be uploaded (`cdrl-hub push OUT/model USER/MODEL` sends it); 5 the disk is full (the last
     saved state is kept); 130 interrupted.
     """
+    if presets:
+        from cdrl_train.catalogue import table
+
+        for line in table():
+            click.echo(line)
+        return
     from cdrl_train.networks import check_networks
 
     if private is not None and repo_id is None:

@@ -67,7 +67,7 @@ def dry_run(
     if cost.objectives:
         yield f"objectives   {cost.objectives:,} values of their own"
     yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"
-    yield f"training     {_amount(cost.state, 'B')} from step to step, beside it:"
+    yield f"training     {amount(cost.state, 'B')} from step to step, beside it:"
     finish = 0.0
     for k, (label, phase, work) in enumerate(
         zip(config.labels, config.phases, cost.phases, strict=True)
@@ -78,13 +78,13 @@ def dry_run(
         yield f"{label:<12} {phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}"
         timing = time_phase(config, k, image, num_classes, device, seconds)
         finish += phase.steps * timing.seconds
-        allocated = f", {_amount(timing.allocated, 'B')} allocated" if timing.allocated else ""
+        allocated = f", {amount(timing.allocated, 'B')} allocated" if timing.allocated else ""
         yield (
             f"             {_three(timing.seconds)} s a step on {device}, by {STEPS} steps with a batch "
             f"of {timing.batch_size}: {_three(phase.batch_size / timing.seconds)} images/s, "
-            f"{_amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}"
+            f"{amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}"
         )
-    yield f"whole run    {_amount(cost.flops(config), 'FLOP')}, {duration(finish)} on this {device.type}"
+    yield f"whole run    {amount(cost.flops(config), 'FLOP')}, {duration(finish)} on this {device.type}"
 
 
 def time_phase(
@@ -155,12 +155,12 @@ def _attributes(num_classes: tuple[int, ...]) -> str:
 
 def _work(work: Work) -> str:
     return (
-        f"{_amount(work.flops, 'FLOP')}, {_amount(work.moved, 'B')} read and written, "
-        f"{_amount(work.peak, 'B')} held"
+        f"{amount(work.flops, 'FLOP')}, {amount(work.moved, 'B')} read and written, "
+        f"{amount(work.peak, 'B')} held"
     )
 
 
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
     """``"1.23 GB"``: three digits and a power of 1,000."""
     size, prefix = next(((s, p) for s, p in PREFIXES if value >= s), (1.0, ""))
     return f"{_three(value / size)} {prefix}{unit}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, PackageError
 from cdrl_infer.optional import needed
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +74,11 @@ def test_the_versions_that_do_not_fit_are_named(
     wanted = r"oldvision 0.1 needs torch==1.0.0, but 2.* is installed.*--upgrade 'cdrl\[train\]'"
     with pytest.raises(InputError, match=wanted), needed("oldvision", "downloading needs", "train"):
         raise OSError("undefined symbol")
+
+
+def test_a_missing_package_is_an_import_error() -> None:
+    """So that ``try: … except ImportError`` works as for any package."""
+    with pytest.raises(ImportError) as caught, needed("nowhere", "plots need", "score"):
+        import nowhere  # noqa: F401
+    assert type(caught.value) is PackageError and isinstance(caught.value, ValueError)
+    assert str(caught.value) == "plots need nowhere: pip install 'cdrl[score]'"
