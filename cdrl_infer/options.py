@@ -23,11 +23,13 @@ from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.habits import CALLS, refuse_unknown
 from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
+LANGEVIN = "langevin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class SamplingOptions:
         langevin_steps: K, steps of the kernel: one for all transitions or one per transition, noisiest
             first; by default the model's. 0 leaves the initializer's proposals as they are.
         kernel: the transition kernel: a name in `cdrl_infer.kernels.KERNELS`, or an object such as
-            ``HMC(leapfrog_steps=5)``. "langevin" is the paper's and not adjusted; "mala" and "hmc" are
+            ``HMC(leapfrog_steps=5)``. "langevin" is the paper's, with the model's noise_scale, and not
+            adjusted; "mala" and "hmc" are
             exact at each level, for more steps: find their step_scale by `adapt_step_scale`.
         step_scale: multiplies the schedule's step variance: one for all transitions or one per
             transition, noisiest first; by default the model's.
@@ -68,7 +71,7 @@ class SamplingOptions:
     seeds: SupportsIndex | Iterable[SupportsIndex] | None = None
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     langevin_steps: int | Sequence[int] | None = None
-    kernel: str | Kernel[Any] = "langevin"
+    kernel: str | Kernel[Any] = LANGEVIN
     step_scale: float | Sequence[float] | None = None
     restarts: int | None = None
     batch_size: int = 64
@@ -83,11 +86,11 @@ class SamplingOptions:
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
+        find_kernel(self.kernel)  # raises for an unknown one
         checked = {
             "seeds": as_list(self.seeds),
             "generator": as_list(self.generator),
             "langevin_steps": _each(integer, "langevin_steps", self.langevin_steps),
-            "kernel": find_kernel(self.kernel),
             "step_scale": _each(number, "step_scale", self.step_scale),
             "restarts": None if self.restarts is None else integer("restarts", self.restarts),
             "batch_size": positive("batch_size", self.batch_size),
@@ -137,7 +140,7 @@ class SamplingOptions:
         return CooperativeSampler(
             model.schedule,
             own.langevin_steps if self.langevin_steps is None else self.langevin_steps,
-            find_kernel(self.kernel),
+            Langevin(own.noise_scale) if self.kernel == LANGEVIN else find_kernel(self.kernel),
             own.step_scale if self.step_scale is None else self.step_scale,
             own.score_scale,
             restarts if self.restarts is None else self.restarts,

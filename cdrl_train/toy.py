@@ -120,7 +120,9 @@ def measure(
         )
     energy, schedule = NeuralEnergy(model.ebm), model.schedule
     steps = model.sampler.langevin_steps if langevin_steps is None else langevin_steps
-    sampler = CooperativeSampler(schedule, steps, Langevin(), model.sampler.step_scale)
+    sampler = CooperativeSampler(
+        schedule, steps, Langevin(model.sampler.noise_scale), model.sampler.step_scale
+    )
     chains, exact = (torch.Generator().manual_seed(2 * seed + k) for k in range(2))
     fits: list[Fit] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from typing import Any
@@ -12,16 +13,19 @@ import pytest
 import torch
 from test_pipeline import LABELS, pixels
 
+from cdrl_infer.energies.base import FunctionPotential
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import to_unit
 from cdrl_infer.kernels import KERNELS
+from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel, SamplerDefaults
+from cdrl_infer.options import SamplingOptions
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
-from cdrl_infer.random import PerImageRandom
+from cdrl_infer.random import BatchRandom, PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import NoiseSchedule
 
@@ -316,3 +320,28 @@ def test_bad_adapting_is_told_before_any_work(
     monkeypatch.setattr("cdrl_infer.sampler.tune", lambda *a, **k: pytest.fail("tuned"))
     with pytest.raises(InputError, match=message):
         pipe.adapt_step_scale(**arguments)
+
+
+def test_langevin_by_name_has_the_models_noise_scale(model: CDRLModel) -> None:
+    own = dataclasses.replace(model.sampler, noise_scale=0.9)
+    colder = dataclasses.replace(model, sampler=own)
+    cases: list[tuple[dict[str, Any], Kernel[Any]]] = [
+        ({}, Langevin(0.9)),
+        ({"kernel": "langevin"}, Langevin(0.9)),
+        ({"kernel": Langevin()}, Langevin()),
+        ({"kernel": "mala"}, MALA()),
+    ]
+    for options, expected in cases:
+        assert SamplingOptions.of(options).sampler(colder).kernel == expected
+
+
+@pytest.mark.parametrize("step", [0.4, 1.6])
+def test_the_noise_scale_makes_the_variance_right_where_the_curvature_is_known(step: float) -> None:
+    """Langevin on ½ y² with s² = step: variance 1 with √(1 - step/4), 1 / (1 - step/4) without."""
+    potential = FunctionPotential(lambda y: 0.5 * y.square().sum(1))
+    count, scale = 200_000, (1 - step / 4) ** 0.5
+    for noise_scale, variance in ((1.0, 1 / (1 - step / 4)), (scale, 1.0)):
+        random = BatchRandom(count, torch.Generator().manual_seed(0))
+        start = random.normal((1,)) * variance**0.5
+        end = Langevin(noise_scale).run(start, potential, torch.tensor(step), random, 30).y
+        assert abs(float(end.var()) / variance - 1) < 5 * (2 / count) ** 0.5

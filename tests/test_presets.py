@@ -92,10 +92,14 @@ def test_a_variation_leaves_one_thing_out(name: str, changed: list[str]) -> None
 
 def test_a_run_without_a_warm_start_has_as_many_steps() -> None:
     whole = preset("fashion-mnist")
-    assert whole.labels == ("warm_start", "cooperative") and whole.phases[0].steps > 0
-    for name, label in (("no-warm-start", "cooperative"), ("drl", "drl")):
-        config = preset(f"fashion-mnist+{name}")
-        assert (config.labels, config.total_steps) == ((label,), whole.total_steps)
+    warm, cooperative, persistent = whole.phases
+    assert whole.labels == ("warm_start", "cooperative", "persistent") and warm.steps > 0
+    cold = preset("fashion-mnist+no-warm-start")
+    assert cold.labels == ("cooperative", "persistent")
+    assert cold.phases[0].steps == warm.steps + cooperative.steps
+    assert cold.phases[1] == persistent
+    drl = preset("fashion-mnist+drl")
+    assert (drl.labels, drl.total_steps) == (("drl",), whole.total_steps)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,9 @@ def main(
             "num_images": num_images,
             "seeds": seed,
             "langevin_steps": steps,
-            "kernel": kernel,
+            "kernel": kernel
+            if kernel_options
+            else kernel_name,  # a name has the model's noise scale
             "step_scale": _step_scale(
                 step_scale,
                 pipe,

@@ -25,11 +25,12 @@ def _with(phase: Phase, **options: object) -> Phase:
 
 
 def no_warm_start(config: TrainConfig) -> TrainConfig:
-    """The last phase from the first step on; it gets the steps of all."""
-    *warm, last = config.phases
+    """The first phase with chains from the first step on; it gets the steps of those before it."""
+    warm, (first, *others) = _split(config)
     if not warm:
         raise ConfigError(f"{config.name} has no warm start to leave out")
-    return replace(config, phases=(replace(last, steps=config.total_steps),))
+    steps = first.steps + sum(phase.steps for phase in warm)
+    return replace(config, phases=(replace(first, steps=steps), *others))
 
 
 def no_shared_noise(config: TrainConfig) -> TrainConfig:
@@ -63,16 +64,23 @@ def drl(config: TrainConfig) -> TrainConfig:
     """
     if config.initializer is None:
         raise ConfigError(f"{config.name} has no initializer to leave out")
-    *warm, last = (no_warm_start(config) if len(config.phases) > 1 else config).phases
+    _, (first, *_) = _split(config)
     objective: dict[str, object] = {"name": "drl", "coupling": "markov", "langevin_steps": 30}
-    objective |= {k: last.objective[k] for k in ("step_scale", "weight") if k in last.objective}
+    objective |= {k: first.objective[k] for k in ("step_scale", "weight") if k in first.objective}
     return replace(
         config,
         initializer=None,
-        phases=(*warm, replace(last, objective=objective)),
+        phases=(replace(first, objective=objective, steps=config.total_steps),),
         schedule=replace(config.schedule, step_size=config.schedule.step_size / 2),
-        sampler=replace(config.sampler, langevin_steps=30),
+        sampler=replace(config.sampler, langevin_steps=30, noise_scale=1.0),
     )
+
+
+def _split(config: TrainConfig) -> tuple[list[Phase], list[Phase]]:
+    """The phases before the first with chains, and the others; without such a phase, the last is it."""
+    phases = [*config.phases]
+    start = next((k for k, phase in enumerate(phases) if _contrastive(phase)), len(phases) - 1)
+    return phases[:start], phases[start:]
 
 
 def _contrastive(phase: Phase) -> bool:
