@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC
+from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.options import find_kernel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.evaluation.sampling import pixels
@@ -40,6 +41,11 @@ class Plan(NamedTuple):
     def adapts(self) -> bool:
         """Whether a warm-up finds its step sizes."""
         return self.steps > 0 and self.kernel.optimal_acceptance is not None
+
+    @property
+    def option(self) -> str | Kernel[Any]:
+        """The kernel for the pipeline: Langevin by name, with the model's noise scale."""
+        return "langevin" if self.kernel == Langevin() else self.kernel
 
 
 def plan(name: str, budget: int, leapfrog_steps: int) -> Plan:
@@ -137,7 +143,7 @@ class Bench:
                 output = pipe(
                     class_labels=labels[start:stop],
                     seeds=range(start, stop),
-                    kernel=asked.kernel,
+                    kernel=asked.option,
                     langevin_steps=asked.steps,
                     step_scale=step_scale,
                     batch_size=pools.batch_size,
