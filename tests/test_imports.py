@@ -33,6 +33,7 @@ LAYERS = {
         options storage showing
         drawing evaluating loading
         pipeline
+        demo
         cli
         __main__
     """,

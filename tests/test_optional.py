@@ -17,6 +17,7 @@ BROKEN = {
     "torchvision": "from cdrl_train.data import load_images; load_images('torchvision:MNIST:nowhere')",
     "sklearn": "from cdrl_train.evaluation.ood_metrics import sklearn_metrics; sklearn_metrics()",
     "matplotlib": "from cdrl_infer.scoring.plots import new_figure; new_figure()",
+    "gradio": "import cdrl_infer.demo.app",
     "torch_fidelity": "from cdrl_train.evaluation.fidelity import check_torch_fidelity as check; check()",
     "efficientnet_lite_pytorch": "from cdrl_train.evaluation.efficientnet import EfficientNetLite0; "
     "EfficientNetLite0.load(None, None)",

@@ -38,7 +38,7 @@ BATCH_SIZE = click.option(
     show_default=True,
     help="Number of images processed at once.",
 )
-MODEL_OPTIONS = (
+MODEL_CHOICE = (
     click.option(
         "--model",
         metavar="NAME|FOLDER|USER/MODEL",
@@ -49,7 +49,6 @@ MODEL_OPTIONS = (
     ),
     VARIANT,
     click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"),
-    BATCH_SIZE,
 )
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -148,9 +147,18 @@ IMPORT = click.option(
 
 def uses_a_model(command: Command) -> Command:
     """Give a command the options for choosing a model; see `open_model`."""
-    for option in reversed(MODEL_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(*MODEL_CHOICE, BATCH_SIZE)(command)
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Give a command several options, in this order in its help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def open_model(

@@ -58,6 +58,7 @@ def draw_histogram(
     name: str,
     reference: Reference | None = None,
     threshold: Threshold | None = None,
+    marks: bool = False,
 ) -> None:
     """Draw the distribution of scores, and that of in-distribution images to compare with.
 
@@ -69,6 +70,7 @@ def draw_histogram(
         name: the name of the score.
         reference: the scores to compare with.
         threshold: the position of a vertical line.
+        marks: mark each image by a line with its number, from 1, in place of their distribution.
     """
     both = scores if reference is None else np.concatenate([scores, reference.scores])
     logarithmic = both.min() > 0 and both.max() > WIDE * both.min()
@@ -83,7 +85,14 @@ def draw_histogram(
         known, label = reference.scores, f"{of} ({len(reference.scores):,})"
         axes.hist(known, bins, weights=_shares(known), color="0.75", label=label)
     label = f"these images ({len(scores):,})"
-    axes.hist(scores, bins, weights=_shares(scores), histtype="step", linewidth=2, label=label)
+    if marks:
+        for k, score in enumerate(scores.tolist(), start=1):
+            axes.axvline(score, color="C3", linewidth=1.5, label=label if k == 1 else None)
+            at = (score, 1 - 0.05 * ((k - 1) % 5))  # neighbours at different heights
+            axes.annotate(str(k), at, (2, -9), xycoords=("data", "axes fraction"), color="C3",
+                          textcoords="offset points")  # fmt: skip
+    else:
+        axes.hist(scores, bins, weights=_shares(scores), histtype="step", linewidth=2, label=label)
     if threshold is not None:
         share = f"{100 * threshold.fpr:.3g} % of in-distribution images"
         label = f"threshold {threshold.score:.4g}: {share} lie above"
@@ -144,13 +153,27 @@ def overlay(image: Image.Image, heat: Tensor, caption: str = "") -> Image.Image:
     if (values < 0).any():
         raise InputError(f"expected a heat map of values of at least 0, got {values.min():g}")
     top = float(values.max())
-    picture = image.convert("RGB")
-    hot = Image.fromarray(colours(values / top if top > 0 else values))
-    panels = [picture, Image.blend(picture, hot, 0.6), hot]
+    panels = [image.convert("RGB"), *heated(image, values, top)]
     row = make_grid(panels, columns=3, upscale=viewing_scale(image, PANEL_PIXELS))
-    steps = np.broadcast_to(np.linspace(0, 1, row.width), (BAR_PIXELS, row.width))
     result = Image.new("RGB", (row.width, row.height + BAR_PIXELS), "white")
     result.paste(row, (0, 0))
-    result.paste(Image.fromarray(colours(steps)), (0, row.height))
+    result.paste(colour_bar(row.width, BAR_PIXELS), (0, row.height))
     result = captioned(result, f"black 0, white {top:.4g}")
     return captioned(result, caption) if caption else result
+
+
+def heated(image: Image.Image, values: np.ndarray, top: float) -> tuple[Image.Image, Image.Image]:
+    """The image with a heat map over it, and the heat map alone.
+
+    Args:
+        image: (H, W), grey or RGB.
+        values: (H, W), at least 0.
+        top: the value that becomes white; black is 0.
+    """
+    hot = Image.fromarray(colours((values / top).clip(max=1) if top > 0 else values))
+    return Image.blend(image.convert("RGB"), hot, 0.6), hot
+
+
+def colour_bar(width: int, height: int) -> Image.Image:
+    """The colours from 0 to the largest value, from left to right."""
+    return Image.fromarray(colours(np.broadcast_to(np.linspace(0, 1, width), (height, width))))

@@ -1,0 +1,47 @@
+"""`cdrl-demo`: draw, compose, repair and score in the browser, and see an energy."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import click
+
+from cdrl_infer.cli.command import IMPORT, MODEL_CHOICE, OneLineErrors, with_options
+from cdrl_infer.version import __version__
+
+
+@click.command(
+    "cdrl-demo", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@with_options(*MODEL_CHOICE)
+@IMPORT
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the page. [the first free one from 7860]"
+)
+@click.option(
+    "--open/--no-open", "browser", default=True, help="Open the page in your browser. [open]"
+)
+@click.version_option(__version__, prog_name="cdrl-demo")
+def main(
+    model: str | None,
+    revision: str | None,
+    variant: str | None,
+    device: str | None,
+    port: int | None,
+    browser: bool,
+) -> None:
+    """Show models in the browser: cdrl-demo, then Ctrl-C to end.
+
+    Without --model it shows the models that come with the package. The page is served on this machine
+    alone, needs no network and keeps nothing.
+    """
+    from cdrl_infer.demo.serve import open_models, served
+
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
+    options = {} if model is None else {"revision": revision, "variant": variant}
+    pipes = open_models(model, device=device, **options)
+    with served(pipes, port=port, browser=browser) as address:
+        click.echo(f"{address} shows {', '.join(pipes)}; press Ctrl-C to end")
+        ended.wait()

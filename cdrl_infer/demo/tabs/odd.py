@@ -1,0 +1,47 @@
+"""The tab *How odd?*."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import gradio as gr
+
+from cdrl_infer.demo.live import Runs
+from cdrl_infer.demo.odd import OddView, example_pictures, judge, read_all
+from cdrl_infer.demo.tabs.common import (
+    StopEvent,
+    buttons,
+    model_choice,
+    results,
+    run_button,
+    two_columns,
+)
+from cdrl_infer.demo.uploads import MAX_FILES, MAX_UPLOAD
+from cdrl_infer.pipeline import CDRLPipeline
+
+ABOUT = """How odd is a picture for the model, and where? The score is compared with those of ordinary
+pictures, which the model was calibrated with. Pictures are cropped and scaled to the model's size."""
+
+
+def odd_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
+    """Lay out the tab, for models of pictures."""
+    limit = f"Up to {MAX_FILES} at once, each of at most {MAX_UPLOAD // 2**20} MB."
+    gr.Markdown(f"{ABOUT} {limit}")
+    left, right = two_columns()
+    with left:
+        model = model_choice(pipes)
+        files = gr.File(file_count="multiple", label="Pictures", height=180)
+        start, stop = buttons("Score")
+        examples = gr.Button("Score examples instead")
+    with right:
+        outputs = results("odd")
+
+    def score_files(event: StopEvent, name: str, paths: list[str] | None) -> Iterator[OddView]:
+        pictures, wrong = read_all(paths or [], pipes[name].model)
+        return judge(pipes[name], pictures, wrong, event)
+
+    def score_examples(event: StopEvent, name: str) -> Iterator[OddView]:
+        return judge(pipes[name], example_pictures(pipes[name]), [], event)
+
+    run_button(runs, start, stop, score_files, [model, files], outputs)
+    run_button(runs, examples, stop, score_examples, [model], outputs)
