@@ -318,8 +318,10 @@ class TestPlane:
         shown = list(
             plane.walk(GO_ON(), chains=50, seed=0, langevin_steps=3, pause=0.5, sleep=waits.append)
         )
-        assert len(shown) == 8 * 4 + 1
-        assert set(waits) == {0.5} and len(waits) >= 8 * 4
+        assert waits == [0.5] * 8 * 4 and len(shown) == 8 * 4 + 1
+        told = [re.findall(r"level (\d), (.*?)<", view.status) for view in shown[:4]]
+        steps = ["proposal", "step 1 of 3", "step 2 of 3", "step 3 of 3"]
+        assert told == [[("7", step)] for step in steps]
         now = [
             re.findall(r'aria-label="chains on the energy of level (\d)"', v.plane) for v in shown
         ]

@@ -20,6 +20,7 @@ from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom, RandomSource
 from cdrl_infer.sampler import LevelEnd
+from cdrl_infer.showing import caption
 
 MOST = 8  # pictures of one call
 MOST_STEPS = 30  # K
@@ -154,11 +155,8 @@ def result_row(output: CDRLPipelineOutput) -> str:
     if not isinstance(output.images, list):
         raise TypeError(f"expected pictures, got {type(output.images).__name__}")
     names: Sequence[Any] = output.labels or [None] * len(output.images)
-    figures = []
-    for picture, name, energy in zip(output.images, names, output.energies.tolist(), strict=True):
-        given = [part for part in (name if isinstance(name, tuple) else (name,)) if part]
-        figures.append(figure(picture, "\n".join([", ".join(given), f"{energy:.1f} nats"]).strip()))
-    return row(figures, "result", "large")
+    captions = map(caption, names, output.energies.tolist())
+    return row(map(figure, output.images, captions), "result", "large")
 
 
 def _summary(output: CDRLPipelineOutput) -> str:

@@ -6,25 +6,23 @@ Pictures lie in the page itself, as data URIs, so nothing is written to the disk
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 from html import escape
 
 from PIL import Image
 
 from cdrl_infer.errors import shown
+from cdrl_infer.showing import png
 
 
 def uri(picture: Image.Image) -> str:
     """A picture as the address of its PNG."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return png_uri(file.getvalue())
+    return png_uri(png(picture))
 
 
-def png_uri(png: bytes) -> str:
+def png_uri(content: bytes) -> str:
     """The address of the content of a PNG file."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def figure(picture: Image.Image, caption: str = "", alt: str | None = None) -> str:

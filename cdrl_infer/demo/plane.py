@@ -17,6 +17,7 @@ from cdrl_infer.demo.live import steps_of
 from cdrl_infer.demo.pieces import said, uri, working
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError
+from cdrl_infer.images.plane import POINT
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
@@ -38,7 +39,7 @@ class PlaneView(NamedTuple):
 
 def is_plane(model: CDRLModel) -> bool:
     """Whether the model's images are points in the plane, without labels."""
-    return model.image.shape == (1, 1, 2) and not model.labels
+    return model.image.shape == POINT and not model.labels
 
 
 class Plane:
@@ -54,7 +55,7 @@ class Plane:
     def __init__(self, pipe: CDRLPipeline) -> None:
         if not is_plane(pipe.model):
             raise InputError(
-                f"expected an unconditional model of images (1, 1, 2), got {pipe.model.image.shape} of "
+                f"expected an unconditional model of images {POINT}, got {pipe.model.image.shape} of "
                 f"{pipe.name!r}"
             )
         self.pipe = pipe
@@ -142,23 +143,21 @@ class Plane:
                 progress=False,
             )
 
-        t, done, total = self.num_levels, 0, self.num_levels * (steps + 1)
+        t, step, done, total = self.num_levels, 0, 0, self.num_levels * (steps + 1)
         trails: list[Tensor] = []
         for item in steps_of(work, stop):
-            if isinstance(item, LevelEnd):
-                if steps == 0:
-                    trails, done = [_points(item.refined)], done + 1
-                    yield self._view(t, trails, "proposal", done / total)
-                t, trails = t - 1, []
-            else:
-                done += 1
-                x = item / schedule.level(t, self.pipe.device).scale
-                what = f"step {len(trails)} of {steps}" if trails else "proposal"
+            ended = isinstance(item, LevelEnd)
+            if steps == 0 or not ended:
+                scale = schedule.level(t, self.pipe.device).scale
+                x = item.refined if isinstance(item, LevelEnd) else item / scale
                 trails = [*trails[-TRAIL:], _points(x)]
+                what = f"step {step} of {steps}" if step else "proposal"
+                step, done = step + 1, done + 1
                 yield self._view(t, trails, what, done / total)
-                last = trails
-            sleep(pause)
-        yield PlaneView(said("done"), self.drawn(1, trails or last))
+                sleep(pause)
+            if ended:
+                t, step, end, trails = t - 1, 0, trails[-1:], []
+        yield PlaneView(said(f"done: {chains} chains, K = {steps}"), self.drawn(1, end))
 
     def _view(self, t: int, trails: Sequence[Tensor], what: str, share: float) -> PlaneView:
         return PlaneView(working(f"level {t - 1}, {what}", share), self.drawn(t, trails))
