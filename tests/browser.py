@@ -29,25 +29,35 @@ def missing() -> str:
 
 
 @contextmanager
-def demo(temporary: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `cdrl-demo`, with its temporary files in a folder; gives its address and the process."""
+def started(
+    temporary: Path, code: str, *arguments: str, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A process of this package's code, with its temporary files in a folder."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    code = "from cdrl_infer.cli.demo import main; main()"
+    own = {"PYTHONPATH": path, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [sys.executable, "-c", code, "--no-open", *arguments],
-        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **own, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
     ) as process:
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("http://127.0.0.1:"), line + process.stdout.read()
-            yield line.split()[0], process
+            yield process
         finally:
             process.terminate()
+
+
+@contextmanager
+def demo(temporary: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `cdrl-demo`; gives its address and the process."""
+    code = "from cdrl_infer.cli.demo import main; main()"
+    with started(temporary, code, "--no-open", *arguments) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line + process.stdout.read()
+        yield line.split()[0], process
 
 
 @contextmanager

@@ -46,6 +46,7 @@ COMMANDS = {
     "cdrl-sample": "cdrl_infer.cli.sample",
     "cdrl-score": "cdrl_infer.cli.score",
     "cdrl-hub": "cdrl_infer.cli.hub",
+    "cdrl-demo": "cdrl_infer.cli.demo",
     "cdrl-train": "cdrl_train.cli",
     "cdrl-eval": "cdrl_train.cli_eval",
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browser import chromium, demo, missing, shot
+from browser import ROOT, chromium, demo, missing, shot, started
+from documents import blocks
 from PIL import Image
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(missing()), reason=missing())]
+PAGE = ROOT / "docs" / "demo.md"
 WIDTHS = {"desk": 1200, "phone": 390}
 SECONDS = 60  # the longest wait for a result, on a machine that does other work
 
@@ -227,6 +230,23 @@ def test_see_the_energy(page: Any, device: str) -> None:
     press(panel, "Stop")
     panel.get_by_role("status").filter(has_text="stopped").wait_for()
     assert (at.get_attribute("cx"), at.get_attribute("cy")) != before
+
+
+def test_the_app_of_a_space_runs_as_the_page_has_it(tmp_path: Path, browser: Any) -> None:
+    code = next(block.code for block in blocks(PAGE) if block.language == "python")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    with started(tmp_path, code, **served) as process:
+        for line in process.stdout or ():
+            if f"127.0.0.1:{port}" in line:
+                break
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}")
+        press(tab(page, "Draw"), "Draw")
+        done(tab(page, "Draw"))
+        page.close()
 
 
 def test_it_listens_on_this_machine_alone_and_leaves_nothing(tmp_path: Path) -> None:

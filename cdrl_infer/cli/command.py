@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 VARIANT = click.option("--variant", metavar="fp16|bf16", help="Use weights stored in fewer bits.")
+REVISION = click.option(
+    "--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]"
+)
+DEVICE = click.option(
+    "--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"
+)
 BATCH_SIZE = click.option(
     "--batch-size",
     type=int,
@@ -38,17 +44,16 @@ BATCH_SIZE = click.option(
     show_default=True,
     help="Number of images processed at once.",
 )
-MODEL_CHOICE = (
+MODEL_OPTIONS = (
     click.option(
         "--model",
         metavar="NAME|FOLDER|USER/MODEL",
         help="Bundled model, folder, or repository of the Hugging Face Hub. [fashion-mnist]",
     ),
-    click.option(
-        "--revision", metavar="NAME", help="Branch, tag or commit of a repository. [main]"
-    ),
+    REVISION,
     VARIANT,
-    click.option("--device", metavar="NAME", help="cpu, cuda, … [cuda if there is one, else cpu]"),
+    DEVICE,
+    BATCH_SIZE,
 )
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -147,30 +152,26 @@ IMPORT = click.option(
 
 def uses_a_model(command: Command) -> Command:
     """Give a command the options for choosing a model; see `open_model`."""
-    return with_options(*MODEL_CHOICE, BATCH_SIZE)(command)
-
-
-def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Give a command several options, in this order in its help."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
 
 
 def open_model(
     model: str | None, revision: str | None, variant: str | None, device: str | None
 ) -> CDRLPipeline:
     """The model that the options of `uses_a_model` ask for."""
-    import torch
-
     from cdrl_infer.pipeline import CDRLPipeline
 
     pipe = CDRLPipeline.from_pretrained(model, revision=revision, variant=variant)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device or usual_device())
+
+
+def usual_device() -> str:
+    """The device where none is named: "cuda" if there is one, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = False) -> Path:

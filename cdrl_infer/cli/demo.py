@@ -7,14 +7,29 @@ import threading
 
 import click
 
-from cdrl_infer.cli.command import IMPORT, MODEL_CHOICE, OneLineErrors, with_options
+from cdrl_infer.cli.command import (
+    DEVICE,
+    IMPORT,
+    REVISION,
+    VARIANT,
+    OneLineErrors,
+    usual_device,
+)
+from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
 
 
 @click.command(
     "cdrl-demo", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@with_options(*MODEL_CHOICE)
+@click.option(
+    "--model",
+    metavar="NAME|FOLDER|USER/MODEL",
+    help="Bundled model, folder, or repository of the Hugging Face Hub. [all bundled models]",
+)
+@REVISION
+@VARIANT
+@DEVICE
 @IMPORT
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="Port of the page. [the first free one from 7860]"
@@ -36,12 +51,14 @@ def main(
     Without --model it shows the models that come with the package. The page is served on this machine
     alone, needs no network and keeps nothing.
     """
+    if model is None and (revision is not None or variant is not None):
+        raise InputError("--revision and --variant are for one model: name it with --model")
     from cdrl_infer.demo.serve import open_models, served
 
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     options = {} if model is None else {"revision": revision, "variant": variant}
-    pipes = open_models(model, device=device, **options)
+    pipes = open_models(model, device=device or usual_device(), **options)
     with served(pipes, port=port, browser=browser) as address:
         click.echo(f"{address} shows {', '.join(pipes)}; press Ctrl-C to end")
         ended.wait()

@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 PACKAGES = ("cdrl_infer", "cdrl_train")
 LISTED_EARLY = {
-    "demo.md",
     "likelihood.md",
     "methods.md",
     "stationarity.md",
