@@ -55,10 +55,11 @@ def main(
         raise InputError("--revision and --variant are for one model: name it with --model")
     from cdrl_infer.demo.serve import open_models, served
 
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     options = {} if model is None else {"revision": revision, "variant": variant}
     pipes = open_models(model, device=device or usual_device(), **options)
     with served(pipes, port=port, browser=browser) as address:
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         click.echo(f"{address} shows {', '.join(pipes)}; press Ctrl-C to end")
         ended.wait()

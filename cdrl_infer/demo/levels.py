@@ -13,10 +13,12 @@ from cdrl_infer.conditions.conditions import Condition
 from cdrl_infer.demo.live import steps_of
 from cdrl_infer.demo.pieces import figure, row, said, side_by_side, working
 from cdrl_infer.drawing import CDRLPipelineOutput
+from cdrl_infer.energies.base import Energy
 from cdrl_infer.errors import InputError
 from cdrl_infer.images import to_pil
 from cdrl_infer.kernels.base import Kernel, StepInfo
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom, RandomSource
 from cdrl_infer.sampler import LevelEnd
@@ -24,6 +26,12 @@ from cdrl_infer.showing import caption
 
 MOST = 8  # pictures of one call
 MOST_STEPS = 30  # K
+
+
+def usual_steps(model: CDRLModel) -> int:
+    """The model's K, as one number, up to `MOST_STEPS`."""
+    steps = model.sampler.langevin_steps
+    return min(MOST_STEPS, steps if isinstance(steps, int) else max(steps))
 
 
 class View(NamedTuple):
@@ -60,34 +68,31 @@ class Watched(Kernel[Any]):
         return state, info
 
 
-class _Level(NamedTuple):
-    """The end of one transition."""
+class Step(NamedTuple):
+    """A step of the kernel was made."""
 
-    t: int
-    pictures: list[Image.Image]
-    energies: list[float]
+    text: str
+    share: float  # in [0, 1], of all steps
 
 
-def views(
+def drawing(
     pipe: CDRLPipeline,
     draw: Callable[..., CDRLPipelineOutput],
-    condition: Condition,
     stop: threading.Event,
     *,
     num_images: int,
     seed: int | None,
     langevin_steps: int,
     restarts: int = 0,
-) -> Iterator[View]:
-    """Draw, and after each step and level yield what to show.
+) -> Iterator[Step | LevelEnd | CDRLPipelineOutput]:
+    """Draw, and yield every step, every end of a level and last the result.
 
     Args:
         pipe: the model.
         draw: a call of the pipeline, which takes the options below.
-        condition: what the call draws under, for the energies of the levels.
         stop: ends the work at the next step.
         num_images: N, up to `MOST`.
-        seed: of the first picture.
+        seed: of the first picture; None for new ones.
         langevin_steps: K, up to `MOST_STEPS`.
         restarts: R.
 
@@ -99,55 +104,77 @@ def views(
     for name, value, most in (("pictures", num_images, MOST), ("K", langevin_steps, MOST_STEPS)):
         if not 0 <= value <= most:
             raise InputError(f"expected {name} of at most {most}, got {value}")
-    schedule = pipe.model.schedule
-    random = PerImageRandom.from_seeds(range(num_images), pipe.device)
-    energy, _ = condition.bind(pipe.model, slice(0, num_images), random)
 
-    def level_of(end: LevelEnd) -> _Level:
-        level = schedule.level(end.t, pipe.device)
-        values = energy(end.refined * level.scale, level)
-        return _Level(end.t, to_pil(end.refined), values.tolist())
-
-    def work(tell: Callable[[_Level | CDRLPipelineOutput | None], None]) -> None:
+    def work(tell: Callable[[torch.Tensor | LevelEnd | CDRLPipelineOutput], None]) -> None:
         output = draw(
             num_images=num_images,
             seeds=seed,
             langevin_steps=langevin_steps,
             restarts=restarts,
-            kernel=Watched(Langevin(), lambda y: tell(None)),
-            callback_on_level_end=lambda end, first: tell(level_of(end)),
+            kernel=Watched(Langevin(), tell),
+            callback_on_level_end=lambda end, first: tell(end),
             progress=False,
         )
         tell(output)
 
-    total = schedule.num_levels * (1 + restarts) * (1 + langevin_steps)
-    done, rows, result = 0, "", ""
-    shown: list[_Level] = []
+    t = pipe.model.schedule.num_levels
+    done, total = 0, t * (1 + restarts) * (1 + langevin_steps)
     for item in steps_of(work, stop):
-        if isinstance(item, CDRLPipelineOutput):
-            yield View(said(_summary(item)), result_row(item), rows)
-            return
-        if item is None:
+        if isinstance(item, torch.Tensor):
             done += 1
+            yield Step(f"level {t - 1}, step {done} of {total}", done / total)
         else:
-            shown.append(item)
-            result = row(map(figure, item.pictures), f"so far: level {item.t - 1}", "large")
-            rows = level_rows(shown)
-        level = shown[-1].t - 1 if shown else schedule.num_levels
-        status = working(f"level {max(level - 1, 0)}, step {done} of {total}", done / total)
+            t -= 1
+            yield item
+
+
+def views(
+    pipe: CDRLPipeline,
+    draw: Callable[..., CDRLPipelineOutput],
+    condition: Condition,
+    stop: threading.Event,
+    *,
+    num_images: int,
+    **options: Any,
+) -> Iterator[View]:
+    """Draw, and after each step and level yield what to show.
+
+    Args:
+        pipe, draw, stop, num_images: see `drawing`.
+        condition: what the call draws under, for the energies of the levels.
+        options: see `drawing`, also for the errors.
+    """
+    random = PerImageRandom.from_seeds(range(num_images), pipe.device)
+    energy, _ = condition.bind(pipe.model, slice(0, num_images), random)
+    status, result, rows = "", "", ""
+    shown: list[str] = []
+    for item in drawing(pipe, draw, stop, num_images=num_images, **options):
+        if isinstance(item, CDRLPipelineOutput):
+            status, result = said(_summary(item)), result_row(item)
+        elif isinstance(item, Step):
+            status = working(*item)
+        else:
+            pictures = to_pil(item.refined)
+            shown.append(level_row(item, pictures, energy, pipe))
+            rows = side_by_side(shown)
+            result = row(map(figure, pictures), f"so far: level {item.t - 1}", "large")
         yield View(status, result, rows)
 
 
-def level_rows(levels: Sequence[_Level]) -> str:
-    """The levels so far, the noisiest first, with energies under the pictures."""
-    rows = []
-    for level in levels:
-        figures = (
-            figure(picture, f"{energy:.1f}", f"level {level.t - 1}: {energy:.1f} nats")
-            for picture, energy in zip(level.pictures, level.energies, strict=True)
+@torch.no_grad()
+def level_row(
+    end: LevelEnd, pictures: Sequence[Image.Image], energy: Energy, pipe: CDRLPipeline
+) -> str:
+    """The pictures of a level with their energies."""
+    level = pipe.model.schedule.level(end.t, pipe.device)
+    name = f"level {end.t - 1}"
+    figures = (
+        figure(picture, f"{value:.1f}", f"{name}: {value:.1f} nats")
+        for picture, value in zip(
+            pictures, energy(end.refined * level.scale, level).tolist(), strict=True
         )
-        rows.append(row(figures, f"level {level.t - 1}, nats", "small"))
-    return side_by_side(rows)
+    )
+    return row(figures, f"{name}, nats", "small")
 
 
 def result_row(output: CDRLPipelineOutput) -> str:

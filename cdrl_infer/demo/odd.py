@@ -6,14 +6,16 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cdrl_infer.demo.levels import Step, drawing, usual_steps
 from cdrl_infer.demo.live import Stopped
 from cdrl_infer.demo.pieces import figure, png_uri, problem, row, said, uri, wide, working
 from cdrl_infer.demo.uploads import MAX_FILES, read_upload
+from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
@@ -63,23 +65,35 @@ def in_words(p_value: float | None, count: int) -> str:
     return f"{words}: {round(100 * p_value)} in 100 ordinary pictures score as high"
 
 
-def example_pictures(pipe: CDRLPipeline) -> list[tuple[str, Image.Image]]:
-    """Pictures to try: drawn by the model, turned upside down, with a patch, and noise."""
-    drawn = pipe(num_images=3, seeds=0, progress=False).images
-    if not isinstance(drawn, list):
-        raise TypeError(f"expected pictures, got {type(drawn).__name__}")
+def examples(drawn: Sequence[Image.Image]) -> list[tuple[str, Image.Image]]:
+    """Pictures to try, by name: as they were drawn, upside down, with a patch, and noise.
+
+    Args:
+        drawn: three pictures of one size and mode.
+    """
     plain, turned, patched = drawn
     width, height = patched.size
     patched = patched.copy()
     box = (width // 4, height // 4, width // 4 + width // 5, height // 4 + height // 5)
     ImageDraw.Draw(patched).rectangle(box, fill="white")
-    random = np.random.default_rng(0).integers(0, 256, np.asarray(plain).shape, dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, np.asarray(plain).shape, dtype=np.uint8)
     return [
         ("drawn by the model", plain),
         ("upside down", turned.transpose(Image.Transpose.ROTATE_180)),
         ("with a patch", patched),
-        ("noise", Image.fromarray(random)),
+        ("noise", Image.fromarray(noise)),
     ]
+
+
+def judge_examples(pipe: CDRLPipeline, stop: threading.Event) -> Iterator[OddView]:
+    """Draw pictures, change some of them, and score them; see `examples` and `judge`."""
+    steps = usual_steps(pipe.model)
+    for item in drawing(pipe, pipe, stop, num_images=3, seed=0, langevin_steps=steps):
+        if isinstance(item, Step):
+            yield OddView(working(f"drawing examples: {item.text}", item.share), "", "")
+        elif isinstance(item, CDRLPipelineOutput):
+            images: Any = item.images
+            yield from judge(pipe, examples(images), [], stop)
 
 
 def read_all(

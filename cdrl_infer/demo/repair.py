@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cdrl_infer.conditions.conditions import on_labels
 from cdrl_infer.demo.draw import class_labels
-from cdrl_infer.demo.levels import View, views
-from cdrl_infer.demo.pieces import uri
+from cdrl_infer.demo.levels import Step, View, drawing, views
+from cdrl_infer.demo.pieces import said, uri, working
+from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
+
+NO_PICTURE = said("Draw or upload a picture to start.")
+PAINT = "Paint over a part of the picture, then press Fill."
 
 
 def canvas(picture: Image.Image) -> str:
@@ -84,3 +89,27 @@ def repair(
         seed=seed,
         langevin_steps=langevin_steps,
     )
+
+
+def draw_one(
+    pipe: CDRLPipeline,
+    chosen: Sequence[int],
+    stop: threading.Event,
+    *,
+    seed: int | None,
+    langevin_steps: int,
+) -> Iterator[tuple[str, str, Image.Image | None]]:
+    """Draw a picture to repair; yields a line of status, the canvas and the picture.
+
+    Args:
+        pipe: the model.
+        chosen: its class; see `draw.class_labels`.
+        stop, seed, langevin_steps: see `levels.drawing`, also for the errors.
+    """
+    draw = partial(pipe, class_labels=class_labels(pipe.model.labels, chosen, 1))
+    for item in drawing(pipe, draw, stop, num_images=1, seed=seed, langevin_steps=langevin_steps):
+        if isinstance(item, Step):
+            yield working(*item), NO_PICTURE, None
+        elif isinstance(item, CDRLPipelineOutput):
+            picture: Any = item.images[0]
+            yield said(PAINT), canvas(picture), picture

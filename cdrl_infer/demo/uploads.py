@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from cdrl_infer.errors import InputError
-from cdrl_infer.images import MODES, decode_image
+from cdrl_infer.images import decode_image
+from cdrl_infer.images.rules import alpha, plain
 from cdrl_infer.model import ImageShape
 
 MAX_UPLOAD = 10 * 2**20  # bytes of one file
@@ -26,17 +27,23 @@ def read_upload(path: str | os.PathLike[str], image: ImageShape) -> Image.Image:
         image: the shape of the model's images.
 
     Raises:
-        InputError: the file is too large or is no picture; the message has its name without the folder.
+        InputError: the file is too large, is no picture, or has more than 8 bits per channel; the
+            message has its name without the folder.
     """
     name = Path(path).name
     if os.path.getsize(path) > MAX_UPLOAD:
         raise InputError(f"{name}: expected a file of at most {MAX_UPLOAD // 2**20} MB")
     try:
-        picture = decode_image(path).convert("RGBA")
-    except (InputError, ValueError, OSError):
+        picture = decode_image(path)
+    except InputError:
         raise InputError(
             f"{name}: expected a picture (PNG, JPEG, WebP, GIF, BMP or TIFF), found something else"
         ) from None
-    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    fitted = ImageOps.fit(opaque, (image.width, image.height), Image.Resampling.LANCZOS)
-    return fitted.convert(MODES[image.channels])
+    if alpha(picture) is not None:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    try:
+        picture = plain(picture, image.channels, grey=True)
+    except (ValueError, OSError) as error:  # InputError is one; some modes cannot be converted
+        raise InputError(f"{name}: {error}") from None
+    return ImageOps.fit(picture, (image.width, image.height), Image.Resampling.LANCZOS)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from cdrl_infer.demo.draw import IN_TURN, NOT_GIVEN
-from cdrl_infer.demo.levels import MOST, MOST_STEPS
+from cdrl_infer.demo.levels import MOST, MOST_STEPS, usual_steps
 from cdrl_infer.demo.live import Runs, Stopped
 from cdrl_infer.demo.pieces import problem, said
 from cdrl_infer.errors import CDRLError
@@ -87,12 +87,6 @@ def model_choice(pipes: Mapping[str, CDRLPipeline]) -> gr.Radio:
     return gr.Radio(list(pipes), value=next(iter(pipes)), label="Model", visible=len(pipes) > 1)
 
 
-def default_steps(model: CDRLModel) -> int:
-    """The model's K, where the slider starts."""
-    steps = model.sampler.langevin_steps
-    return min(MOST_STEPS, steps if isinstance(steps, int) else max(steps))
-
-
 class Sliders:
     """How many pictures, from which seed, with how many steps."""
 
@@ -101,7 +95,7 @@ class Sliders:
         self.steps = gr.Slider(
             0,
             MOST_STEPS,
-            value=default_steps(model),
+            value=usual_steps(model),
             step=1,
             label="K, Langevin steps at each level",
             info="0 leaves the initializer's proposals as they are",
@@ -155,7 +149,7 @@ class LabelChoice:
 
         def shown(name: str) -> list[Any]:
             columns = [gr.Column(visible=name == other) for other in self.pipes]
-            return [*columns, default_steps(self.pipes[name].model)]
+            return [*columns, usual_steps(self.pipes[name].model)]
 
         choice.change(
             shown,

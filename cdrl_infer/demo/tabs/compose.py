@@ -18,11 +18,21 @@ from cdrl_infer.demo.tabs.common import (
     run_button,
     two_columns,
 )
+from cdrl_infer.model import Attribute
 from cdrl_infer.pipeline import CDRLPipeline
 
 ABOUT = """Energies add up: click concepts, and the model draws pictures of all of them at once. Several
 values of one attribute mean *one of these*. You can also write the expression: `&` and, `|` or, `~` not,
 `^` a weight."""
+MOST_BOXES = 40  # of one attribute
+
+
+def concept_list(attribute: Attribute, label: str) -> Any:
+    """The values of an attribute to click, or a list to choose from where there are many."""
+    values = list(attribute.values)
+    if len(values) > MOST_BOXES:
+        return gr.Dropdown(values, multiselect=True, value=[], label=label)
+    return gr.CheckboxGroup(values, label=label)
 
 
 def compose_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
@@ -34,15 +44,9 @@ def compose_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     gr.Markdown(f"{ABOUT} Model: {name}.")
     left, right = two_columns()
     with left:
-        wanted = [
-            gr.CheckboxGroup(list(a.values), label=a.name.capitalize(), elem_classes="cdrl-chips")
-            for a in attributes
-        ]
+        wanted = [concept_list(a, a.name.capitalize()) for a in attributes]
         with gr.Accordion("Leave out (~)", open=False):
-            unwanted = [
-                gr.CheckboxGroup(list(a.values), label=f"no {a.name}", elem_classes="cdrl-chips")
-                for a in attributes
-            ]
+            unwanted = [concept_list(a, f"no {a.name}") for a in attributes]
         picks = []
         if pairs:
             gr.Markdown(f"{MARK} **Held out**: no training picture shows one of these pairs.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import gradio as gr
 
 from cdrl_infer.demo.live import Runs
-from cdrl_infer.demo.odd import OddView, example_pictures, judge, read_all
+from cdrl_infer.demo.odd import OddView, judge, judge_examples, read_all
 from cdrl_infer.demo.tabs.common import (
     StopEvent,
     buttons,
@@ -32,7 +32,7 @@ def odd_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
         model = model_choice(pipes)
         files = gr.File(file_count="multiple", label="Pictures", height=180)
         start, stop = buttons("Score")
-        examples = gr.Button("Score examples instead")
+        samples = gr.Button("Score examples instead")
     with right:
         outputs = results("odd")
 
@@ -41,7 +41,7 @@ def odd_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
         return judge(pipes[name], pictures, wrong, event)
 
     def score_examples(event: StopEvent, name: str) -> Iterator[OddView]:
-        return judge(pipes[name], example_pictures(pipes[name]), [], event)
+        return judge_examples(pipes[name], event)
 
     run_button(runs, start, stop, score_files, [model, files], outputs)
-    run_button(runs, examples, stop, score_examples, [model], outputs)
+    run_button(runs, samples, stop, score_examples, [model], outputs)

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from cdrl_infer.demo.levels import MOST_STEPS
+from cdrl_infer.demo.levels import MOST_STEPS, usual_steps
 from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.plane import MOST_CHAINS, Plane, PlaneView
 from cdrl_infer.demo.tabs.common import (
     StopEvent,
     buttons,
-    default_steps,
     results,
     run_button,
     two_columns,
@@ -35,7 +34,7 @@ def plane_tab(pipe: CDRLPipeline, runs: Runs) -> None:
         steps = gr.Slider(
             0,
             MOST_STEPS,
-            value=default_steps(pipe.model),
+            value=usual_steps(pipe.model),
             step=1,
             label="K, Langevin steps at each level",
         )

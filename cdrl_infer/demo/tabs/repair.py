@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from cdrl_infer.demo.draw import class_labels
 from cdrl_infer.demo.levels import View
 from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.pieces import problem, said
-from cdrl_infer.demo.repair import canvas, repair
+from cdrl_infer.demo.repair import NO_PICTURE, PAINT, canvas, draw_one, repair
 from cdrl_infer.demo.tabs.common import (
     LabelChoice,
     Sliders,
@@ -29,7 +28,6 @@ from cdrl_infer.pipeline import CDRLPipeline
 
 ABOUT = """Paint over a part of a picture, and the model fills it in several ways. All other pixels stay
 exactly as they are."""
-EMPTY = '<p class="cdrl-status">Draw or upload a picture to start.</p>'
 
 
 def repair_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
@@ -42,7 +40,7 @@ def repair_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
         with gr.Row():
             drawn = gr.Button("Draw one", size="md", min_width=120)
             upload = gr.UploadButton("Upload one", size="md", min_width=120)
-        board = gr.HTML(EMPTY, elem_classes="cdrl-out")
+        board = gr.HTML(NO_PICTURE, elem_classes="cdrl-out")
         clear = gr.Button("Clear the mask", size="sm")
         gr.Slider(
             1, 9, value=4, step=1, label="Brush, pixels", elem_id="cdrl-brush", interactive=True
@@ -56,34 +54,25 @@ def repair_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     labels.follow(model, sliders)
     quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def draw_one(name: str, seed: int | None, *values: int) -> tuple[Any, str, str]:
-        pipe = pipes[name]
-        try:
-            asked = class_labels(pipe.model.labels, labels.chosen(name, values), 1)
-            out = pipe(class_labels=asked, num_images=1, seeds=seed, progress=False)
-        except CDRLError as error:
-            return None, EMPTY, problem(error)
-        found: Any = out.images[0]
-        return found, canvas(found), said("paint over a part of the picture, then press Fill")
+    def draw_work(
+        event: StopEvent, name: str, steps: int, seed: int | None, *values: int
+    ) -> Iterator[tuple[str, str, Any]]:
+        chosen = labels.chosen(name, values)
+        return draw_one(pipes[name], chosen, event, seed=seed, langevin_steps=steps)
 
-    def upload_one(name: str, path: str) -> tuple[Any, str, str]:
+    def upload_one(name: str, path: str) -> tuple[str, str, Any]:
         try:
             found = read_upload(path, pipes[name].model.image)
         except CDRLError as error:
-            return None, EMPTY, problem(error)
-        return found, canvas(found), said("paint over a part of the picture, then press Fill")
+            return problem(error), NO_PICTURE, None
+        return said(PAINT), canvas(found), found
 
-    shown = [picture, board, outputs[0]]
-    drawn.click(
-        draw_one,
-        [model, sliders.seed, *labels.lists],
-        shown,
-        concurrency_id="model",
-        concurrency_limit=1,
-        **quick,
+    shown = [outputs[0], board, picture]
+    run_button(
+        runs, drawn, stop, draw_work, [model, sliders.steps, sliders.seed, *labels.lists], shown
     )
     upload.upload(upload_one, [model, upload], shown, queue=False, **quick)
-    model.change(lambda: (None, EMPTY), None, [picture, board], queue=False, **quick)
+    model.change(lambda: (NO_PICTURE, None), None, [board, picture], queue=False, **quick)
     clear.click(None, js="() => window.cdrlClear()", **quick)
 
     def work(
