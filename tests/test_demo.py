@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from cdrl_infer.cli.demo import main
 from cdrl_infer.demo.compose import held_out, note, unseen, written
 from cdrl_infer.demo.draw import IN_TURN, NOT_GIVEN, class_labels, draw
 from cdrl_infer.demo.live import Runs, Stopped, steps_of
@@ -248,6 +250,11 @@ class TestUploads:
         Image.new("RGBA", (28, 28), (255, 0, 0, 0)).save(tmp_path / "clear.png")
         assert np.asarray(read_upload(tmp_path / "clear.png", self.COLOUR)).min() == 255
 
+    def test_pictures_of_16_bits_are_refused_by_name(self, tmp_path: Path) -> None:
+        Image.fromarray(np.full((28, 28), 40_000, np.uint16)).save(tmp_path / "deep.png")
+        with pytest.raises(InputError, match=r"^deep.png: expected 8 bits per channel"):
+            read_upload(tmp_path / "deep.png", self.GREY)
+
     def test_a_wrong_file_is_one_line_with_its_name_and_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
         (tmp_path / "large.png").write_bytes(bytes(MAX_UPLOAD + 1))
@@ -365,3 +372,9 @@ def test_models_are_the_bundled_ones_or_one_and_the_plane() -> None:
     assert tuple(open_models()) == ("fashion-mnist", "coloured-fashion-mnist", "toy-2d")
     assert list(open_models("coloured-fashion-mnist")) == ["coloured-fashion-mnist", "toy-2d"]
     assert list(open_models("toy-2d")) == ["toy-2d"]
+
+
+def test_a_revision_needs_a_model() -> None:
+    result = CliRunner().invoke(main, ["--revision", "v1"])
+    assert result.exit_code == 2
+    assert "--revision and --variant are for one model: name it with --model" in result.output

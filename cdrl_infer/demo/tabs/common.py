@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ def run_button(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     first: str = "values[0]",
+    lane: str = "model",
 ) -> None:
     """Let a button start work that fills outputs, and another one stop it.
 
@@ -37,6 +37,7 @@ def run_button(
             the outputs, the first of which is the line of status.
         inputs, outputs: components.
         first: the first input's value as the browser shall send it, in JavaScript.
+        lane: work of one lane is done one after the other, for all sessions.
     """
 
     def handler(request: gr.Request, *values: Any) -> Iterator[Sequence[str]]:
@@ -58,7 +59,7 @@ def run_button(
         js=f"(...values) => {{ cdrlShow('{place}'); return [{first}, ...values.slice(1)]; }}",
         show_progress="minimal",
         show_progress_on=[outputs[0]],
-        concurrency_id="model",
+        concurrency_id=lane,
         concurrency_limit=1,
         api_visibility="private",
     )
@@ -171,6 +172,3 @@ def results(tab: str, count: int = 3) -> list[Any]:
     """A line of status, and what there is to show."""
     status = gr.HTML(elem_id=f"cdrl-{tab}", elem_classes="cdrl-out")
     return [status, *(gr.HTML(elem_classes="cdrl-out") for _ in range(count - 1))]
-
-
-StopEvent = threading.Event

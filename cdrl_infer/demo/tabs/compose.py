@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ from cdrl_infer.demo.levels import View
 from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.tabs.common import (
     Sliders,
-    StopEvent,
     buttons,
     results,
     run_button,
@@ -90,7 +90,7 @@ def compose_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     text.change(lambda expression: note(pipe, expression), text, told, **quick)
 
     def work(
-        event: StopEvent,
+        event: threading.Event,
         expression: str,
         scale: float,
         again: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.tabs.common import (
     LabelChoice,
     Sliders,
-    StopEvent,
     buttons,
     model_choice,
     results,
@@ -49,7 +49,7 @@ def draw_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     labels.follow(model, sliders)
 
     def work(
-        event: StopEvent,
+        event: threading.Event,
         name: str,
         scale: float,
         count: int,

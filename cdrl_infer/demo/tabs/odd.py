@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 
 import gradio as gr
@@ -9,7 +10,6 @@ import gradio as gr
 from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.odd import OddView, judge, judge_examples, read_all
 from cdrl_infer.demo.tabs.common import (
-    StopEvent,
     buttons,
     model_choice,
     results,
@@ -36,11 +36,13 @@ def odd_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     with right:
         outputs = results("odd")
 
-    def score_files(event: StopEvent, name: str, paths: list[str] | None) -> Iterator[OddView]:
+    def score_files(
+        event: threading.Event, name: str, paths: list[str] | None
+    ) -> Iterator[OddView]:
         pictures, wrong = read_all(paths or [], pipes[name].model)
         return judge(pipes[name], pictures, wrong, event)
 
-    def score_examples(event: StopEvent, name: str) -> Iterator[OddView]:
+    def score_examples(event: threading.Event, name: str) -> Iterator[OddView]:
         return judge_examples(pipes[name], event)
 
     run_button(runs, start, stop, score_files, [model, files], outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import gradio as gr
@@ -10,7 +11,6 @@ from cdrl_infer.demo.levels import MOST_STEPS, usual_steps
 from cdrl_infer.demo.live import Runs
 from cdrl_infer.demo.plane import MOST_CHAINS, Plane, PlaneView
 from cdrl_infer.demo.tabs.common import (
-    StopEvent,
     buttons,
     results,
     run_button,
@@ -53,11 +53,13 @@ def plane_tab(pipe: CDRLPipeline, runs: Runs) -> None:
         picture.value = plane.drawn(1)
 
     def work(
-        event: StopEvent, count: int, number: int, first: int | None, wait: float
+        event: threading.Event, count: int, number: int, first: int | None, wait: float
     ) -> Iterator[PlaneView]:
         return plane.walk(event, chains=count, seed=first, langevin_steps=number, pause=wait)
 
-    run_button(runs, start, stop, work, [chains, steps, seed, pause], [status, picture])
+    run_button(
+        runs, start, stop, work, [chains, steps, seed, pause], [status, picture], lane="plane"
+    )
     level.release(
         lambda i: plane.drawn(int(i) + 1),
         level,

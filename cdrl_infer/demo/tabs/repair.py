@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,6 @@ from cdrl_infer.demo.repair import NO_PICTURE, PAINT, canvas, draw_one, repair
 from cdrl_infer.demo.tabs.common import (
     LabelChoice,
     Sliders,
-    StopEvent,
     buttons,
     model_choice,
     results,
@@ -55,7 +55,7 @@ def repair_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def draw_work(
-        event: StopEvent, name: str, steps: int, seed: int | None, *values: int
+        event: threading.Event, name: str, steps: int, seed: int | None, *values: int
     ) -> Iterator[tuple[str, str, Any]]:
         chosen = labels.chosen(name, values)
         return draw_one(pipes[name], chosen, event, seed=seed, langevin_steps=steps)
@@ -76,7 +76,7 @@ def repair_tab(pipes: Mapping[str, CDRLPipeline], runs: Runs) -> None:
     clear.click(None, js="() => window.cdrlClear()", **quick)
 
     def work(
-        event: StopEvent,
+        event: threading.Event,
         mask: str,
         image: Image.Image | None,
         name: str,
