@@ -29,8 +29,9 @@ LAYERS = {
         energies
         kernels proposals
         sampler images
+        showing
         conditions scoring
-        options storage showing
+        options storage
         drawing evaluating loading
         pipeline
         demo

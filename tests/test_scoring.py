@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import SCORES
 from cdrl_infer.scoring.calibration import calibrate
 from cdrl_infer.scoring.features import Features, draw_noise
-from cdrl_infer.scoring.scorer import Scorer
+from cdrl_infer.scoring.scorer import ScoreOutput, Scorer
 from cdrl_infer.scoring.scores import Fit, FittedScore, Score
 
 LEVELS = range(1, 4)
@@ -376,3 +377,14 @@ def test_a_progress_bar_counts_images(
     assert ("11image" if lazy else "11/11") in capsys.readouterr().err
     pipe.score(images, "energy", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_scores_show_themselves_in_a_notebook() -> None:
+    plain = ScoreOutput(torch.tensor([1.5, 20.25]), "energy", 0)
+    html = plain._repr_html_()
+    assert "<th>energy</th>" in html and "<td>20.25</td>" in html and "p-value" not in html
+    judged = dataclasses.replace(
+        plain, p_values=torch.tensor([0.5, 0.001]), anomalous=torch.tensor([False, True])
+    )
+    html = judged._repr_html_()
+    assert "<td>0.001</td><td>yes</td>" in html and "<td>0.500</td><td>no</td>" in html

@@ -62,6 +62,18 @@ class ScoreOutput:
     threshold: float | None = None
     maps: Tensor | None = None
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row per image."""
+        from cdrl_infer.showing import table
+
+        columns = {"image": [str(k) for k in range(len(self.scores))]}
+        columns[self.score] = [f"{float(score):.4g}" for score in self.scores]
+        if self.p_values is not None:
+            columns["p-value"] = [f"{float(p):.3f}" for p in self.p_values]
+        if self.anomalous is not None:
+            columns["anomalous"] = ["yes" if odd else "no" for odd in self.anomalous.tolist()]
+        return table([*columns], [*zip(*columns.values(), strict=True)], "higher = more anomalous")
+
 
 class _Plan(NamedTuple):
     """The checked arguments of a call."""
