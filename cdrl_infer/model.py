@@ -11,6 +11,7 @@ from cdrl_infer.errors import ConfigError, listing
 from cdrl_infer.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
+    from cdrl_infer.likelihood.normalisers import Normalisers
     from cdrl_infer.scoring.reference import ReferenceStatistics
 
 # Limits that no real model reaches.
@@ -125,6 +126,7 @@ class CDRLModel:
         model_card: the text of README.md.
         samples: a PNG, samples.png, for the card to show.
         statistics: of the scores of in-distribution images; None: the model is not calibrated.
+        normalisers: make densities of the energies; None: not computed.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -140,6 +142,7 @@ class CDRLModel:
     model_card: str | None = None
     samples: bytes | None = None
     statistics: ReferenceStatistics | None = None
+    normalisers: Normalisers | None = None
 
     def __post_init__(self) -> None:
         self.sampler.check_levels(self.schedule.num_levels)

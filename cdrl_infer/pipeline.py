@@ -26,6 +26,7 @@ from cdrl_infer.evaluating import evaluate
 from cdrl_infer.habits import options_of, refuse_unknown
 from cdrl_infer.images import read_images, read_masks
 from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.likelihood.density import LikelihoodOutput, log_likelihood
 from cdrl_infer.loading import LoadedModel
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.sampler import Adaptation
@@ -290,6 +291,25 @@ class CDRLPipeline(LoadedModel):
         refuse_unknown(options, names, {"class_labels": "use labels=", "t": "use level="})
         options["progress"] = self._bar(options.get("progress"))
         return evaluate(self.model, images, as_list(labels), **options)
+
+    def log_likelihood(
+        self, images: ImageInput, *, labels: Labels = None, **options: Any
+    ) -> LikelihoodOutput:
+        """The log-likelihood of images in nats and bits per dimension, with its error and a verdict.
+
+        It needs the model's normalisers, which ``cdrl-eval --normalise`` computes once; see
+        docs/likelihood.md.
+
+        Args:
+            images: pictures, paths, arrays or tensors as for `inpaint`.
+            labels: one per image, as class_labels of a call of the pipeline; None: the density of all.
+            options: density, draws, seed, resize, grey, batch_size and progress; see
+                `cdrl_infer.likelihood.density.log_likelihood`, also for the errors.
+        """
+        names = ("labels", *options_of(log_likelihood))
+        refuse_unknown(options, names, {"class_labels": "use labels="})
+        options["progress"] = self._bar(options.get("progress"))
+        return log_likelihood(self.model, self.name, images, labels, **options)
 
     @default_switches()
     def adapt_step_scale(

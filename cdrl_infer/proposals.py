@@ -19,6 +19,14 @@ class Proposal(Protocol):
         ...
 
 
+class MeanProposal(Protocol):
+    """A proposal with a mean, such as `InitializerProposal`."""
+
+    def mean(self, x_t: Tensor, level: Any) -> Tensor:
+        """x_t (B, ...) -> the mean of y (B, ...)."""
+        ...
+
+
 class InitializerNetwork(Protocol):
     """A network that gives the mean of the proposal."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cdrl_train.evaluation.request import Request
     from cdrl_train.evaluation.together import Processes
 
-CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
+STORING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
 
 
 @click.command(
@@ -59,7 +59,7 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
 @click.option(
     "--metrics",
     metavar="NAME,…",
-    help="Any of fid, kid, is, prc, ood, accuracy, stationarity. [all that take no chains]",
+    help="Any of fid, kid, is, prc, ood, accuracy, stationarity, likelihood. [the first six]",
 )
 @click.option(
     "--repeats",
@@ -156,9 +156,26 @@ CALIBRATING = {"model", "variant", "source", "split", "count", "seed", "batch_si
     is_flag=True,
     help="Compare nothing; write the statistics that cdrl-score needs into FOLDER.",
 )
+@click.option(
+    "--normalise",
+    "to_normalise",
+    is_flag=True,
+    help="Compare nothing; write the normalisers that log-likelihoods need into FOLDER.",
+)
+@click.option(
+    "--per-class",
+    is_flag=True,
+    help="With --normalise: also one for each value of each label, for as long again.",
+)
 @click.version_option(__version__, prog_name="cdrl-eval")
 def main(
-    model: str | None, device: str | None, to_calibrate: bool, update_card: bool, **options: Any
+    model: str | None,
+    device: str | None,
+    to_calibrate: bool,
+    to_normalise: bool,
+    per_class: bool,
+    update_card: bool,
+    **options: Any,
 ) -> None:
     """Measure a model: cdrl-eval --model my-model --data good.npz --out results.json
 
@@ -171,13 +188,21 @@ def main(
     the weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
     images score higher. Use images that the model was not trained on: the test split, or a folder.
 
+    --normalise computes the normalisers of the model's levels, by N chains in each direction of which
+    half begin at images of the data, and writes FOLDER/normalisers.json. With them
+    --metrics likelihood and pipe.log_likelihood give bits per dimension. It takes minutes.
+
     `accelerate launch -m cdrl_train.cli_eval …` shares the work out over processes.
 
     Exit codes: 0 done, 2 bad input, 3 numbers that are not finite, 4 the network could not be
     reached, 5 the disk is full, 130 interrupted.
     """
-    if to_calibrate:
-        _calibrate(model, device, options)
+    if to_normalise:
+        _store("--normalise", model, options, device=device, per_class=per_class)
+    elif per_class:
+        raise InputError("--per-class is for --normalise: add it, or leave --per-class out")
+    elif to_calibrate:
+        _store("--calibrate", model, options, device=device)
     else:
         _evaluate(model, device, update_card, options)
 
@@ -275,51 +300,27 @@ def _opened(stack: ExitStack, target: Path) -> Path:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
 
 
-def _calibrate(model: str | None, device: str | None, options: dict[str, Any]) -> None:
-    """Write the reference statistics of a model's scores."""
-    import torch
+def _store(purpose: str, model: str | None, options: dict[str, Any], **more: Any) -> None:
+    """Write what --calibrate or --normalise computes into the model's folder."""
+    from cdrl_train.storing import calibrate_folder, normalise_folder
 
-    from cdrl_infer.arguments import check_seed, positive
-    from cdrl_infer.pipeline import CDRLPipeline
-    from cdrl_infer.scoring.calibration import calibrate
-    from cdrl_infer.scoring.reference import MAX_DATA, STATISTICS
-    from cdrl_infer.storage.folder import load_model
-    from cdrl_train.calibrate import choose
-    from cdrl_train.data.sources import data_name, fit_of, load_images
-
-    _refuse_what_measures()
+    _refuse_what_measures(purpose)
     if model is None:
-        raise InputError("--calibrate writes into the model's folder: name it, --model FOLDER")
-    source, split = options["source"], options["split"] or "test"
-    seed, batch_size = check_seed(options["seed"]), positive("--batch-size", options["batch_size"])
-    count = None if options["count"] is None else positive("-n", options["count"])
-    folder = Path(model)
-    pipe = CDRLPipeline(
-        load_model(folder, variant=options["variant"]), name=folder.resolve().name
-    ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = load_images(source, split, fit=fit_of(pipe.model), channels=pipe.model.image.channels)
-    images = choose(data.images, count, seed)
-    named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
-    named = shown(named, MAX_DATA - 1)
-    target = folder / STATISTICS
-    try:
-        with replaced_file(target) as new:
-            statistics = calibrate(pipe.model, images, data=named, seed=seed, batch_size=batch_size)
-            new.write_bytes(statistics.to_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    click.echo(
-        f"{shown(target, LONGEST)}: {statistics.count:,} images of {statistics.data}, seed {seed}"
-    )
+        raise InputError(f"{purpose} writes into the model's folder: name it, --model FOLDER")
+    work = calibrate_folder if purpose == "--calibrate" else normalise_folder
+    chosen = {name: options[name] for name in ("variant", "source", "split", "count", "seed")}
+    click.echo(work(Path(model), batch_size=options["batch_size"], **chosen, **more))
 
 
-def _refuse_what_measures() -> None:
-    """`InputError` if an option was given that --calibrate does not use."""
+def _refuse_what_measures(purpose: str) -> None:
+    """`InputError` if an option was given that --calibrate or --normalise does not use."""
     context = click.get_current_context()
-    for name in context.params.keys() - CALIBRATING - {"to_calibrate"}:
+    used = {"--calibrate": {"to_calibrate"}, "--normalise": {"to_normalise", "per_class"}}[purpose]
+    names = {"to_calibrate": "calibrate", "to_normalise": "normalise"}
+    for name in context.params.keys() - STORING - used:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"--calibrate measures nothing: leave {option} out")
+            option = "--" + names.get(name, name).replace("_", "-")
+            raise InputError(f"{purpose} measures nothing: leave {option} out")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ LAYERS = {
         sampler images
         showing
         conditions scoring
+        likelihood
         options storage
         drawing evaluating loading
         pipeline
@@ -43,10 +44,10 @@ LAYERS = {
         objectives
         config
         data networks presets tracking
-        engine init_from settle
+        engine init_from settle normalise
         card cost evaluation report toy
         export
-        dry_run preview
+        dry_run preview storing
         run catalogue
         cli cli_eval cli_export
         __main__

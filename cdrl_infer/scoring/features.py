@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.images import to_uint8
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.proposals import make_proposal, posterior_mean
+from cdrl_infer.proposals import MeanProposal, make_proposal, posterior_mean
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import NoiseSchedule
 
@@ -100,14 +100,6 @@ class FeatureTable(Features):
     def finite(self) -> bool:
         """Whether all values are finite."""
         return all(bool(values.isfinite().all()) for values in self.columns().values())
-
-
-class MeanProposal(Protocol):
-    """A proposal with a mean, such as `InitializerProposal`."""
-
-    def mean(self, x_t: Tensor, level: Any) -> Tensor:
-        """x_t (B, ...) -> the mean of y (B, ...)."""
-        ...
 
 
 def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from cdrl_infer.scoring.features import FeatureTable, NoisedImages, draw_noise
 from cdrl_infer.scoring.gaussian import Gaussian
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.scoring.scores import Fit
-from cdrl_infer.scoring.weights import weights_digest, weights_digests
+from cdrl_infer.scoring.weights import check_digests, weights_digests
 from cdrl_infer.untrusted import StoredTensors, to_bytes
 
 STATISTICS = "statistics.safetensors"
@@ -167,12 +167,7 @@ class ReferenceStatistics:
         A calibration stores the digests of its weights and of their roundings to float16 and bfloat16. So
         it recognises each stored variant of the model.
         """
-        found = weights_digest(model)
-        if found not in self.weights:
-            raise ConfigError(
-                "the reference statistics belong to other weights: expected the sha256 digest "
-                f"{self.weights[0]:.12}… or that of rounded weights, found {found:.12}…"
-            )
+        check_digests(model, self.weights, "the reference statistics")
 
     def to_bytes(self) -> bytes:
         """The content of ``statistics.safetensors``."""

@@ -1,11 +1,13 @@
-"""Digests of weights. A calibration stores them to recognise its model."""
+"""Digests of weights. A calibration and the normalisers store them to recognise their model."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
+from cdrl_infer.errors import ConfigError
 from cdrl_infer.model import CDRLModel, state_of
 
 RECOGNISED = (torch.float32, torch.float16, torch.bfloat16)  # the types that weights are stored in
@@ -30,3 +32,19 @@ def weights_digest(model: CDRLModel, dtype: torch.dtype = torch.float32) -> str:
 def weights_digests(model: CDRLModel) -> tuple[str, ...]:
     """The digests of a model's weights, and of the weights rounded to float16 and bfloat16."""
     return tuple(dict.fromkeys(weights_digest(model, dtype) for dtype in RECOGNISED))
+
+
+def check_digests(model: CDRLModel, digests: Sequence[str], what: str) -> None:
+    """Raise `ConfigError` unless the model has the weights of one of these digests.
+
+    Args:
+        model: has the weights.
+        digests: as `weights_digests` gives them, so each stored variant of the model is recognised.
+        what: the thing that belongs to the weights, for the message; plural.
+    """
+    found = weights_digest(model)
+    if found not in digests:
+        raise ConfigError(
+            f"{what} belong to other weights: expected the sha256 digest {digests[0]:.12}… or that of "
+            f"rounded weights, found {found:.12}…"
+        )

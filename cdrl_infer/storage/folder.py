@@ -9,6 +9,7 @@
     initializer/                 the same (absent for DRL, which has no initializer)
     README.md, samples.png       the model card and its picture (optional)
     statistics.safetensors       of the scores of in-distribution images (optional)
+    normalisers.json             what makes densities of the energies (optional)
 
 Nothing in a folder is trusted. It can name no code and no file, and loading allocates no more than the
 stored weights need.
@@ -30,6 +31,7 @@ from cdrl_infer.config import check_keys, from_config
 from cdrl_infer.device import default_switches
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError, did_you_mean, listing
 from cdrl_infer.files import added_files, finish_moving
+from cdrl_infer.likelihood.normalisers import NORMALISERS, read_normalisers
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
 from cdrl_infer.networks.base import Network
 from cdrl_infer.networks.registry import NETWORKS
@@ -49,7 +51,8 @@ from cdrl_infer.version import __version__
 FORMAT_VERSION = 3
 UPGRADE = "python -m cdrl_infer.storage.upgrade"
 CONFIG, INDEX, CARD, PICTURE = "config.json", "model_index.json", "README.md", "samples.png"
-OPTIONAL = (CARD, PICTURE, STATISTICS)
+OF_WEIGHTS = (STATISTICS, NORMALISERS)  # belong to the weights, and are left out beside others
+OPTIONAL = (CARD, PICTURE, *OF_WEIGHTS)
 LEFT_BY_SYSTEMS = ("lost+found", "desktop.ini", "Thumbs.db")  # in folders that users call empty
 BUNDLED = Path(__file__).parents[1] / "models"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -146,6 +149,7 @@ def load_model(folder: str | os.PathLike[str], *, variant: str | None = None) ->
             model_card=read_text(folder, CARD),
             samples=_read_picture(folder),
             statistics=read_statistics(folder, schedule.num_levels),
+            normalisers=read_normalisers(folder, schedule.num_levels),
         )
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
@@ -163,8 +167,8 @@ def save_model(
     The folder itself, other variants of this model's weights and all files that are not a model's stay.
     If the process is killed, the folder holds the old model, or the new one once it is opened again.
 
-    Statistics that belong to other weights are left out, with a warning: so the model itself is saved
-    in any case.
+    Statistics and normalisers that belong to other weights are left out, with a warning: so the model
+    itself is saved in any case.
 
     Args:
         model: what to write; its networks may be on any device.
@@ -202,12 +206,16 @@ def save_model(
         files[CARD] = model.model_card.encode()
     if model.samples is not None:
         files[PICTURE] = model.samples
-    if model.statistics is not None:
-        try:
-            model.statistics.check_weights(model)
-            files[STATISTICS] = model.statistics.to_bytes()
-        except (ConfigError, NumericalError) as error:
-            _log.warning("%s is not written to %s: %s; calibrate again", STATISTICS, folder, error)
+    for name, part, mend in (
+        (STATISTICS, model.statistics, "; calibrate again"),
+        (NORMALISERS, model.normalisers, ""),
+    ):
+        if part is not None:
+            try:
+                part.check_weights(model)
+                files[name] = part.to_bytes()
+            except (ConfigError, NumericalError) as error:
+                _log.warning("%s is not written to %s: %s%s", name, folder, error, mend)
     _check_readable(files)
     try:
         folder.resolve().parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from cdrl_train.evaluation.classifier import load_classifier
 from cdrl_train.evaluation.distances import METRICS as OF_FEATURES
 from cdrl_train.evaluation.distances import Distances
 from cdrl_train.evaluation.extractors import load_extractor
+from cdrl_train.evaluation.likelihood import Likelihood
 from cdrl_train.evaluation.outside import Separation, read_outside
 from cdrl_train.evaluation.report import Report, Result, slug
 from cdrl_train.evaluation.request import Request, check_labels
@@ -43,6 +44,7 @@ class Evaluation:
         accuracy: measures the accuracy of the labels; None if not requested.
         separation: measures the separation from outside images; None if not requested.
         stationarity: runs the chains; None if not requested.
+        likelihood: measures bits per dimension; None if not requested.
     """
 
     request: Request
@@ -54,6 +56,7 @@ class Evaluation:
     accuracy: Accuracy | None
     separation: Separation | None
     stationarity: Stationarity | None
+    likelihood: Likelihood | None
 
     @property
     def pipe(self) -> CDRLPipeline:
@@ -86,6 +89,10 @@ class Evaluation:
         stationarity = (
             _stationarity(request, pipe, reference) if "stationarity" in metrics else None
         )
+        likelihood = None
+        if "likelihood" in metrics:
+            place, size = _place(request), request.batch_size
+            likelihood = Likelihood.prepare(pipe, reference, place, size, request.repeats)
         wanted = [metric for metric in metrics if metric in OF_FEATURES]
         cache = FeatureCache(request.cache)
         distances = None
@@ -108,6 +115,7 @@ class Evaluation:
             accuracy=accuracy,
             separation=separation,
             stationarity=stationarity,
+            likelihood=likelihood,
         )
 
     def run(self, processes: Processes) -> Report:
@@ -124,6 +132,8 @@ class Evaluation:
             results += self.separation.results(processes)
         if self.stationarity is not None:
             results += self.stationarity.results(processes)
+        if self.likelihood is not None:
+            results += self.likelihood.results(processes)
         return self._report(results, processes.count)
 
     @property
@@ -163,7 +173,13 @@ class Evaluation:
             conditions["samples"] = self._samples_in_words()
             conditions["reference"] = self._reference_in_words(place, references)
             settings |= self._sample_settings()
-        for part in (self.distances, self.accuracy, self.separation, self.stationarity):
+        for part in (
+            self.distances,
+            self.accuracy,
+            self.separation,
+            self.stationarity,
+            self.likelihood,
+        ):
             if part is not None:
                 conditions |= part.conditions()
                 settings |= part.settings()

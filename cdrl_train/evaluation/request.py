@@ -20,8 +20,11 @@ from cdrl_train.evaluation.ood_metrics import sklearn_metrics
 from cdrl_train.evaluation.registry import EXTRACTORS
 from cdrl_train.evaluation.sampling import SEED_STRIDE, RealImages, Steps
 
-METRICS = (*distances.METRICS, "ood", "accuracy", "stationarity")
-ON_REQUEST = {"stationarity": "it takes minutes; add --metrics stationarity"}
+METRICS = (*distances.METRICS, "ood", "accuracy", "stationarity", "likelihood")
+ON_REQUEST = {
+    "stationarity": "it takes minutes; add --metrics stationarity",
+    "likelihood": "it needs the model's normalisers; add --metrics likelihood",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Request:
         cache: a folder for features of real images.
         split: "train" or "test".
         model, revision, variant: see `CDRLPipeline.from_pretrained`.
-        metrics: names in `METRICS`; None for all metrics that can be measured.
+        metrics: names in `METRICS`; None for all that can be measured and are not in `ON_REQUEST`.
         count: n, the number of samples of each repeat, and of real images to compare them with.
         repeats: the number of repeats.
         seed: the seed of the first sample, and of the choice of real images.

@@ -16,7 +16,8 @@ from torch import Tensor
 from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
-from cdrl_infer.scoring.reference import STATISTICS, random_order
+from cdrl_infer.scoring.reference import random_order
+from cdrl_infer.storage.folder import OF_WEIGHTS
 from cdrl_train.data.image_set import ImageSet
 
 KINDS = (".json", ".safetensors")  # the suffixes of a model's files
@@ -61,7 +62,7 @@ def model_digest(folder: Path) -> str:
     """12 hexadecimal digits of the sha256 of a model's configuration and weights."""
     sha = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.suffix in KINDS and p.is_file()):
-        if file.name == STATISTICS:
+        if file.name in OF_WEIGHTS:
             continue
         sha.update(file.relative_to(folder).as_posix().encode())
         sha.update(file.read_bytes())

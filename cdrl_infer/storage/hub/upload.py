@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cdrl_infer.errors import CheckpointError, InputError, NetworkError, listing, printable, shown
-from cdrl_infer.scoring.reference import STATISTICS
-from cdrl_infer.storage.folder import CARD, model_files
+from cdrl_infer.storage.folder import CARD, OF_WEIGHTS, model_files
 from cdrl_infer.storage.hub.client import Target, Token, is_repo_id, within
 from cdrl_infer.storage.hub.download import WEIGHTS, file_sizes
 from cdrl_infer.storage.hub.explain import explained
@@ -88,7 +87,7 @@ def push(
                 _log.warning(
                     "%s stays in %s: this upload does not replace it", shown(stale), repo_id
                 )
-            old = {STATISTICS} & present - set(names)
+            old = {*OF_WEIGHTS} & present - set(names)
             for name in old:
                 _log.warning("%s is removed from %s: it belongs to other weights", name, repo_id)
             api, size = target.api(), sum((folder / name).stat().st_size for name in names)

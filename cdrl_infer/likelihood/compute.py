@@ -1,0 +1,78 @@
+"""The normalisers of a model, for one set of labels or for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers
+from cdrl_infer.likelihood.telescope import Effort, normalise
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.proposals import make_proposal
+from cdrl_infer.scoring.weights import weights_digests
+
+
+def label_sets(model: CDRLModel, per_class: bool) -> list[tuple[int, ...]]:
+    """The labels to normalise: none given, and with ``per_class`` each single value of an attribute."""
+    none = (0,) * len(model.labels)
+    found = [none]
+    if per_class:
+        for k, attribute in enumerate(model.labels):
+            for value in range(1, len(attribute.values) + 1):
+                found.append((*none[:k], value, *none[k + 1 :]))
+    return found
+
+
+def compute(
+    model: CDRLModel,
+    sets: Sequence[tuple[int, ...]],
+    data: Callable[[tuple[int, ...]], Tensor | None],
+    *,
+    name: str,
+    seed: int = 0,
+    effort: Effort | None = None,
+    on_step: Callable[[], object] = lambda: None,
+) -> Normalisers:
+    """Compute the normalisers of a model; see `cdrl_infer.likelihood.telescope.normalise`.
+
+    Args:
+        model: the networks, in eval mode, on any device.
+        sets: the labels, see `label_sets`.
+        data: clean images (M, C, H, W) in [-1, 1] with these labels; None for none.
+        name: of the data.
+        seed: of the noise.
+        effort: how much to compute.
+        on_step: called 2T times for each set of labels.
+
+    Raises:
+        InputError: the package arviz-stats is missing.
+        NumericalError: a chain or a weight is not finite.
+    """
+    device = next(model.ebm.parameters()).device
+    entries: list[Normaliser] = []
+    for labels in sets:
+        row = torch.tensor([labels], device=device) if model.labels else None
+        generator = torch.Generator(device).manual_seed(seed)
+        entries.append(
+            normalise(
+                NeuralEnergy(model.ebm, row),
+                make_proposal(model.initializer, row),
+                model.schedule,
+                model.image.shape,
+                generator,
+                data=data(labels),
+                labels=labels,
+                effort=effort,
+                on_step=on_step,
+            )
+        )
+    return Normalisers(
+        entries=tuple(entries),
+        weights=weights_digests(model),
+        schedule=model.schedule.config(),
+        data=name,
+        seed=seed,
+    )

@@ -1,0 +1,247 @@
+"""The log-likelihood of images under a chain of levels whose normalisers are known: one forward pass.
+
+``log p_0(x_0) = -E(m_1 x_0) - log Z_0 + d log m_1`` is the density of the data plus the noise of level 0.
+The bound for clean 8-bit images (Kingma et al. 2021, "Variational diffusion models") is, for
+``x_0 = α_0 x + σ̄_0 ε`` and a decoder ``P(x | x_0) ∝ q(x_0 | x)`` over the 256 values of each pixel,
+
+    log P(x) ≥ E[log p_0(x_0) - log q(x_0 | x) + log P(x | x_0)]
+             = E[log p_0(x_0) - Σ_i log Σ_v N(x_0i; α_0 v, σ̄_0²)]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.arguments import (
+    MAX_SEED,
+    Progress,
+    as_list,
+    check_choice,
+    check_seed,
+    flag,
+    positive,
+    progress_bar,
+)
+from cdrl_infer.conditions.labels import ImageLabel, read_labels
+from cdrl_infer.device import default_switches
+from cdrl_infer.energies.base import Energy
+from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import NumericalError, listing
+from cdrl_infer.images import read_images
+from cdrl_infer.likelihood.normalisers import Normaliser, TransitionResult, sound_normaliser
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.random import PerImageRandom, RandomSource
+from cdrl_infer.schedule import Level
+
+VALUES = 256  # of a pixel
+TERMS = 2**23  # of sums over the values, in memory at once
+CLEAN, LEVEL_0 = "8-bit", "level-0"
+DENSITIES = (CLEAN, LEVEL_0)
+BOUNDS = 2.0  # standard errors of the noise that lower and upper lie further apart
+
+
+@dataclass(frozen=True)
+class LikelihoodOutput:
+    """The log-likelihood of N images; all tensors are (N,) float64, on the CPU.
+
+    Attributes:
+        log_prob: nats.
+        bits_per_dim: ``-log_prob / (d log 2)``. For "level-0" the density counts in steps of 1/255 of the
+            pixel's range, so that both figures have one scale.
+        standard_error: of ``log_prob``, nats, from the normaliser and from the noise in the images.
+        lower, upper: estimates of ``log_prob`` that err to either side, nats. For "8-bit" they are
+            estimates of the bound.
+        normaliser_error: the part of the error that all images share, nats.
+        density: "8-bit", a lower bound of the log-probability of the clean 8-bit image, or "level-0", the
+            log-density of the image plus noise σ̄_0. Only the first is comparable with published figures.
+        normalisers: those that were used, one for each set of labels.
+        draws: of noise per image.
+        seed: of the first image's noise.
+    """
+
+    log_prob: Tensor
+    bits_per_dim: Tensor
+    standard_error: Tensor
+    lower: Tensor
+    upper: Tensor
+    normaliser_error: Tensor
+    density: str
+    normalisers: tuple[Normaliser, ...]
+    draws: int
+    seed: int
+
+    @property
+    def verdict(self) -> str:
+        """ "sound", or the reason why only lower and upper are to be believed."""
+        found = [one.verdict for one in self.normalisers]
+        return next((verdict for verdict in found if verdict != "sound"), "sound")
+
+    @property
+    def ess(self) -> float:
+        """The smallest effective sample size of all transitions and directions."""
+        return min(min(r.ess_forward, r.ess_reverse) for r in self._results)
+
+    @property
+    def pareto_k(self) -> float | None:
+        """The largest Pareto k̂ of all transitions; None if there are too few weights."""
+        found = [r.pareto_k for r in self._results if r.pareto_k is not None]
+        return max(found, default=None)
+
+    @property
+    def jeffreys(self) -> tuple[float, ...]:
+        """How far adjacent levels contradict each other, t = 1 … T, nats; the largest over labels."""
+        columns = zip(*(one.transitions for one in self.normalisers), strict=True)
+        return tuple(max(r.jeffreys for r in column) for column in columns)
+
+    @property
+    def method(self) -> str:
+        """How the normalisers were found."""
+        long = [r.t for r in self.normalisers[0].transitions if r.temperatures > 1]
+        return (
+            "Bennett's acceptance ratio between adjacent levels in both directions, "
+            + (f"annealed at transitions {listing(long)}" if long else "by importance sampling")
+            + f"; {self.draws} draws of noise per image"
+        )
+
+    @property
+    def _results(self) -> list[TransitionResult]:
+        return [result for one in self.normalisers for result in one.transitions]
+
+
+def log_density(energy: Energy, level: Level, x_0: Tensor, log_z: Tensor | float) -> Tensor:
+    """``log p_0(x_0) = -E(m_1 x_0) - log Z_0 + d log m_1``, (B,) float64 nats.
+
+    Args:
+        energy: the energy.
+        level: the constants of the last transition, t = 1.
+        x_0: (B, ...).
+        log_z: log Z_0, nats; () or (B,).
+    """
+    values = energy(x_0 * level.scale, level).double()
+    return -values - log_z + x_0[0].numel() * math.log(level.scale)
+
+
+def decoder_sum(x_0: Tensor, level: Level) -> Tensor:
+    """``Σ_i log Σ_v N(x_0i; α_0 v, σ̄_0²)`` over pixels i and their 256 values v, (B,) float64 nats."""
+    v = torch.linspace(-1, 1, VALUES, dtype=torch.float64).to(x_0)
+    constant = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
+    rows = max(1, TERMS // (VALUES * x_0[0].numel()))
+    sums = []
+    for part in torch.split(x_0.flatten(1), rows):
+        z = (part[:, :, None] - level.alpha * v) / level.sigma_bar
+        sums.append((-0.5 * z.square()).logsumexp(2).double().sum(1))
+    return torch.cat(sums) - x_0[0].numel() * constant
+
+
+@default_switches()
+@torch.no_grad()
+def log_likelihood(
+    model: CDRLModel,
+    name: str,
+    images: Any,
+    labels: ImageLabel | Iterable[ImageLabel] = None,
+    *,
+    density: str = CLEAN,
+    draws: int = 4,
+    seed: int = 0,
+    resize: bool = False,
+    grey: bool = False,
+    batch_size: int = 64,
+    progress: Progress = None,
+) -> LikelihoodOutput:
+    """The log-likelihood of images. All arguments, and the normalisers, are checked before any work.
+
+    Args:
+        model: with its normalisers; the networks are on one device.
+        name: the model's name in messages.
+        images: see `cdrl_infer.images.each_image`; values are rounded to 8 bits.
+        labels: one per image, as for a call of the pipeline; None: the unconditional density.
+        density: "8-bit" or "level-0", see `LikelihoodOutput`.
+        draws: of noise per image; with 1, the standard error lacks the noise.
+        seed: of the noise of the first image; image k has seed + k.
+        resize, grey: see `cdrl_infer.images.each_image`.
+        batch_size: images at once.
+        progress: see `cdrl_infer.arguments.progress_bar`.
+
+    Raises:
+        InputError: an argument is invalid, or the model has no normalisers (for these labels).
+        ConfigError: the normalisers belong to other weights.
+        NumericalError: the normalisers are refused, or an energy is not finite.
+    """
+    check_choice("density", density, DENSITIES)
+    draws, batch_size = positive("draws", draws, 1000), positive("batch_size", batch_size)
+    seed = check_seed(seed)
+    shape = model.image.shape
+    given = read_images(images, shape, resize=flag("resize", resize), grey=flag("grey", grey))
+    table = read_labels(as_list(labels), model.labels, len(given))
+    rows: list[tuple[int, ...]] = [()] * len(given)
+    if table is not None:
+        rows = [tuple(row) for row in table.tolist()]
+    used = {row: sound_normaliser(model, row, name) for row in dict.fromkeys(rows)}
+    device = next(model.ebm.parameters()).device
+    level = model.schedule.level(1, device)
+    parts = []
+    with progress_bar(progress, total=len(given), unit="image") as bar:
+        for first in range(0, len(given), batch_size):
+            part = slice(first, min(first + batch_size, len(given)))
+            x = ((given[part] * 255).round() / 127.5 - 1).to(device)
+            seeds = [(seed + k) % (MAX_SEED + 1) for k in range(part.start, part.stop)]
+            random = PerImageRandom.from_seeds(seeds, device)
+            energy = NeuralEnergy(model.ebm, None if table is None else table[part].to(device))
+            parts.append(_drawn(energy, level, x, random, density, draws).cpu())
+            bar.update(len(x))
+    return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, seed)
+
+
+def _drawn(
+    energy: Energy, level: Level, x: Tensor, random: RandomSource, density: str, draws: int
+) -> Tensor:
+    """(draws, B) float64, the log-likelihood without the normaliser for each draw of the noise."""
+    rows = []
+    for _ in range(draws):
+        x_0 = level.diffused(x, random.normal(x.shape[1:]))
+        values = log_density(energy, level, x_0, 0.0)
+        rows.append(values - decoder_sum(x_0, level) if density == CLEAN else values)
+    return torch.stack(rows)
+
+
+def _output(
+    table: Tensor,
+    rows: list[tuple[int, ...]],
+    used: dict[tuple[int, ...], Normaliser],
+    dim: int,
+    density: str,
+    seed: int,
+) -> LikelihoodOutput:
+    bad = (~table.isfinite().all(0)).nonzero().flatten().tolist()
+    if bad:
+        raise NumericalError(
+            f"the energies of images {listing(bad)} are not finite; check the model"
+        )
+
+    def column(field: str) -> Tensor:
+        return torch.tensor([getattr(used[row], field)[0] for row in rows], dtype=torch.float64)
+
+    draws = len(table)
+    spread = table.std(0) / math.sqrt(draws) if draws > 1 else torch.zeros(table.shape[1])
+    mean, shared = table.mean(0), column("error")
+    log_prob = mean - column("log_z")
+    unit = math.log(2 / (VALUES - 1)) if density == LEVEL_0 else 0.0
+    return LikelihoodOutput(
+        log_prob=log_prob,
+        bits_per_dim=-(log_prob / dim + unit) / math.log(2),
+        standard_error=(spread.square() + shared.square()).sqrt(),
+        lower=mean - column("upper") - BOUNDS * spread,
+        upper=mean - column("lower") + BOUNDS * spread,
+        normaliser_error=shared,
+        density=density,
+        normalisers=tuple(used.values()),
+        draws=draws,
+        seed=seed,
+    )

@@ -1,0 +1,244 @@
+"""The normalisers of a model, ``normalisers.json``: one number for each level, with how it was found.
+
+They belong to the weights and the noise levels of the model, whose digest and options the file has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cdrl_infer.config import from_config
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
+from cdrl_infer.likelihood.bar import LEAST_OVERLAP
+from cdrl_infer.likelihood.marginals import Drift
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.scoring.weights import check_digests
+from cdrl_infer.untrusted import read_json
+
+NORMALISERS = "normalisers.json"
+VERSION = 1  # of the file
+NORMALISE = "run `cdrl-eval --normalise --model FOLDER --data DATA`"
+ERRORS = 4.0  # standard errors beyond which two estimates contradict each other
+TOLERANCE = 1.0  # nats that chains which are not quite settled may differ by
+
+
+@dataclass(frozen=True)
+class TransitionResult:
+    """The estimate of ``Δ = log(B/A)`` of a transition; see `cdrl_infer.likelihood.bar.Estimate`.
+
+    Args:
+        t: the transition t -> t-1.
+        temperatures: of the path; 1 is importance sampling.
+        particles: draws of y for each x_t.
+        delta, error: Bennett's estimate and its standard error, nats.
+        lower, upper: from the forward weights and from the reverse weights alone, nats.
+        jeffreys, jeffreys_error: how far the two levels contradict each other, nats; an upper estimate.
+        overlap: of the two densities, in [0, 1].
+        ess_forward, ess_reverse: effective sample sizes of the weights.
+        pareto_k: the larger Pareto k̂ of the two directions; None if there are too few weights.
+        chains: whether the chains of level t - 1 are draws of it.
+    """
+
+    t: int
+    temperatures: int
+    particles: int
+    delta: float
+    error: float
+    lower: float
+    upper: float
+    jeffreys: float
+    jeffreys_error: float
+    overlap: float
+    ess_forward: float
+    ess_reverse: float
+    pareto_k: float | None
+    chains: Drift
+
+    @property
+    def faults(self) -> list[str]:
+        """Reasons not to believe the estimate; [] if there are none."""
+        found = []
+        if self.chains.fault:
+            found.append(f"at level {self.t - 1} {self.chains.fault}")
+        slack = ERRORS * math.sqrt(1 / max(self.ess_forward, 1) + 1 / max(self.ess_reverse, 1))
+        crossed = self.lower - self.upper > TOLERANCE + slack
+        if crossed or self.jeffreys < -TOLERANCE - ERRORS * self.jeffreys_error:
+            found.append(
+                f"forward and reverse contradict each other at transition {self.t}: forward weights "
+                f"say at least {self.lower:.1f} nats, reverse weights at most {self.upper:.1f}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """``log Z_i = log ∫ exp(-E(y)) dy`` of every level i = 0 … T - 1, for one set of labels.
+
+    Args:
+        labels: the network's integers, one per attribute, 0 = not given; () without labels.
+        log_z, error: nats, level 0 first; the errors are standard errors.
+        lower, upper: the estimates that err to either side, two standard errors further.
+        transitions: t = 1 … T.
+
+    Raises:
+        ConfigError: the numbers of levels differ.
+    """
+
+    labels: tuple[int, ...]
+    log_z: tuple[float, ...]
+    error: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    transitions: tuple[TransitionResult, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.log_z), len(self.error), len(self.lower), len(self.upper)}
+        if lengths != {len(self.transitions)} or not self.transitions:
+            raise ConfigError(f"expected one number for each level, found {sorted(lengths)}")
+
+    @property
+    def faults(self) -> list[str]:
+        """Reasons to refuse all that needs the normalisers; [] if there are none.
+
+        A level whose chains are wrong makes both of its transitions wrong, so chains come first.
+        """
+        results = sorted(self.transitions, key=lambda result: not result.chains.fault)
+        return [fault for result in results for fault in result.faults]
+
+    @property
+    def verdict(self) -> str:
+        """ "sound", "bracketed" (believe lower and upper, the standard error is wide) or "refused: …"."""
+        if self.faults:
+            return f"refused: {self.faults[0]}"
+        apart = [r.t for r in self.transitions if r.overlap < LEAST_OVERLAP]
+        if apart:
+            return (
+                "bracketed: believe lower and upper; forward and reverse hardly overlap at transition "
+                f"{listing(apart)}"
+            )
+        return "sound"
+
+    def text(self) -> str:
+        """The results for a terminal, one line for each transition."""
+        given = f"labels {listing(self.labels)}: " if any(self.labels) else ""
+        lines = [
+            f"{given}log Z of level 0 is {self.log_z[0]:.1f} ± {self.error[0]:.1f} nats "
+            f"({self.lower[0]:.1f} … {self.upper[0]:.1f}); {self.verdict}",
+            "transition  log-ratio        error  contradiction  overlap  temperatures",
+        ]
+        for r in reversed(self.transitions):
+            lines.append(
+                f"{r.t} -> {r.t - 1:<5} {r.delta:>11.1f}  {r.error:>11.1f}  {r.jeffreys:>8.1f} nats  "
+                f"{r.overlap:>7.2f}  {r.temperatures:>12}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Normalisers:
+    """What ``normalisers.json`` holds.
+
+    Args:
+        entries: one for each set of labels.
+        weights: digests of the model's weights, see `cdrl_infer.scoring.weights`.
+        schedule: the options of the noise levels.
+        data: the name of the data at which half of the chains began.
+        seed: of the noise.
+        version: of the file.
+    """
+
+    entries: tuple[Normaliser, ...]
+    weights: tuple[str, ...]
+    schedule: dict[str, Any]
+    data: str
+    seed: int
+    version: int = VERSION
+
+    def find(self, labels: Sequence[int]) -> Normaliser | None:
+        """The normaliser for these labels; None if it is not stored."""
+        return next((e for e in self.entries if e.labels == tuple(labels)), None)
+
+    def check_weights(self, model: CDRLModel) -> None:
+        """Raise `ConfigError` unless the normalisers belong to the model's weights and noise levels."""
+        if self.schedule != model.schedule.config():
+            raise ConfigError(
+                f"the normalisers belong to other noise levels: expected {self.schedule!s:.200}, found "
+                f"{model.schedule.config()}; {NORMALISE} again"
+            )
+        try:
+            check_digests(model, self.weights, "the normalisers")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {NORMALISE} again") from None
+
+    def text(self) -> str:
+        """The results for a terminal, one line for each transition."""
+        return "\n".join(entry.text() for entry in self.entries)
+
+    def to_bytes(self) -> bytes:
+        """The content of ``normalisers.json``."""
+        return (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_normalisers(folder: Path, num_levels: int) -> Normalisers | None:
+    """Read the normalisers from a model's folder; None if there is no such file.
+
+    Args:
+        folder: the folder of the model.
+        num_levels: T of the model.
+
+    Raises:
+        CheckpointError: the file is damaged or of another version, or it is a link out of the folder.
+        ConfigError: the file has invalid values.
+    """
+    path = folder / NORMALISERS
+    if not path.is_file():
+        return None
+    config = read_json(folder, NORMALISERS)
+    if config.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: expected normalisers of version {VERSION}, found "
+            f"{config.get('version')!a:.20}; delete the file and {NORMALISE} again"
+        )
+    found = from_config(Normalisers, config, str(path))
+    if any(len(entry.log_z) != num_levels for entry in found.entries):
+        raise ConfigError(
+            f"{path}: expected {num_levels} normalisers, one per level, found others; delete the file "
+            f"and {NORMALISE} again"
+        )
+    return found
+
+
+def sound_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
+    """The model's normaliser for these labels, if it may be believed.
+
+    Args:
+        model: has the normalisers.
+        labels: the network's integers, one per attribute.
+        name: the model's name in messages.
+
+    Raises:
+        InputError: the model has no normalisers, or none for these labels.
+        ConfigError: they belong to other weights.
+        NumericalError: they are refused; the message has the reason.
+    """
+    stored = model.normalisers
+    if stored is None:
+        raise InputError(
+            f"{name!r} has no normalisers, which make its energy a density; {NORMALISE}"
+        )
+    stored.check_weights(model)
+    found = stored.find(labels)
+    if found is None:
+        known = listing(entry.labels for entry in stored.entries)
+        raise InputError(
+            f"{name!r} has normalisers for the labels {known} (0 = not given), got {tuple(labels)}; "
+            f"{NORMALISE} --per-class, or leave the labels out"
+        )
+    if found.faults:
+        raise NumericalError(f"the likelihood of {name!r} is refused: {found.faults[0]}")
+    return found
