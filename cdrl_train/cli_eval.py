@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from cdrl_train.evaluation.request import Request
     from cdrl_train.evaluation.together import Processes
 
-STORING = {"model", "variant", "source", "split", "count", "seed", "batch_size", "device"}
+STORING = {"model", "variant", "source", "split", "seed", "batch_size", "device"}
+STORED = {  # the options of what stores a result beside the weights
+    "--calibrate": STORING | {"to_calibrate", "count"},
+    "--normalise": STORING | {"to_normalise", "per_class", "chains", "moves"},
+}
 
 
 @click.command(
@@ -125,7 +129,8 @@ STORING = {"model", "variant", "source", "split", "count", "seed", "batch_size",
     default=16,
     show_default=True,
     metavar="N",
-    help="Chains of stationarity, from data and from samples each.",
+    help="Chains of stationarity, from data and from samples each; of --normalise, up and down each, "
+    "32 if not given.",
 )
 @click.option(
     "--moves",
@@ -133,7 +138,7 @@ STORING = {"model", "variant", "source", "split", "count", "seed", "batch_size",
     default=200,
     show_default=True,
     metavar="N",
-    help="Moves of each chain of stationarity.",
+    help="Moves of each chain of stationarity; of --normalise at each level, 24 if not given.",
 )
 @click.option(
     "--plot", metavar="FILE.png", help="Draw the chains of stationarity. [needs cdrl[score]]"
@@ -188,9 +193,9 @@ def main(
     the weights: FOLDER/statistics.safetensors. With them cdrl-score can say how many in-distribution
     images score higher. Use images that the model was not trained on: the test split, or a folder.
 
-    --normalise computes the normalisers of the model's levels, by N chains in each direction of which
-    half begin at images of the data, and writes FOLDER/normalisers.json. With them
-    --metrics likelihood and pipe.log_likelihood give bits per dimension. It takes minutes.
+    --normalise computes the normalisers of the model's levels and writes FOLDER/normalisers.json. With
+    them --metrics likelihood and pipe.log_likelihood give bits per dimension. Half of its chains begin
+    at images of the data. It takes minutes.
 
     `accelerate launch -m cdrl_train.cli_eval …` shares the work out over processes.
 
@@ -307,20 +312,24 @@ def _store(purpose: str, model: str | None, options: dict[str, Any], **more: Any
     _refuse_what_measures(purpose)
     if model is None:
         raise InputError(f"{purpose} writes into the model's folder: name it, --model FOLDER")
+    names = [name for name in STORED[purpose] & options.keys() if not _is_default(name)]
+    given = {name: options[name] for name in names}
     work = calibrate_folder if purpose == "--calibrate" else normalise_folder
-    chosen = {name: options[name] for name in ("variant", "source", "split", "count", "seed")}
-    click.echo(work(Path(model), batch_size=options["batch_size"], **chosen, **more))
+    click.echo(work(Path(model), **given, **more))
 
 
 def _refuse_what_measures(purpose: str) -> None:
     """`InputError` if an option was given that --calibrate or --normalise does not use."""
-    context = click.get_current_context()
-    used = {"--calibrate": {"to_calibrate"}, "--normalise": {"to_normalise", "per_class"}}[purpose]
-    names = {"to_calibrate": "calibrate", "to_normalise": "normalise"}
-    for name in context.params.keys() - STORING - used:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    names = {"to_calibrate": "calibrate", "to_normalise": "normalise", "count": "n"}
+    for name in click.get_current_context().params.keys() - STORED[purpose]:
+        if not _is_default(name):
             option = "--" + names.get(name, name).replace("_", "-")
             raise InputError(f"{purpose} measures nothing: leave {option} out")
+
+
+def _is_default(name: str) -> bool:
+    """Whether the user did not give this option."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.DEFAULT
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ class _Measured:
         folder: Path,
         *,
         source: str,
-        split: str | None,
-        count: int | None,
-        seed: int,
-        batch_size: int,
-        variant: str | None,
-        device: str | None,
+        split: str | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        variant: str | None = None,
+        device: str | None = None,
     ) -> _Measured:
         split, seed = split or "test", check_seed(seed)
         batch_size = positive("--batch-size", batch_size)
@@ -93,26 +93,34 @@ def calibrate_folder(folder: Path, **options: Any) -> str:
     return f"{target}: {statistics.count:,} images of {statistics.data}, seed {found.seed}"
 
 
-def normalise_folder(folder: Path, *, per_class: bool, **options: Any) -> str:
+def normalise_folder(
+    folder: Path,
+    *,
+    per_class: bool = False,
+    chains: int = Effort.chains,
+    moves: int = Effort.moves,
+    **options: Any,
+) -> str:
     """Write the normalisers of a model's levels; returns a table of them.
 
     Args:
         folder: the model.
         per_class: also for each value of each label.
-        options: as for `calibrate_folder`; count is the number of chains in each direction.
+        chains, moves: see `cdrl_infer.likelihood.telescope.Effort`.
+        options: source, split, seed, batch_size, variant and device, as in `cdrl-eval`.
 
     Raises:
         CDRLError: see `cdrl_train.normalise.normalise`.
     """
+    effort = Effort(chains=chains, moves=moves)
     found = _Measured.of(folder, **options)
     check_shape(found.pipe.model, found.pipe.name, found.data)
-    chains = Effort.chains if found.count is None else found.count
     with _replaced(folder / NORMALISERS) as new:
         normalisers = normalise(
             found.pipe,
             found.data,
             name=found.name,
-            effort=Effort(chains=chains, batch_size=found.batch_size),
+            effort=replace(effort, batch_size=found.batch_size),
             per_class=per_class,
             seed=found.seed,
         )

@@ -1,4 +1,4 @@
-"""Normalisers in a model's folder, `log_likelihood`, `cdrl-eval --normalise` and `--metrics likelihood`."""
+"""Normalisers in a model folder, `log_likelihood`, and both commands of `cdrl-eval`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_the_file_is_what_docs_format_says() -> None:
 
 def test_network_sees_one_row_of_labels_as_many(model: CDRLModel) -> None:
     """Normalising binds one row of labels to batches of any size, and classes differ."""
-    effort = Effort(chains=4, pilots=4, moves=8, temperatures=4, particles=2)
+    effort = Effort(chains=4, pilots=4, moves=8, leapfrog_steps=1, temperatures=4, particles=2)
     sets = label_sets(model, per_class=True)
     assert sets == [(0,), (1,), (2,), (3,)]
     asked = []
@@ -239,10 +240,12 @@ def test_normalise_command(
     folder: Path, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Path(shutil.copytree(folder, tmp_path / "mine"))
-    small = lambda **options: Effort(pilots=4, moves=8, temperatures=4, **options)  # noqa: E731
-    monkeypatch.setattr(storing, "Effort", small)
-    monkeypatch.setattr(small, "chains", 4, raising=False)
-    result = run("--model", mine, "--data", data, "--normalise", "-n", 5, "--seed", 3)
+    few = partial(Effort, pilots=4, leapfrog_steps=1, temperatures=4)
+    monkeypatch.setattr(storing, "Effort", few)
+    result = run(
+        *("--model", mine, "--data", data, "--normalise", "--seed", 3),
+        *("--chains", 4, "--moves", 8),
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{mine / NORMALISERS}: begun at clothes.npz, test, seed 3\n")
     found = load_model(mine).normalisers
