@@ -11,11 +11,12 @@ from torch import Tensor
 from cdrl_infer.arguments import (
     Progress,
     as_list,
+    flag,
     number,
     positive,
     progress_bar,
 )
-from cdrl_infer.conditions.conditions import Condition, on_concepts, on_labels
+from cdrl_infer.conditions.conditions import Composed, Condition, on_concepts, on_labels
 from cdrl_infer.conditions.expressions import Concept, Expression
 from cdrl_infer.conditions.labels import ImageLabel
 from cdrl_infer.conditions.parser import find_concept
@@ -27,6 +28,7 @@ from cdrl_infer.habits import options_of, refuse_unknown
 from cdrl_infer.images import read_images, read_masks
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.likelihood.density import LikelihoodOutput, log_likelihood
+from cdrl_infer.likelihood.normalisers import concept_offsets
 from cdrl_infer.loading import LoadedModel
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.sampler import Adaptation
@@ -104,7 +106,12 @@ class CDRLPipeline(LoadedModel):
 
     @default_switches()
     def compose(
-        self, expression: str | Expression, *, guidance_scale: float = 1.0, **options: Any
+        self,
+        expression: str | Expression,
+        *,
+        guidance_scale: float = 1.0,
+        normalised: bool = False,
+        **options: Any,
     ) -> CDRLPipelineOutput:
         """Draw images of several concepts at once, such as ``"red & (dress | coat) & ~dark"``.
 
@@ -116,6 +123,8 @@ class CDRLPipeline(LoadedModel):
                 `concept` joined by the same operators (``**`` and a weight).
             guidance_scale: a weight of the whole, as ``(expression)^g``: more is nearer to the expression
                 and less diverse.
+            normalised: OR weighs its sides as densities, by the normalisers of the concepts (``cdrl-eval
+                --normalise --per-class``), and does not assume that they are equal.
             options: as for a call of the pipeline. But restarts is 1 by default: no network was trained
                 on a composed energy, so one way down follows it less well (measured in docs/control.md).
 
@@ -124,8 +133,11 @@ class CDRLPipeline(LoadedModel):
                 message names the character.
             NumericalError: sampling left the finite numbers.
         """
-        chosen = self._options(options, "guidance_scale")
+        chosen = self._options(options, "guidance_scale", "normalised")
         condition = on_concepts(expression, guidance_scale, self.concept)
+        if flag("normalised", normalised):
+            offsets = concept_offsets(self.model, condition.expression.concepts, self.name)
+            condition = Composed(condition.expression, offsets)
         sampler = chosen.sampler(self.model, restarts=1)
         return draw(self.model, sampler, condition, chosen, chosen.count())
 

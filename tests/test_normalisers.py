@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import CLASSES, make_model
 
+from cdrl_infer.conditions.conditions import Composed
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.likelihood.compute import compute, label_sets
@@ -27,6 +28,7 @@ from cdrl_infer.likelihood.normalisers import (
     Normaliser,
     Normalisers,
     TransitionResult,
+    concept_offsets,
 )
 from cdrl_infer.likelihood.telescope import Effort
 from cdrl_infer.model import CDRLModel
@@ -128,6 +130,37 @@ def test_labels_have_their_own_normalisers(normalised: CDRLPipeline) -> None:
     assert {one.labels for one in out.normalisers} == {(0,), (2,)}
     with pytest.raises(InputError, match=r"labels \(0,\), \(2,\) .*, got \(1,\); .*--per-class"):
         normalised.log_likelihood(pixels, labels="Shirt")
+
+
+def test_or_of_densities(model: CDRLModel) -> None:
+    """log-mean-exp of normalised densities; a constant in a class's energy is taken out again."""
+    entries = [entry((0,), 7.0), entry((1,), -5.0), entry((2,), 40.0)]
+    model.normalisers = by_hand(model, *entries)
+    pipe = CDRLPipeline(model, name="tiny")
+    concepts = [pipe.concept("Shirt"), pipe.concept("Sneaker")]
+    offsets = concept_offsets(model, concepts, "tiny")
+    assert offsets.tolist() == [[-12.0, 0.0, 0.0], [33.0, 0.0, 0.0]]
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    none, *given = (
+        pipe.energy(x, labels=label, noised=True) for label in (None, "Shirt", "Sneaker")
+    )
+    densities = [-e - one.log_z[0] for e, one in zip(given, entries[1:], strict=True)]
+    expected = torch.stack(densities).logsumexp(0) - math.log(2) + entries[0].log_z[0]
+    energy, _ = Composed(concepts[0] | concepts[1], offsets).bind(
+        model, slice(0, 2), PerImageRandom.from_seeds([0, 1], "cpu")
+    )
+    level = model.schedule.level(1)
+    torch.testing.assert_close(-energy(x * level.scale, level), expected, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(expected, -none)
+    options: dict[str, Any] = {"seeds": [0, 1], "output_type": "pt"}
+    plain = pipe.compose("Shirt | Sneaker", **options).images
+    assert not torch.equal(
+        plain, pipe.compose("Shirt | Sneaker", normalised=True, **options).images
+    )
+    same = pipe.compose("Shirt & Sneaker", normalised=True, **options).images
+    torch.testing.assert_close(same, pipe.compose("Shirt & Sneaker", **options).images)
+    with pytest.raises(InputError, match=r"got \(3,\); .*--per-class"):
+        pipe.compose("Shirt | Bag", normalised=True)
 
 
 def test_refusals(normalised: CDRLPipeline) -> None:

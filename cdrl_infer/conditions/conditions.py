@@ -92,15 +92,20 @@ class Composed(Condition):
     A proposal cannot be a mixture. So each image draws one alternative at random, by the shares, and all
     its proposals follow that alternative. The energy may still lead the image to another alternative.
 
+    Args:
+        expression: the expression.
+        offsets: (k, T) float32, see `ComposedEnergy`, for the concepts in their order; None: 0.
+
     Raises:
         InputError: the expression cancels out or has too many alternatives.
     """
 
     expression: Expression
 
-    def __init__(self, expression: Expression) -> None:
+    def __init__(self, expression: Expression, offsets: Tensor | None = None) -> None:
         check_says_something(expression)
         self.expression = expression
+        self.offsets = offsets
 
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
         """The energy and the proposal; draws one uniform number per image if there are alternatives."""
@@ -125,7 +130,12 @@ class Composed(Condition):
             return self.expression.log_ratio(dict(zip(concepts, ratios, strict=True)))
 
         return (
-            ComposedEnergy(model.ebm, labels, log_ratio),
+            ComposedEnergy(
+                model.ebm,
+                labels,
+                log_ratio,
+                None if self.offsets is None else self.offsets.to(device),
+            ),
             make_proposal(model.initializer, labels, table.to(device)[:, branch]),
         )
 

@@ -23,22 +23,31 @@ class ComposedEnergy(Energy):
         network: an `EBMNetwork`.
         labels: (1 + k, B, A) integers, 0 = not given; ``labels[0]`` is all 0.
         log_ratio: differentiable function of r_1 … r_k (k, B) with the value r (B,).
+        offsets: (k, T) ``log Z(c_k) - log Z(∅)`` of each level in nats, level 0 first. With them the r_k
+            are log-ratios of densities, ``log p(y|c_k) - log p(y|∅)``. None: 0.
     """
 
     def __init__(
-        self, network: EBMNetwork, labels: Tensor, log_ratio: Callable[[Tensor], Tensor]
+        self,
+        network: EBMNetwork,
+        labels: Tensor,
+        log_ratio: Callable[[Tensor], Tensor],
+        offsets: Tensor | None = None,
     ) -> None:
         self.count = len(labels)
         self.energy = NeuralEnergy(network, labels.flatten(0, 1))
         self.log_ratio = log_ratio
+        self.offsets = offsets
 
     def at(self, level: Level) -> FunctionPotential:
         """(B, C, H, W) -> (B,) nats; one level for the whole batch."""
         potential = self.energy.at(level)
+        offset = None if self.offsets is None else self.offsets[:, int(level.t) - 1, None]
 
         def composed(y: Tensor) -> Tensor:
             stacked = y.repeat(self.count, *[1] * (y.ndim - 1))
             unconditional, *conditional = potential(stacked).chunk(self.count)
-            return unconditional - self.log_ratio(unconditional - torch.stack(conditional))
+            ratios = unconditional - torch.stack(conditional)
+            return unconditional - self.log_ratio(ratios if offset is None else ratios - offset)
 
         return FunctionPotential(composed)

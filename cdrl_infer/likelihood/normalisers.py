@@ -12,6 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from cdrl_infer.conditions.expressions import Concept
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
 from cdrl_infer.likelihood.bar import LEAST_OVERLAP
@@ -211,6 +215,27 @@ def read_normalisers(folder: Path, num_levels: int) -> Normalisers | None:
             f"and {NORMALISE} again"
         )
     return found
+
+
+def concept_offsets(model: CDRLModel, concepts: Sequence[Concept], name: str) -> Tensor:
+    """``log Z(c) - log Z(∅)`` of each concept and level, (k, T) float32, nats, level 0 first.
+
+    Args:
+        model: has the normalisers.
+        concepts: k concepts of the model.
+        name: the model's name in messages.
+
+    Raises:
+        InputError, ConfigError, NumericalError: see `sound_normaliser`.
+    """
+    none = [0] * len(model.labels)
+    rows = []
+    for concept in concepts:
+        row = [*none]
+        row[concept.attribute] = concept.label
+        rows.append(sound_normaliser(model, row, name).log_z)
+    table = torch.tensor(rows, dtype=torch.float64)
+    return (table - torch.tensor(sound_normaliser(model, none, name).log_z)).float()
 
 
 def sound_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
