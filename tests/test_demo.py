@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from cdrl_infer.demo.repair import canvas, read_mask, repair
 from cdrl_infer.demo.serve import open_models
 from cdrl_infer.demo.uploads import MAX_UPLOAD, read_upload
 from cdrl_infer.errors import InputError
-from cdrl_infer.model import Attribute, ImageShape
+from cdrl_infer.model import Attribute, CDRLModel, ImageShape
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
 from cdrl_train.data.coloured import HELD_OUT
@@ -151,6 +152,14 @@ class TestDraw:
         # The energies of level 0 are those of the result, so guidance is in them.
         last = re.findall(r"<figcaption>(.*?)</figcaption>", shown[-1].levels)[-2:]
         assert last == [f"{energy:.1f}" for energy in out.energies.tolist()]
+
+    def test_the_models_own_noise_is_used(self, model: CDRLModel) -> None:
+        sampler = dataclasses.replace(model.sampler, noise_scale=0.3)
+        pipe = CDRLPipeline(dataclasses.replace(model, sampler=sampler))
+        options = {"num_images": 1, "seed": 0, "guidance_scale": 1.0, "langevin_steps": 3}
+        *_, last = draw(pipe, [0], GO_ON(), **options)  # type: ignore[arg-type]
+        out = pipe(class_labels=[0], seeds=0, langevin_steps=3)
+        assert pictures_in(last.result) == [uri(picture) for picture in out.images]
 
     def test_it_stops_at_the_next_step(self, fashion: CDRLPipeline) -> None:
         stop = GO_ON()

@@ -68,6 +68,11 @@ class Watched(Kernel[Any]):
         return state, info
 
 
+def watched(model: CDRLModel, tell: Callable[[torch.Tensor], None]) -> Watched:
+    """The kernel with which a call of the pipeline draws by default, watched."""
+    return Watched(Langevin(model.sampler.noise_scale), tell)
+
+
 class Step(NamedTuple):
     """A step of the kernel was made."""
 
@@ -111,7 +116,7 @@ def drawing(
             seeds=seed,
             langevin_steps=langevin_steps,
             restarts=restarts,
-            kernel=Watched(Langevin(), tell),
+            kernel=watched(pipe.model, tell),
             callback_on_level_end=lambda end, first: tell(end),
             progress=False,
         )

@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdrl_infer.demo.levels import MOST_STEPS, Watched
+from cdrl_infer.demo.levels import MOST_STEPS, watched
 from cdrl_infer.demo.live import steps_of
 from cdrl_infer.demo.pieces import said, uri, working
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError
 from cdrl_infer.images.plane import POINT
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.sampler import LevelEnd
@@ -136,7 +135,7 @@ class Plane:
                 num_images=chains,
                 seeds=seed,
                 langevin_steps=steps,
-                kernel=Watched(Langevin(), tell),
+                kernel=watched(self.pipe.model, tell),
                 callback_on_level_end=lambda end, first: tell(end),
                 batch_size=chains,
                 output_type="pt",
