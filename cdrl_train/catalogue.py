@@ -27,7 +27,7 @@ COUNTED = {
     "cifar10-large": Counted(154e6, 2.10e20),
     "coloured-fashion-mnist": Counted(2.47e6, 1.60e15),
     "drl": Counted(34.8e6, 9.45e19),
-    "fashion-mnist": Counted(1.57e6, 1.18e15),
+    "fashion-mnist": Counted(1.57e6, 1.10e15),
     "imagenet32-cond": Counted(38.5e6, 1.04e20),
     "mnist": Counted(1.57e6, 7.25e14),
     "toy-2d": Counted(0.0489e6, 7.33e11),
