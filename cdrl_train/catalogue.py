@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from cdrl_train.config import DataConfig
 from cdrl_train.data.sources import stand_in
 from cdrl_train.dry_run import amount
 from cdrl_train.presets import NAMES, preset
+from cdrl_train.presets.counted import COUNTED
 
 A100 = 0.25 * 312e12  # FLOP/s of an A100 in bfloat16 at a quarter of its peak
-
-
-class Counted(NamedTuple):
-    """What `cdrl_train.cost.count` says of a preset on its data; counting all takes a minute or more."""
-
-    values: float  # of both networks
-    flops: float  # of the whole run
-
-
-COUNTED = {
-    "celeba64": Counted(42.6e6, 1.44e20),
-    "cifar10": Counted(38.6e6, 5.24e19),
-    "cifar10-cond": Counted(38.6e6, 5.24e19),
-    "cifar10-large": Counted(154e6, 2.10e20),
-    "coloured-fashion-mnist": Counted(2.47e6, 1.60e15),
-    "drl": Counted(34.8e6, 9.45e19),
-    "fashion-mnist": Counted(1.57e6, 1.10e15),
-    "imagenet32-cond": Counted(38.5e6, 1.04e20),
-    "mnist": Counted(1.57e6, 7.25e14),
-    "toy-2d": Counted(0.0489e6, 7.33e11),
-}
 
 
 def table() -> Iterator[str]:

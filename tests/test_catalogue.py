@@ -6,10 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from cdrl_train import cost
-from cdrl_train.catalogue import COUNTED, table
+from cdrl_train.catalogue import table
 from cdrl_train.cli import main
 from cdrl_train.data.sources import expected
 from cdrl_train.presets import NAMES, preset
+from cdrl_train.presets.counted import COUNTED
 
 
 def test_all_presets_are_listed() -> None:
