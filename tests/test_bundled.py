@@ -112,6 +112,20 @@ def test_samples_are_finite_in_range_and_use_it(drawn: CDRLPipelineOutput) -> No
     assert 0.1 < images.mean() < 0.6
 
 
+def test_more_steps_at_the_last_level_stay_where_few_end(
+    bundled: CDRLPipeline, drawn: CDRLPipelineOutput
+) -> None:
+    """An energy that leaks is lower off the data: chains of 60 steps would end far below those of 5."""
+    longer = bundled(
+        class_labels=LABELS,
+        seeds=range(len(LABELS)),
+        langevin_steps=(5, 5, 5, 5, 5, 60),
+        output_type="pt",
+    )
+    fall = drawn.energies - longer.energies
+    assert float(fall.mean()) < float(drawn.energies.std())
+
+
 def test_samples_are_smooth_as_noise_is_not(drawn: CDRLPipelineOutput) -> None:
     """``E (x_i - x_j)² / (2 Var x)`` of neighbours: 1 for white noise."""
     images = drawn.images
