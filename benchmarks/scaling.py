@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,8 @@ def measurements(names: Sequence[str], steps: int, rounds: int) -> tuple[str, di
     rows, found = [], {}
     for name in names:
         config = preset(name)
+        split = [phase for phase in config.phases if not phase.make_objective().one_process]
+        config = replace(config, phases=tuple(split))  # those that processes can share
         image, num_classes = expected(config.data.source, config.data)
         cost = count(config, image, num_classes)
         work = cost.phases[-1]

@@ -27,7 +27,7 @@ import cdrl_train.engine.trainer as trainer_module
 import cdrl_train.objectives.drl as drl_module
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.device import usable_device
-from cdrl_infer.errors import InputError
+from cdrl_infer.errors import InputError, listing
 from cdrl_infer.schedule import Level
 from cdrl_infer.version import __version__
 from cdrl_train.config import TrainConfig
@@ -219,16 +219,18 @@ def _milliseconds(seconds: float, whole: float) -> tuple[str, str]:
 
 
 def configured(name: str, assignments: Sequence[str]) -> TrainConfig:
-    """The last phase of a preset, with some options changed.
+    """The phase of a preset that the transcription knows, with some options changed.
 
     Raises:
-        InputError: the phase has no Langevin chains.
+        InputError: no phase is cooperative training or DRL.
     """
     config = preset(name).override(list(assignments))
-    last = config.phases[-1]
-    if not last.make_objective().runs_chains:
-        raise InputError(f"{name}: expected a last phase with Langevin chains, got {last.name!r}")
-    return replace(config, phases=(last,))
+    for phase in config.phases:
+        objective = phase.make_objective()
+        if objective.runs_chains and not objective.one_process:
+            return replace(config, phases=(phase,))
+    found = listing(repr(phase.name) for phase in config.phases)
+    raise InputError(f"{name}: expected a phase of cooperative training or DRL, got {found}")
 
 
 @click.command("training.py", cls=OneLineErrors, context_settings={"show_default": True})

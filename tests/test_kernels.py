@@ -138,7 +138,7 @@ def test_the_contract_covers_every_kernel_there_is() -> None:
     for module in pkgutil.iter_modules(cdrl_infer.kernels.__path__):
         importlib.import_module(f"cdrl_infer.kernels.{module.name}")
     found = {*Kernel.__subclasses__(), *HMC.__subclasses__()}
-    known = {cls for cls in found if cls.__module__.startswith("cdrl_infer.")}
+    known = {cls for cls in found if cls.__module__.startswith("cdrl_infer.kernels.")}
     assert known == {type(kernel) for kernel, _ in OWN.values()} == {KERNELS[name] for name in OWN}
 
 

@@ -21,7 +21,7 @@ from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.efficientnet import EfficientNetLite0
 
 TINY = [text for text in options() if text != "--set"]
-NAMES = ("fashion-mnist", "fashion-mnist+no-warm-start")
+NAMES = ("mnist", "mnist+no-warm-start")
 
 
 @pytest.fixture
