@@ -53,7 +53,7 @@ def normalise(
             rows = order[fits.all(1)]
             if not len(rows):
                 return None
-        return data.images[rows[: effort.points]].float() / 127.5 - 1
+        return data.scaled(rows[: effort.points])
 
     sets = label_sets(model, per_class)
     hidden = None if progress is None else not progress

@@ -66,7 +66,7 @@ def settled(config: TrainConfig, data: ImageSet, tell: Callable[[str], object]) 
         data: the images.
         tell: called with what was decided.
     """
-    x = data.images[:: max(1, len(data) // SAMPLE)].float() / 127.5 - 1
+    x = data.scaled(slice(None, None, max(1, len(data) // SAMPLE)))
     if config.ebm.get("data_variance") == AUTO:
         variance = round(float(x.square().mean()), 3) if len(x) else 0.5
         config = replace(config, ebm={**config.ebm, "data_variance": max(variance, 1e-3)})

@@ -37,6 +37,10 @@ class ImageSet:
     labels: Tensor | None = None
     attributes: tuple[Attribute, ...] = ()
 
+    def scaled(self, index: Tensor | slice) -> Tensor:
+        """(n, C, H, W) float32 in [-1, 1]: some of the images, on the CPU."""
+        return self.images[index].float() / 127.5 - 1
+
     def __len__(self) -> int:
         return len(self.images)
 

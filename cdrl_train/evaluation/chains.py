@@ -24,6 +24,7 @@ from cdrl_infer.kernels.hmc import HMC
 from cdrl_infer.optional import needed
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_train.objectives.losses import noised_pair
 
 KINDS = ("marginal", "recovery")
 WARM_UP, TURNS = 30, 5  # moves that tune the step size; a chain of the warm-up has so many moves
@@ -124,9 +125,8 @@ def _arviz() -> Any:
 
 def starts_at_data(x: Tensor, level: Level, random: PerImageRandom) -> Starts:
     """Noised data and their noisier neighbours by the forward process, for images x in [-1, 1]."""
-    previous = level.diffused(x, random.normal(x.shape[1:]))
-    x_t = level.noised(previous, random.normal(x.shape[1:]))
-    return Starts(level.expand(level.scale, x) * previous, x_t)
+    pair = noised_pair(x, level, "markov", random)
+    return Starts(pair.y, pair.x_t)
 
 
 @torch.no_grad()

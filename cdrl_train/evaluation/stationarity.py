@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +57,9 @@ class Stationarity:
     def results(self, processes: Processes) -> list[Result]:
         """One result per transition and kind of chain, and the one that drifts most."""
         levels = self.pipe.model.schedule.num_levels
+        # At t = T the recovery energy is the marginal one, so those chains are run once.
         jobs = [(t, kind) for kind in KINDS for t in range(levels, 0, -1)]
+        jobs.remove((levels, "recovery"))
         own = self._own()
 
         def part(start: int, stop: int) -> Arrays:
@@ -78,6 +80,7 @@ class Stationarity:
                 jobs, rows["data"], rows["traces"], rows["largest"], rows["numbers"], strict=True
             )
         ]
+        self.found.insert(levels, replace(self.found[0], kind="recovery"))
         each = [self._result(chains) for chains in self.found]
         worst = max(each, key=lambda result: abs(result.value))
         summary = Result(
@@ -135,7 +138,7 @@ class Stationarity:
         """Images in [-1, 1], and their labels if they are the model's; else no label is given."""
         data, device = self.reference.data, self.pipe.device
         index = self.reference.index(0)[:count]
-        x = data.images[index].to(device).float() / 127.5 - 1
+        x = data.scaled(index).to(device)
         attributes = self.pipe.model.labels
         if not attributes:
             return x, None

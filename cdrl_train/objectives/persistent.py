@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.kernels.base import per_chain
 from cdrl_infer.model import ImageShape
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
@@ -16,6 +17,7 @@ from cdrl_train.objectives.cooperative import Cooperative, CooperativeStep
 from cdrl_train.objectives.losses import (
     ContrastiveWeight,
     Coupling,
+    contrastive_loss,
     contrastive_weight,
 )
 
@@ -154,7 +156,7 @@ class Persistent(Cooperative):
         t = torch.where(lowest, torch.ones_like(level.t), level.t)
         noised = _noised(batch.x, models.schedule.level(t, batch.x.device), random)
         own = step.refined.end
-        y = torch.where(at_data.reshape(-1, *[1] * (own.ndim - 1)), noised, own)
+        y = torch.where(per_chain(at_data, own), noised, own)
         return Particles(y, self._labels(batch), t)
 
     def _begin_or_go_on(self, slots: Tensor, starts: Particles, random: RandomSource) -> Particles:
@@ -164,7 +166,7 @@ class Persistent(Cooperative):
         fresh = ~sound | (random.uniform() < self.restart)
         return Particles(
             *(
-                torch.where(fresh.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+                torch.where(per_chain(fresh, new), new, kept)
                 for new, kept in zip(starts, old, strict=True)
             )
         )
@@ -188,12 +190,12 @@ class Persistent(Cooperative):
         both = schedule.level(torch.cat([chains.t, chains.t]), device)
         with models.evaluating():
             energies = models.energy(labels)(torch.cat([positive, end]), both)
-        gap = torch.sub(*energies.chunk(2))
+        of_data, of_chains = energies.chunk(2)
         self.y[slots], self.labels[slots], self.t[slots] = end, chains.labels, chains.t
-        self.gap[slots] = gap.detach().to(self.gap)
-        leaks = (self._mean_gap(chains.t) > 0).to(gap)
+        self.gap[slots] = (of_data - of_chains).detach().to(self.gap)
+        leaks = self._mean_gap(chains.t) > 0
         weight = contrastive_weight(level, schedule, self.weight)
-        return (weight * gap * leaks).mean()
+        return contrastive_loss(of_data, of_chains, weight * leaks).value
 
     def _mean_gap(self, t: Tensor) -> Tensor:
         """(B,) the mean of the latest gaps of all chains at these transitions; 0 without a chain."""
