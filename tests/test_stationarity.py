@@ -148,6 +148,16 @@ def test_the_command(folder: Path, data: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["results"] == results["results"], again.output
 
 
+def test_too_few_moves_for_r_hat_are_written_as_unknown(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    asked = ("--metrics", "stationarity", "-n", 20, "--chains", 2, "--moves", 2, "--out", out)
+    result = CliRunner().invoke(main, [*map(str, ("--model", folder, "--data", data, *asked))])
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text())["results"][0]["args"]["r_hat"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -197,10 +198,10 @@ class Stationarity:
                 "data_sd": chains.unit,
                 "drift_nats": drift,
                 "drift_nats_error": error,
-                "samples_gap_nats": gap,
-                "samples_gap_nats_error": gap_error,
-                "r_hat": r_hat,
-                "ess": ess,
+                "samples_gap_nats": _known(gap),
+                "samples_gap_nats_error": _known(gap_error),
+                "r_hat": _known(r_hat),
+                "ess": _known(ess),
                 "largest_pixel": float(chains.largest[-1]),
                 "acceptance": chains.acceptance,
                 "step_scale": chains.step_scale,
@@ -269,3 +270,8 @@ class Stationarity:
             "limit": LIMIT,
             "verdict": self.verdict,
         }
+
+
+def _known(value: float) -> float | None:
+    """The value for JSON; None for NaN, as of R-hat from too few moves."""
+    return value if math.isfinite(value) else None
