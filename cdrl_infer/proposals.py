@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cdrl_infer.networks.distributions import Distribution
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -65,6 +67,12 @@ class InitializerProposal:
         tau = level.expand(level.proposal_variance.sqrt(), mean)
         return mean + tau * random.normal(mean.shape[1:])
 
+    def log_prob(self, y: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        """``log q(y | x_t)``, (B,) nats."""
+        square = (y - self.mean(x_t, level)).square().flatten(1).sum(1)
+        variance = level.proposal_variance
+        return -0.5 * (square / variance + y[0].numel() * (2 * math.pi * variance).log())
+
 
 class ComposedProposal(InitializerProposal):
     """The initializer's Gaussian with the mean ``g(x_t|∅) + Σ_k w_k (g(x_t|c_k) - g(x_t|∅))``.
@@ -108,9 +116,54 @@ class IdentityProposal:
         return mean
 
 
+class DistributionProposal:
+    """``q(y)``: a distribution of its own, which does not look at x_t.
+
+    Args:
+        network: the distribution.
+        given: (B, ...) points whose first ``network.num_given`` values all draws keep; None: the draws
+            have values of their own there too.
+    """
+
+    def __init__(self, network: Distribution, given: Tensor | None = None) -> None:
+        self.network = network
+        self.points = given
+
+    def given(self, points: Tensor) -> DistributionProposal:
+        """The proposal of the other values given the first ones of these points (B, ...)."""
+        return DistributionProposal(self.network, points)
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """The mean of q for each image, (B, ...)."""
+        mean: Tensor = self.network(x_t)
+        return mean
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """One draw per image, (B, ...), without gradients."""
+        with torch.no_grad():
+            return self.network.draw(x_t.shape[1:], random, self.points)
+
+    def log_prob(self, y: Tensor, x_t: Tensor, level: Level) -> Tensor:
+        """``log q(y)``, or ``log q(y | its given values)`` if there are some, (B,) nats."""
+        joint = self.network.log_prob(y)
+        return joint if self.points is None else joint - self.network.log_given(y)
+
+
+def proposal_class(
+    network: type[Any] | None,
+) -> type[InitializerProposal | IdentityProposal | DistributionProposal]:
+    """The class of the proposal that `make_proposal` makes of a network of this class.
+
+    A proposal with a density has the method ``log_prob(y, x_t, level)``.
+    """
+    if network is None:
+        return IdentityProposal
+    return DistributionProposal if issubclass(network, Distribution) else InitializerProposal
+
+
 def make_proposal(
     network: InitializerNetwork | None, labels: Tensor | None = None, weights: Tensor | None = None
-) -> InitializerProposal | IdentityProposal:
+) -> InitializerProposal | IdentityProposal | DistributionProposal:
     """The proposal of a model's initializer.
 
     Args:
@@ -120,6 +173,9 @@ def make_proposal(
     """
     if network is None:
         return IdentityProposal()
+    original = getattr(network, "_orig_mod", network)  # of a compiled network
+    if isinstance(original, Distribution):
+        return DistributionProposal(original)
     if labels is None or weights is None:
         return InitializerProposal(network, labels)
     return ComposedProposal(network, labels, weights)

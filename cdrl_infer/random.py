@@ -82,3 +82,24 @@ class BatchRandom:
         """(B,) numbers in [0, 1) for the B rows."""
         g = self.generator
         return torch.rand(self.batch_size, generator=g, device=g.device, dtype=FLOAT)[self.rows]
+
+
+class Repeated:
+    """Several draws per image of another source, as one larger batch.
+
+    Args:
+        random: the source, for B images.
+        count: k draws per image. Rows ``k i … k i + k - 1`` are those of image i.
+    """
+
+    def __init__(self, random: RandomSource, count: int) -> None:
+        self.random = random
+        self.count = count
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """(B k, *shape) standard normals."""
+        return self.random.normal((self.count, *shape)).flatten(0, 1)
+
+    def uniform(self) -> Tensor:
+        """(B k,) numbers in [0, 1)."""
+        return torch.stack([self.random.uniform() for _ in range(self.count)], 1).flatten()

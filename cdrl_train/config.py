@@ -213,11 +213,10 @@ class TrainConfig:
             raise ConfigError("phases must have at least one entry, got none")
         _within("accumulate", self.accumulate, 1, min(p.batch_size for p in self.phases))
         for phase in self.phases:
-            if self.initializer is None and OBJECTIVES[phase.name].needs_initializer:
-                raise ConfigError(
-                    f"the objective {phase.name!r} needs an initializer, and initializer is null; give "
-                    "one, or use 'drl'"
-                )
+            try:
+                phase.make_objective().check(self.ebm, self.initializer, self.schedule)
+            except ConfigError as error:
+                raise ConfigError(f"the objective {phase.name!r} {error}") from None
         self.sampler.check_levels(self.schedule.num_levels)
 
     @property

@@ -13,6 +13,7 @@ from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.networks.skeleton import skeleton
 from cdrl_train.config import AUTO, TrainConfig
 
+PARTS = ("backbone", "base")  # arguments that are networks, and get the sizes of the data
 MAX_SIZE = 2**32  # values of a network; the paper's largest has 2**26
 
 
@@ -23,8 +24,8 @@ def build_network(
 
     Args:
         role: "ebm" or "initializer".
-        options: ``{"class": ..., **constructor arguments}``, a backbone's nested in it; without channels
-            and classes, which the backbone gets, or a network that has none.
+        options: ``{"class": ..., **constructor arguments}``, a backbone's or base's nested in it; without
+            channels and classes, which that part gets, or a network that has none.
         channels: the channels of the images.
         num_classes: how many values each attribute has; () for an unconditional network.
 
@@ -33,13 +34,15 @@ def build_network(
     """
     options = dict(options)
     target, cls = options, NETWORKS[role].find(options.get("class"), role)
-    if "backbone" in inspect.signature(cls.__init__).parameters:
-        backbone = options.get("backbone")
-        if not isinstance(backbone, dict):
-            raise ConfigError(
-                f'{role}: expected "backbone": {{"class": ...}}, found {backbone!r:.60}'
-            )
-        target = options["backbone"] = dict(backbone)
+    taken = inspect.signature(cls.__init__).parameters
+    for part in PARTS:
+        if part in taken:
+            inner = options.get(part)
+            if not isinstance(inner, dict):
+                raise ConfigError(
+                    f'{role}: expected "{part}": {{"class": ...}}, found {inner!r:.60}'
+                )
+            target = options[part] = dict(inner)
     for name, value in (("in_channels", channels), ("num_classes", list(num_classes))):
         if name in target:
             raise ConfigError(f"{role}: {name} comes from the data; leave it out")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cdrl_infer.files import replaced_file
 from cdrl_infer.images import make_grid, save_png, viewing_scale
+from cdrl_infer.images.plane import POINT, scatter, to_points
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train import toy
 from cdrl_train.data.checkerboard import checkerboard
@@ -17,13 +18,14 @@ from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import picture_of, to_model
 
 ROWS = 6
+POINTS = 2_000  # in a picture of the plane
 
 
 def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> Path:
     """Draw from the averaged networks into ``samples/step-XXXXXXXX.png``.
 
-    The picture is a grid of images. For the checkerboard it shows all levels next to the truth, and the
-    distance between them is printed.
+    The picture is a grid of images, or a scatter plot of points in the plane. For the checkerboard it
+    shows all levels next to the truth, and the distance between them is printed.
 
     Args:
         trainer: the run.
@@ -44,6 +46,8 @@ def save_samples(trainer: Trainer, stop: Callable[[], bool] = lambda: False) -> 
         fits = toy.measure(model, on_level_end=go_on_or_stop)
         trainer.tell(f"step {trainer.step}: {toy.summary(fits)}")
         picture = toy.plot(fits)
+    elif model.image.shape == POINT and not model.labels:
+        picture = _points(CDRLPipeline(model).to(trainer.device), go_on_or_stop)
     else:
         picture = _grid(CDRLPipeline(model).to(trainer.device), go_on_or_stop)
     path = picture_of(trainer.folder, trainer.step)
@@ -69,3 +73,16 @@ def _grid(pipe: CDRLPipeline, on_level_end: Callable[..., None]) -> Image.Image:
     if not isinstance(out.images, list):
         raise TypeError(type(out.images))
     return make_grid(out.images, first, upscale=viewing_scale(out.images[0], 56))
+
+
+def _points(pipe: CDRLPipeline, on_level_end: Callable[..., None]) -> Image.Image:
+    """Images of two pixels as points."""
+    out = pipe(
+        num_images=POINTS,
+        batch_size=POINTS,
+        seeds=range(POINTS),
+        output_type="pt",
+        callback_on_level_end=on_level_end,
+        progress=False,
+    )
+    return scatter(to_points(out.images))

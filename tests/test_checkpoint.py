@@ -23,6 +23,7 @@ from cdrl_infer.networks.registry import BACKBONES, ENERGIES, NETWORKS
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.storage.folder import OPTIONAL, load_model, model_files, save_model
+from cdrl_train.networks import PARTS
 
 PATCH = {"class": "PatchUNet", "widths": [8, 12], "embedding_dim": 16, "num_classes": [3, 2]}
 BACKBONE: dict[str, dict[str, Any]] = {
@@ -35,7 +36,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "SquaredDistanceEnergy": {"backbone": PATCH},
     "ResidualEBM": {"width": 8, "num_blocks": 1, "width_multipliers": [1, 2], "activation": "silu"},
     "MLPEnergy": {"width": 8, "num_pixels": 3, "num_classes": [3, 2], "data_variance": 0.3},
+    "TiltedEnergy": {"base": {"class": "GaussianDistribution", "num_given": 1}, "width": 8},
     "ResidualInitializer": {"backbone": PATCH},
+    "GaussianDistribution": {"covariance": "full"},
+    "MixtureDistribution": {"components": 2, "num_given": 1},
 }
 HEADED = [
     *((role, name, SMALL[name]) for role, names in NETWORKS.items() for name in names),
@@ -73,7 +77,7 @@ def test_every_registered_class_is_rebuilt_from_its_config(
     network = from_config(cls, options, "here")
     stored = json.loads(json.dumps(network.config))
     for key, value in options.items():
-        assert stored[key].items() >= value.items() if key == "backbone" else stored[key] == value
+        assert stored[key].items() >= value.items() if key in PARTS else stored[key] == value
     rebuilt = from_config(cls, stored, "here")
     assert rebuilt.config == network.config
     rebuilt.load_state_dict(network.state_dict(), strict=True)

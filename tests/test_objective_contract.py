@@ -10,7 +10,10 @@ import torch
 from conftest import make_model
 
 from cdrl_infer.model import CDRLModel, ImageShape
+from cdrl_infer.networks.distributions import GaussianDistribution, MixtureDistribution
+from cdrl_infer.networks.tilted import TiltedEnergy
 from cdrl_infer.random import BatchRandom
+from cdrl_infer.schedule import NoiseSchedule
 from cdrl_train.config import Phase
 from cdrl_train.cost import Shapes
 from cdrl_train.data.stream import Batch
@@ -25,6 +28,17 @@ def objective(name: str) -> Objective:
     return made
 
 
+def model_for(name: str) -> CDRLModel:
+    """A model that the objective can train, for images of 8 x 8."""
+    if not OBJECTIVES[name].needs_normaliser:
+        return make_model(("a", "b", "c"))
+    torch.manual_seed(0)
+    ebm = TiltedEnergy(GaussianDistribution(num_pixels=64), width=8)
+    torch.nn.init.normal_(ebm.mlp.head.weight)
+    proposal = MixtureDistribution(num_pixels=64, components=2, covariance="diagonal")
+    return CDRLModel(ebm, proposal, NoiseSchedule(num_levels=1), ImageShape(1, 8, 8))
+
+
 def models_of(model: CDRLModel) -> Models:
     frozen = copy.deepcopy(model.ebm).requires_grad_(False)
     return Models(model.ebm, frozen, model.initializer, model.schedule)
@@ -33,14 +47,14 @@ def models_of(model: CDRLModel) -> Models:
 def losses(name: str, models: Models, seed: int = 0) -> Losses:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(len(T), 1, 8, 8, generator=generator) * 2 - 1
-    batch = Batch(x, torch.tensor([[0], [1], [2], [3], [1]]))
-    level = models.schedule.level(T)
+    labels = torch.tensor([[0], [1], [2], [3], [1]]) if models.ebm.num_classes else None
+    batch, level = Batch(x, labels), models.schedule.level(T.clamp(max=models.schedule.num_levels))
     return objective(name).losses(models, batch, level, BatchRandom(len(T), generator))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_are_finite_and_teach_every_network_they_name(name: str) -> None:
-    models = models_of(make_model(("a", "b", "c")))
+    models = models_of(model_for(name))
     found = losses(name, models)
     assert found.total.shape == () and bool(found.total.isfinite())
     assert torch.equal(found.total, sum(found.totals.values(), torch.zeros(())))
@@ -55,20 +69,18 @@ def test_losses_are_finite_and_teach_every_network_they_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_same_random_numbers_give_the_same_losses(name: str) -> None:
-    models = models_of(make_model(("a", "b", "c")))
+    models = models_of(model_for(name))
     first, again, other = (losses(name, models, seed).total for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_can_be_counted_on_the_meta_device(name: str) -> None:
-    model = make_model(("a", "b", "c"))
+    model = model_for(name)
     model.ebm.to("meta"), model.initializer.to("meta")
-    batch = Batch(
-        torch.empty(5, 1, 8, 8, device="meta"),
-        torch.zeros(5, 1, dtype=torch.int64, device="meta"),
-    )
-    level = model.schedule.level(T, "meta")
+    labels = torch.zeros(5, 1, dtype=torch.int64, device="meta") if model.labels else None
+    batch = Batch(torch.empty(5, 1, 8, 8, device="meta"), labels)
+    level = model.schedule.level(T.clamp(max=model.schedule.num_levels), "meta")
     found = objective(name).to("meta").losses(models_of(model), batch, level, Shapes(5))
     assert found.total.device.type == "meta"
 
@@ -86,7 +98,7 @@ def test_its_options_are_json_and_make_it_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_initializer_may_be_missing_unless_it_is_needed(name: str) -> None:
-    models = models_of(make_model(("a", "b", "c")))
+    models = models_of(model_for(name))
     models = Models(models.ebm, models.frozen_ebm, None, models.schedule)
-    if not OBJECTIVES[name].needs_initializer:
+    if not (OBJECTIVES[name].needs_initializer or OBJECTIVES[name].needs_density):
         assert "initializer" not in losses(name, models).totals

@@ -27,8 +27,8 @@ WAVES = 4  # sines (and as many cosines) of each input value
 class ResidualMLP(nn.Module):
     """Residual blocks ``h + B silu(A silu(h) + shift)`` between linear layers; the output starts at 0.
 
-    The first layer sees the values x and ``sin(πkx)``, ``cos(πkx)`` for k = 1 … `WAVES`. Without the
-    waves, the network learns edges slowly (Tancik et al., NeurIPS 2020).
+    The first layer sees the values x and ``sin(πkx)``, ``cos(πkx)`` for k = 1 … ``waves``. Without
+    them, the network learns edges slowly (Tancik et al., NeurIPS 2020).
 
     Args:
         inputs: D, the number of input values.
@@ -36,15 +36,24 @@ class ResidualMLP(nn.Module):
         width: number of values in h, and in the embedding of noise level and labels.
         num_blocks: number of blocks, at least 1.
         num_classes: values of each attribute; () for an unconditional network.
+        waves: sines (and as many cosines) of each input value.
 
     Raises:
-        ConfigError: a size is not positive.
+        ConfigError: a size is not positive, or ``waves`` is negative.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, width: int, num_blocks: int, num_classes: tuple[int, ...]
+        self,
+        inputs: int,
+        outputs: int,
+        width: int,
+        num_blocks: int,
+        num_classes: tuple[int, ...],
+        waves: int = WAVES,
     ) -> None:
         super().__init__()
+        if waves < 0:
+            raise ConfigError(f"waves must be at least 0, got {waves}")
         if min(inputs, outputs, width, num_blocks, *num_classes) < 1:
             raise ConfigError(
                 "MLP sizes must be positive, got "
@@ -54,7 +63,8 @@ class ResidualMLP(nn.Module):
         self.embed_noise = nn.Linear(2 * FREQUENCIES, width)
         self.embed_labels = LabelEmbedding(num_classes, width) if num_classes else None
         self.shifts = nn.Linear(width, num_blocks * width)
-        self.stem = nn.Linear(inputs * (1 + 2 * WAVES), width)
+        self.num_waves = waves
+        self.stem = nn.Linear(inputs * (1 + 2 * waves), width)
         self.enter = nn.ModuleList([nn.Linear(width, width) for _ in range(num_blocks)])
         self.leave = nn.ModuleList([nn.Linear(width, width) for _ in range(num_blocks)])
         self.head = nn.Linear(width, outputs)
@@ -69,7 +79,8 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, shifts: list[Tensor]) -> Tensor:
         """(B, D) -> (B, outputs)."""
-        waves = [f(math.pi * k * x) for k in range(1, WAVES + 1) for f in (torch.sin, torch.cos)]
+        counts = range(1, self.num_waves + 1)
+        waves = [f(math.pi * k * x) for k in counts for f in (torch.sin, torch.cos)]
         h = self.stem(torch.cat([x, *waves], dim=1))
         for enter, leave, shift in zip(self.enter, self.leave, shifts, strict=True):
             h = h + leave(F.silu(enter(F.silu(h)) + shift))

@@ -15,6 +15,7 @@ from cdrl_infer.registry import Registry
 
 if TYPE_CHECKING:
     from cdrl_infer.networks.base import Backbone, Network
+    from cdrl_infer.networks.distributions import Distribution
 
 _HERE = "cdrl_infer.networks"
 
@@ -33,9 +34,16 @@ ENERGIES: Registry[type[Network]] = Registry(
         "SquaredDistanceEnergy": f"{_HERE}.heads:SquaredDistanceEnergy",
         "ResidualEBM": f"{_HERE}.residual_ebm:ResidualEBM",
         "MLPEnergy": f"{_HERE}.mlp:MLPEnergy",
+        "TiltedEnergy": f"{_HERE}.tilted:TiltedEnergy",
     },
 )
+_DISTRIBUTIONS = {
+    "GaussianDistribution": f"{_HERE}.distributions:GaussianDistribution",
+    "MixtureDistribution": f"{_HERE}.distributions:MixtureDistribution",
+}
+DISTRIBUTIONS: Registry[type[Distribution]] = Registry("distribution", _DISTRIBUTIONS)
 INITIALIZERS: Registry[type[Network]] = Registry(
-    "initializer network", {"ResidualInitializer": f"{_HERE}.heads:ResidualInitializer"}
+    "initializer network",
+    {"ResidualInitializer": f"{_HERE}.heads:ResidualInitializer", **_DISTRIBUTIONS},
 )
 NETWORKS: Mapping[str, Registry[type[Network]]] = {"ebm": ENERGIES, "initializer": INITIALIZERS}

@@ -59,6 +59,7 @@ SOURCES: Registry[Source] = Registry(
         "torchvision:CelebA": "cdrl_train.data.celeba:CELEBA",
         "imagenet32": "cdrl_train.data.imagenet32:IMAGENET32",
         "checkerboard": "cdrl_train.data.checkerboard:CHECKERBOARD",
+        "plane": "cdrl_train.data.plane:PLANE",
         "coloured": "cdrl_train.data.coloured:COLOURED",
     },
 )

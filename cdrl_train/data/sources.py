@@ -41,6 +41,7 @@ def load_images(
               ``data``, or in ROOT with ``torchvision:NAME:ROOT``; torchvision downloads missing ones;
             - ``imagenet32:FOLDER``, the ``.npz`` batches of the downsampled ImageNet;
             - ``checkerboard``, points of the plane as images of two pixels;
+            - ``plane:NAME``, draws of a density there: clusters, circles, pinwheel or bimodal;
             - ``coloured:SOURCE``, Fashion-MNIST from SOURCE in colour. Its held-out pairs occur only in
               the test split.
         split: "train" or "test"; a folder without such sub-folders has the same images for both.

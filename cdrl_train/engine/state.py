@@ -129,7 +129,7 @@ class TrainState:
         """
         k, step = self.config.phase_at(self.step)
         if step == 0:
-            self.objective.begin(self.objectives[:k])
+            self.objective.begin(self.objectives[:k], self.models)
             self.optimizer = self._new_optimizer()
         rates = self.config.phases[k].learning_rates(step)
         for group in self.optimizer.param_groups:

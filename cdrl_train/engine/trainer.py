@@ -254,7 +254,7 @@ def _check_sharing(config: TrainConfig, processes: int) -> None:
             and (processes, config.accumulate) != (1, 1)
         ):
             raise ConfigError(
-                f"{label}: the objective {phase.name} keeps chains from step to step, so it needs "
+                f"{label}: the objective {phase.name} keeps values from step to step, so it needs "
                 f"one process and accumulate=1, got {processes} and {config.accumulate}"
             )
 

@@ -10,6 +10,8 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "drl": "cdrl_train.objectives.drl:RecoveryLikelihood",
         "cooperative": "cdrl_train.objectives.cooperative:Cooperative",
         "persistent": "cdrl_train.objectives.persistent:Persistent",
+        "snl": "cdrl_train.objectives.snl:SelfNormalised",
+        "nce": "cdrl_train.objectives.nce:NoiseContrastive",
     },
 )
 

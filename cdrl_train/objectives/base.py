@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from cdrl_infer.config import Configurable
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import ConfigError
 from cdrl_infer.model import ImageShape
-from cdrl_infer.proposals import InitializerProposal
+from cdrl_infer.networks.registry import ENERGIES, INITIALIZERS
+from cdrl_infer.proposals import InitializerProposal, make_proposal, proposal_class
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train.spectral import evaluating
@@ -47,9 +49,9 @@ class Models:
         """The energy for Langevin chains."""
         return NeuralEnergy(self.frozen_ebm, labels)
 
-    def proposal(self, labels: Tensor | None) -> InitializerProposal:
-        """The proposal of the initializer."""
-        return InitializerProposal(self.initializer, labels)
+    def proposal(self, labels: Tensor | None) -> Any:
+        """The proposal of the initializer, see `cdrl_infer.proposals.make_proposal`."""
+        return make_proposal(self.initializer, labels)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """A context that turns off the dropout of the energy network."""
@@ -107,7 +109,10 @@ class Objective(Configurable, nn.Module, ABC):
 
     Attributes:
         runs_chains: whether `losses` uses `Models.frozen_ebm`.
-        needs_initializer: whether the run must have an initializer.
+        needs_initializer: whether the run must have an initializer that gives a mean given x_t.
+        needs_density: whether the run's proposal must have a density.
+        needs_normaliser: whether the energy must have a ``log_normaliser``, as `TiltedEnergy`, and the
+            schedule one level.
         one_process: whether the objective keeps tensors from step to step (its buffers, which are saved),
             so that several processes, or parts of a batch, cannot share a step.
         titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
@@ -115,6 +120,8 @@ class Objective(Configurable, nn.Module, ABC):
 
     runs_chains: ClassVar[bool] = False
     needs_initializer: ClassVar[bool] = False
+    needs_density: ClassVar[bool] = False
+    needs_normaliser: ClassVar[bool] = False
     one_process: ClassVar[bool] = False
     titles: ClassVar[dict[str, str]] = {}
 
@@ -127,11 +134,30 @@ class Objective(Configurable, nn.Module, ABC):
         """
         return
 
-    def begin(self, earlier: Sequence[Objective]) -> None:
+    def check(
+        self, ebm: dict[str, Any], initializer: dict[str, Any] | None, schedule: NoiseSchedule
+    ) -> None:
+        """Check the other options of a run, before any work.
+
+        Args:
+            ebm, initializer: the options of the networks, see `cdrl_train.config.TrainConfig`.
+            schedule: the noise levels.
+
+        Raises:
+            ConfigError: the objective cannot train these networks. The message goes on after "the
+                objective NAME".
+        """
+        if self.needs_initializer or self.needs_density:
+            _check_proposal(self, initializer)
+        if self.needs_normaliser:
+            _check_normaliser(ebm, initializer, schedule)
+
+    def begin(self, earlier: Sequence[Objective], models: Models) -> None:
         """Use what earlier phases learnt. Training calls this before the first step of the phase.
 
         Args:
             earlier: the objectives of the earlier phases, in order.
+            models: the networks.
         """
         return
 
@@ -159,3 +185,49 @@ class Objective(Configurable, nn.Module, ABC):
     def summary(self) -> str:
         """A few words for the model card; empty by default."""
         return ""
+
+
+def _check_proposal(objective: Objective, initializer: dict[str, Any] | None) -> None:
+    """Raise `ConfigError` unless the proposal has what the objective needs of it."""
+    if initializer is None:
+        needed, mend = "an initializer", "give one, or use 'drl'"
+        if objective.needs_density:
+            needed = "a proposal with a density"
+            mend = 'give one, such as {"class": "MixtureDistribution"}'
+        raise ConfigError(f"needs {needed}, and initializer is null; {mend}")
+    found = initializer.get("class")
+    proposal = proposal_class(INITIALIZERS.find(found, "initializer"))
+    if objective.needs_density and not hasattr(proposal, "log_prob"):
+        raise ConfigError(
+            f"needs a proposal with a density, got the initializer {found!r:.60}; use a "
+            "'MixtureDistribution' or a 'GaussianDistribution'"
+        )
+    if objective.needs_initializer and not issubclass(proposal, InitializerProposal):
+        raise ConfigError(
+            f"needs an initializer that gives a mean for each x_t, got {found!r:.60}; use a "
+            "'ResidualInitializer', or the objective 'snl'"
+        )
+
+
+def _check_normaliser(
+    ebm: dict[str, Any], initializer: dict[str, Any] | None, schedule: NoiseSchedule
+) -> None:
+    """Raise `ConfigError` unless an energy on one level has a number for its log-normaliser."""
+    if not hasattr(ENERGIES.find(ebm.get("class"), "ebm"), "num_given"):
+        raise ConfigError(
+            f"needs an energy with a normaliser of its own, got {ebm.get('class')!r:.60}; use a "
+            "'TiltedEnergy'"
+        )
+    if schedule.num_levels != 1:
+        raise ConfigError(
+            f"needs schedule.num_levels=1, since the energy has one normaliser, got "
+            f"{schedule.num_levels}; 'normalised' learns one per level"
+        )
+    base = ebm.get("base")
+    ours = base.get("num_given", 0) if isinstance(base, dict) else 0
+    theirs = (initializer or {}).get("num_given", 0)
+    if ours != theirs:
+        raise ConfigError(
+            f"needs the same given values in energy and proposal, got ebm.base.num_given={ours} and "
+            f"initializer.num_given={theirs}; set both to the same number"
+        )

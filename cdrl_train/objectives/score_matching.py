@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Losses, Models, Objective
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class ScoreMatching(Objective):
     """``‖ m_t σ̄_{t-1} ∇_y E(y) - ε ‖²`` for the energy (Vincent 2011).
 
-    The initializer learns the mean of the forward process,
+    The initializer, unless it is a distribution, learns the mean of the forward process,
     ``‖ g(x_t) - m_t E[x_{t-1} | x_t, x] ‖² / σ_t²``.
 
     Args:
@@ -51,8 +52,9 @@ class ScoreMatching(Objective):
         matching = score_matching_loss(models.energy(batch.labels), pair, level)
         totals = {"ebm": matching.value}
         by_level = {"score_matching": matching.per_image}
-        if models.initializer is not None and self.regression:
-            regression = regression_loss(models.proposal(batch.labels), pair, level)
+        proposal = models.proposal(batch.labels)
+        if isinstance(proposal, InitializerProposal) and self.regression:
+            regression = regression_loss(proposal, pair, level)
             totals["initializer"] = self.regression * regression.value
             by_level["regression"] = regression.per_image
         return Losses(totals, by_level)

@@ -22,5 +22,6 @@ COUNTED = {
     "fashion-mnist": Counted(1.57e6, 1.10e15),
     "imagenet32-cond": Counted(38.5e6, 1.04e20),
     "mnist": Counted(1.57e6, 7.25e14),
+    "snl-2d": Counted(0.0285e6, 3.97e11),
     "toy-2d": Counted(0.0489e6, 7.33e11),
 }

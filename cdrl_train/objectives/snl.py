@@ -1,0 +1,146 @@
+"""Self-normalised likelihood: an energy and its normaliser learn together, without chains."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.likelihood.bar import effective_sample_size, log_mean_exp, pareto_k
+from cdrl_infer.random import RandomSource
+from cdrl_infer.schedule import Level
+from cdrl_train.objectives.base import Limit, Losses, Models, Objective
+from cdrl_train.objectives.weighted import Fit, Weighted, weigh
+
+if TYPE_CHECKING:
+    from cdrl_train.data.stream import Batch
+
+EVERY = 50  # steps from one Pareto k̂ to the next: it takes as long as a small network
+
+
+class SelfNormalised(Objective):
+    """``E_data[E] + b + e^-b Ẑ - 1``, ``Ẑ = mean_q e^-E/q`` (SNL, Senetaire et al., arXiv 2503.07021).
+
+    For every b it is at least ``E_data[E] + log Z``, and equal at ``b = log Z``. Ẑ and its gradient are
+    unbiased, so no chains are needed. The energy has b in it, see `TiltedEnergy`; with given values x'
+    there are a ``b(x')`` and an Ẑ for each image. b starts at log Ẑ.
+
+    Args:
+        draws: draws of the proposal for each image of the batch. Without given values, all draws of a
+            batch estimate one Ẑ.
+        bound: "snl", or "importance" for ``E_data[E] + log Ẑ`` (maximum likelihood by importance
+            sampling, which is biased at few draws).
+        update: how b moves after a step, "newton" ``b ← b + rate · log(Ẑ e^-b)`` or "gradient"
+            ``b ← b + rate · (Ẑ e^-b - 1)``. The network of b(x') learns with the energy.
+        rate: of b.
+        fit: what the proposal learns along: "likelihood" of the data, "kl" ``KL(p ‖ q)`` from the energy
+            through the weights, or "fixed".
+        max_error: a step counts as diverged if ``|b - log Ẑ|`` reaches this number of nats.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    needs_density = True
+    needs_normaliser = True
+    one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
+    begun: Tensor
+    titles: ClassVar[dict[str, str]] = {
+        "normaliser_error": "b - log Ẑ, nats",
+        "normaliser_error_size": "|b - log Ẑ|, nats",
+        "effective_share": "ESS/N of the importance weights (1: all count the same)",
+        "pareto_k": "Pareto k̂ of the importance weights (above 0.7: not to be trusted)",
+        "log_likelihood": "Log-likelihood of the data under the energy and its b, nats",
+    }
+
+    def __init__(
+        self,
+        draws: int = 4,
+        bound: Literal["snl", "importance"] = "snl",
+        update: Literal["newton", "gradient"] = "newton",
+        rate: float = 0.05,
+        fit: Fit = "likelihood",
+        max_error: float = 20.0,
+    ) -> None:
+        super().__init__()
+        if draws < 1:
+            raise ConfigError(f"draws must be at least 1, got {draws}")
+        if not 0 < rate <= 1:
+            raise ConfigError(f"rate must lie in (0, 1], got {rate}")
+        if not max_error > 0:
+            raise ConfigError(f"max_error must be positive, got {max_error}")
+        self.draws = draws
+        self.bound = bound
+        self.update = update
+        self.rate = rate
+        self.fit: Fit = fit
+        self.max_error = max_error
+        self.register_buffer("begun", torch.zeros(()))  # 1 after the first step
+        self._steps = 0
+
+    def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
+        """The loss of the energy, and that of the proposal; b moves."""
+        found = weigh(models, batch, self.draws, self.fit, random)
+        ratio = found.log_ratio.detach()
+        start = (1 - self.begun) * ratio  # at the first step, b becomes log Ẑ before it is used
+        log_weights = found.log_weights - start
+        if self.bound == "snl":
+            penalty = log_mean_exp(log_weights.flatten()).exp() - 1
+        elif models.ebm.num_given:
+            penalty = log_mean_exp(log_weights).mean()
+        else:
+            penalty = log_mean_exp(log_weights.flatten())
+        positive = found.positive + start
+        totals = {"ebm": positive.mean() + penalty}
+        if found.fit is not None:
+            totals["initializer"] = found.fit
+        with torch.no_grad():
+            left = ratio - start
+            step = left if self.update == "newton" else left.exp() - 1
+            models.ebm.log_normaliser += start + self.rate * step
+            self.begun.fill_(1.0)
+        return Losses(totals, self._observed(found, positive, left))
+
+    def _observed(self, found: Weighted, positive: Tensor, left: Tensor) -> dict[str, Tensor]:
+        """What is logged, (B,) each."""
+        whole, count = found.log_weights.detach().flatten(), len(positive)
+        share = effective_sample_size(whole) / len(whole)
+        values = {
+            "normaliser_error": (-left).expand(count),
+            "normaliser_error_size": left.abs().expand(count),
+            "effective_share": share.expand(count),
+            "log_likelihood": -positive.detach(),
+        }
+        if self._steps % EVERY == 0 and not whole.is_meta and _has_arviz():
+            k = pareto_k(whole.double().cpu())
+            if math.isfinite(k):  # too few weights, or all the same
+                values["pareto_k"] = torch.full_like(share, k).expand(count)
+        self._steps += 1
+        return values
+
+    def limits(self, num_values: int) -> Sequence[Limit]:
+        """The limit ``max_error``."""
+        return (
+            Limit(
+                "normaliser_error_size",
+                self.max_error,
+                1.0,
+                "max_error",
+                "|b - log Ẑ| in nats",
+                "lower ebm_lr, raise draws or rate, or choose a wider proposal",
+            ),
+        )
+
+    def summary(self) -> str:
+        """The text ``self-normalised likelihood`` or ``importance sampling``, with the draws."""
+        name = "self-normalised likelihood" if self.bound == "snl" else "importance sampling"
+        return f"{name}, {self.draws} draws per image"
+
+
+def _has_arviz() -> bool:
+    return importlib.util.find_spec("arviz_stats") is not None
