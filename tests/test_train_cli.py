@@ -197,7 +197,7 @@ def test_one_command_means_the_same_options(
     [
         (
             ["--preset", "fashion"],
-            "unknown preset 'fashion', expected one of celeba64, cifar10, cifar10-cond",
+            "unknown preset 'fashion', expected one of celeba64, cifar10, cifar10-compact",
         ),
         (["--set", "warm_start.stepz=3"], "stepz"),
         (["--set", 'ebm={"class": "Transformer"}'], "unknown energy network 'Transformer'"),

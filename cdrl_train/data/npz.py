@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.images import MODES
@@ -17,12 +19,12 @@ from cdrl_infer.images.folders import summary
 from cdrl_train.data.cifar10 import CIFAR10_CLASSES
 from cdrl_train.data.idx import FASHION_MNIST_CLASSES
 from cdrl_train.data.image_set import ImageSet, announce, class_attribute, collect
+from cdrl_train.data.packed import HEADER, PART, PackedJPEG, packed_names
 
 CLASSES = {
     "fashion": FASHION_MNIST_CLASSES,
     "cifar10": CIFAR10_CLASSES,
 }  # by a word in the file's name
-PART = 1024  # images that are copied at a time
 MAX_CLASSES = 2**16
 MAX_UNPACKED = 2**28  # bytes of an array, unless the file itself is large:
 MAX_RATIO = 500  # an array may have so many times the bytes of the file
@@ -77,7 +79,8 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
     """The arrays ``{split}_images`` and, if there, ``{split}_labels``.
 
-    The images are (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, the labels (N,) or (N, 1) integers. The
+    The images are (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, or packed as in
+    `cdrl_train.data.packed.PackedJPEG`; the labels are (N,) or (N, 1) integers. The
     classes are the distinct labels of both splits; if these are not 0, 1, 2 …, a line on stderr says so.
 
     Raises:
@@ -85,8 +88,22 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
     """
     other = "test" if split == "train" else "train"
     named = f"{split}_images"
-    arrays = read_arrays(path, named, *(f"{part}_labels" for part in (split, other)))
+    names = [named, *packed_names(split), *(f"{part}_labels" for part in (split, other))]
+    arrays = read_arrays(path, *names)
+    shape, parts = _pixels(path, split, arrays)
+    pixels = collect(shape, parts, sources=[path], split=split, in_memory=in_memory)
+    return _labelled(path, split, pixels, arrays)
+
+
+def _pixels(
+    path: Path, split: str, arrays: dict[str, NDArray[Any]]
+) -> tuple[tuple[int, int, int, int], Iterator[NDArray[np.uint8]]]:
+    """The shape (N, C, H, W) of all images, and the images part by part."""
+    named = f"{split}_images"
     images = arrays.get(named)
+    if images is None and HEADER in arrays:
+        packed = PackedJPEG(path, split, arrays)
+        return packed.shape, packed.parts()
     if images is None:
         raise InputError(f"{path}: expected an array '{named}', found {listing(arrays)}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
@@ -97,8 +114,12 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
         images = images[:, None]
     elif images.shape[3] <= 4 or images.shape[1] not in MODES:
         images = images.transpose(0, 3, 1, 2)
-    parts = (images[k : k + PART] for k in range(0, len(images), PART))
-    pixels = collect(images.shape, parts, sources=[path], split=split, in_memory=in_memory)
+    return images.shape, (images[k : k + PART] for k in range(0, len(images), PART))
+
+
+def _labelled(path: Path, split: str, pixels: Tensor, arrays: dict[str, NDArray[Any]]) -> ImageSet:
+    """The images with their labels, if there are any."""
+    other = "test" if split == "train" else "train"
     labels = {
         part: _labels(path, f"{part}_labels", arrays[f"{part}_labels"])
         for part in (split, other)
@@ -107,9 +128,9 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
     if split not in labels:
         return ImageSet(pixels)
     own = labels[split]
-    if own.shape != (len(images),):
+    if own.shape != (len(pixels),):
         raise InputError(
-            f"{path}: expected '{split}_labels' ({len(images)},) integers, got {len(own)}"
+            f"{path}: expected '{split}_labels' ({len(pixels)},) integers, got {len(own)}"
         )
     classes = np.unique(np.concatenate(list(labels.values())))
     if len(classes) > MAX_CLASSES:
@@ -121,7 +142,7 @@ def read_npz(path: Path, split: str, in_memory: int) -> ImageSet:
     index = np.searchsorted(classes, own)
     if len(classes) <= classes[-1]:  # not 0, 1, 2 …
         counts = np.bincount(index, minlength=len(names)).tolist()
-        announce(summary(path, len(images), dict(zip(names, counts, strict=True)), {}))
+        announce(summary(path, len(pixels), dict(zip(names, counts, strict=True)), {}))
     return ImageSet(pixels, torch.from_numpy(index)[:, None], class_attribute(names))
 
 

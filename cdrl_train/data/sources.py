@@ -33,8 +33,8 @@ def load_images(
     Args:
         source: the name of a data set in `SOURCES`, or a path:
 
-            - ``FILE.npz`` with ``train_images`` and ``train_labels``, and the same for ``test``; see
-              `cdrl_train.data.npz.read_npz`;
+            - ``FILE.npz`` with ``train_images`` and ``train_labels``, and the same for ``test``; or with
+              JPEGs instead of pixels; see `cdrl_train.data.npz.read_npz`;
             - a folder of images, in one sub-folder per class or without sub-folders; see
               `cdrl_train.data.folder.read_folder`;
             - ``torchvision:FashionMNIST``, ``MNIST``, ``CIFAR10`` or ``CelebA``. The files lie in

@@ -15,8 +15,10 @@ class Counted(NamedTuple):
 COUNTED = {
     "celeba64": Counted(42.6e6, 1.44e20),
     "cifar10": Counted(38.6e6, 5.24e19),
+    "cifar10-compact": Counted(12.1e6, 1.161e17),
     "cifar10-cond": Counted(38.6e6, 5.24e19),
     "cifar10-large": Counted(154e6, 2.10e20),
+    "cifar10-small": Counted(2.49e6, 7.02e15),
     "coloured-fashion-mnist": Counted(2.47e6, 1.60e15),
     "drl": Counted(34.8e6, 9.45e19),
     "fashion-mnist": Counted(1.57e6, 1.10e15),
