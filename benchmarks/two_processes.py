@@ -24,12 +24,12 @@ import torch
 
 from cdrl_infer.errors import CDRLError
 from cdrl_infer.model import ImageShape
+from cdrl_infer.processes import end_process
 from cdrl_train.config import TrainConfig
 from cdrl_train.cost import stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.distributed import make_accelerator
-from cdrl_train.engine.ending import end_process
 from cdrl_train.engine.trainer import Trainer
 
 EXCHANGES = 10  # all-reduces timed, after one to warm up
@@ -112,21 +112,11 @@ def measure(
 
 def run(job: dict[str, object], processes: int) -> Spent:
     """Start new processes that do a job together."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
         started = []
-        for rank in range(processes):
-            group = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                **meeting,
-            }
+        for rank, group in enumerate(ranks(processes)):
             process = subprocess.Popen(
                 [sys.executable, __file__, str(file)],
                 env={**os.environ, **(group if processes > 1 else {}), "OMP_NUM_THREADS": "1"},
@@ -146,6 +136,24 @@ def run(job: dict[str, object], processes: int) -> Spent:
                 last = (text.strip().splitlines() or ["it said nothing"])[-1]
                 raise CDRLError(f"a process ended with code {process.returncode}: {last}")
         return Spent(**json.loads(file.with_suffix(".out").read_text(encoding="utf-8")))
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """The environment of each process, as `torchrun` sets it, with a free port to meet at."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    count = str(processes)
+    return [
+        {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            **meeting,
+        }
+        for rank in map(str, range(processes))
+    ]
 
 
 def said(job: Path, rank: int) -> Path:

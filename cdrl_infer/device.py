@@ -28,6 +28,11 @@ def default_switches() -> Iterator[None]:
         yield
 
 
+def usual_device() -> str:
+    """The device where none is named: "cuda" if there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @default_switches()
 def usable_device(name: torch.device | str) -> torch.device:
     """The device of that name.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl_infer import showing
-from cdrl_infer.arguments import positive, progress_bar
+from cdrl_infer.arguments import Noise, positive, progress_bar
 from cdrl_infer.conditions.conditions import Condition
 from cdrl_infer.conditions.labels import Names, label_names
 from cdrl_infer.energies.pinned import PinnedPixels
@@ -213,39 +211,56 @@ def draw(
             f"pictures have 1 or 3 channels, but this model's images have {model.image.channels}; "
             "use output_type='np' or 'pt'"
         )
-    device = next(model.ebm.parameters()).device
-    noise = options.noise(count)
+    device, processes = next(model.ebm.parameters()).device, options.processes
+    noise = _common_noise(options, count)
     draw_on = device if options.draw_on == "device" else torch.device("cpu")
     energies = torch.empty(count, dtype=torch.float32)
     acceptance = torch.empty(count, schedule.num_levels, dtype=torch.float32)
-    pictures: list[Image.Image] = []
+    pictures: list[Image.Image | None] = [None] * (count if as_pictures else 0)
     try:
         values = torch.empty(0 if as_pictures else count, *shape, dtype=torch.float32)
     except RuntimeError:  # torch's error of memory
         raise InputError(
             f"{count:,} images {shape} do not fit into memory; ask for fewer"
         ) from None
-    total = schedule.num_levels * math.ceil(count / options.batch_size)
-    with progress_bar(options.progress, total=total, unit="level") as bar:
-        for first in range(0, count, options.batch_size):
-            part = slice(first, min(first + options.batch_size, count))
-            random = noise.source(part, device, draw_on)
-            energy, proposal = condition.bind(model, part, random)
-            own = None if known is None else known.of(part, device)
-            pinned = None if own is None else own.pinned(schedule, random)
-            watcher = _Watcher(first, bar, options.callback_on_level_end)
-            output = sampler.sample(energy, proposal, random, shape, watcher, pinned)
-            check_finite(output.samples, first, "in the last denoising step")
-            check_finite(output.energies, first, "at level 0")
-            energies[part], acceptance[part] = output.energies, output.acceptance
-            unit = to_unit(output.samples) if own is None else own.kept(to_unit(output.samples))
-            if as_pictures:
-                pictures += to_pil(2 * unit - 1)
-            else:
-                values[part] = unit
+    starts = range(0, count, options.batch_size)
+    parts = [slice(first, min(first + options.batch_size, count)) for first in starts]
+    total = schedule.num_levels * len(parts)
+
+    def draw_mine() -> list[_Part]:
+        shown = options.progress if processes.main else False
+        with progress_bar(shown, total=total, unit="level") as bar:
+            for part in processes.mine(parts):
+                random = noise.source(part, device, draw_on)
+                energy, proposal = condition.bind(model, part, random)
+                own = None if known is None else known.of(part, device)
+                pinned = None if own is None else own.pinned(schedule, random)
+                watcher = _Watcher(part.start, total, bar, options)
+                output = sampler.sample(energy, proposal, random, shape, watcher, pinned)
+                check_finite(output.samples, part.start, "in the last denoising step")
+                check_finite(output.energies, part.start, "at level 0")
+                energies[part], acceptance[part] = output.energies, output.acceptance
+                unit = to_unit(output.samples) if own is None else own.kept(to_unit(output.samples))
+                if as_pictures:
+                    pictures[part] = to_pil(2 * unit - 1)
+                else:
+                    values[part] = unit
+        mine = processes.mine(parts) if processes.count > 1 else ()
+        return [
+            _Part(p, pictures[p], values[p].numpy(), energies[p].numpy(), acceptance[p].numpy())
+            for p in mine
+        ]
+
+    for found in processes.together(draw_mine):
+        for drawn in found:
+            part = drawn.rows
+            pictures[part] = drawn.pictures
+            values[part] = torch.from_numpy(drawn.values)
+            energies[part] = torch.from_numpy(drawn.energies)
+            acceptance[part] = torch.from_numpy(drawn.acceptance)
     arrays = to_numpy(values) if options.output_type == "np" else values
     return CDRLPipelineOutput(
-        images=pictures if as_pictures else arrays,
+        images=[picture for picture in pictures if picture is not None] if as_pictures else arrays,
         energies=energies,
         seeds=noise.seeds,
         labels=None if condition.labels is None else label_names(condition.labels, model.labels),
@@ -253,19 +268,38 @@ def draw(
     )
 
 
+class _Part(NamedTuple):
+    """What one process sends to the others: a batch of pictures or of values."""
+
+    rows: slice
+    pictures: list[Image.Image | None]
+    values: np.ndarray
+    energies: np.ndarray
+    acceptance: np.ndarray
+
+
+def _common_noise(options: SamplingOptions, count: int) -> Noise:
+    """The noise of N images; new seeds are the main process's."""
+    if options.seeds is None and options.generator is None:
+        seeds = options.processes.by_main(lambda: options.noise(count).seeds)
+        return Noise.of(seeds, None, count)
+    return options.noise(count)
+
+
 @dataclass(frozen=True)
 class _Watcher:
     """Called after each transition of a batch: stops at NaN, moves the bar, calls the user."""
 
     first: int
+    total: int
     bar: tqdm[Any]
-    callback: Callable[[LevelEnd, int], None] | None
+    options: SamplingOptions
 
     def __call__(self, end: LevelEnd) -> None:
         check_finite(end.refined, self.first, f"at transition {end.t}")
-        self.bar.update()
-        if self.callback is not None:
-            self.callback(end, self.first)
+        self.bar.update(self.options.processes.advance(1, self.total - self.bar.n))
+        if self.options.callback_on_level_end is not None:
+            self.options.callback_on_level_end(end, self.first)
 
 
 def check_finite(values: Tensor, first: int, where: str) -> None:

@@ -37,6 +37,10 @@ class PackageError(InputError, ImportError):
     """A package that not everyone needs is missing, or does not fit the others."""
 
 
+class ProcessError(CDRLError, RuntimeError):
+    """One of several processes that share work is missing or has ended."""
+
+
 class NumericalError(CDRLError, ArithmeticError):
     """A computation left the finite numbers (NaN or infinity)."""
 

@@ -25,6 +25,7 @@ from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.processes import ALONE, Processes
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 
 OutputType = Literal["pil", "np", "pt"]
@@ -62,6 +63,9 @@ class SamplingOptions:
             ``tqdm``.
         draw_on: where noise is drawn: "cpu" gives the same images on every device, "device" is quicker
             on an accelerator.
+        processes: those that share the batches, ``Processes.join()`` of `cdrl_infer.processes`. Each of
+            them makes the same call and gets the result of one process. callback_on_level_end is called
+            in the process that draws the batch; the first one shows the bar.
 
     Raises:
         InputError: a value is not valid.
@@ -79,6 +83,7 @@ class SamplingOptions:
     callback_on_level_end: Callable[[LevelEnd, int], None] | None = None
     progress: Progress = None
     draw_on: DrawOn = "cpu"
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         check_choice("output_type", self.output_type, get_args(OutputType))
@@ -86,6 +91,11 @@ class SamplingOptions:
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
+        if not isinstance(self.processes, Processes):
+            raise InputError(
+                "processes must be those of cdrl_infer.processes.Processes.join(), got "
+                f"{quoted(self.processes)}"
+            )
         find_kernel(self.kernel)  # raises for an unknown one
         checked = {
             "seeds": as_list(self.seeds),

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdrl_infer.cli.command import IMPORT
+from cdrl_infer.cli.command import IMPORT, OneOfSeveral
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
 from cdrl_train.data.registry import source_help
-from cdrl_train.engine.ending import OneOfSeveral
 
 if TYPE_CHECKING:
     from cdrl_train.config import TrainConfig

@@ -10,20 +10,28 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cdrl_infer.cli.command import IMPORT, open_target, parse_steps, uses_a_model
-from cdrl_infer.errors import LONGEST, CDRLError, CheckpointError, InputError, shown
+from cdrl_infer.cli.command import (
+    IMPORT,
+    OneOfSeveral,
+    open_target,
+    parse_steps,
+    sharing,
+    uses_a_model,
+)
+from cdrl_infer.errors import LONGEST, CheckpointError, InputError, shown
 from cdrl_infer.files import replaced_file
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
 from cdrl_train.data.registry import source_help
-from cdrl_train.engine.ending import OneOfSeveral
 from cdrl_train.evaluation.registry import EXTRACTORS
 
 if TYPE_CHECKING:
+    import torch
+
+    from cdrl_infer.processes import Processes
     from cdrl_train.evaluation.evaluate import Evaluation
     from cdrl_train.evaluation.report import Report
     from cdrl_train.evaluation.request import Request
-    from cdrl_train.evaluation.together import Processes
 
 STORING = {"model", "variant", "source", "split", "seed", "batch_size", "device"}
 STORED = {  # the options of what stores a result beside the weights
@@ -217,24 +225,18 @@ def _evaluate(
 ) -> None:
     """Measure, print, and write what was asked."""
     from cdrl_train.evaluation.card import card_file
-    from cdrl_train.evaluation.together import Processes
 
     out, plot = options.pop("out"), options.pop("plot")
-    request = _request(model, options)
-    if plot is not None and "stationarity" not in (request.metrics or ()):
-        raise InputError("--plot draws the chains of stationarity: add --metrics stationarity")
-    processes = Processes.join(device)
     card: Path | None = None
-    try:
-        with ExitStack() as stack:
-            stack.callback(processes.leave)
-            if update_card:
-                card = processes.alike(lambda: card_file(model))
-            report = _measured(stack, request, processes, out, plot, card)
-    except (CDRLError, OSError):
-        if processes.main:
-            raise
-        raise click.exceptions.Exit(2) from None  # the main process prints the error
+    with ExitStack() as stack:
+        processes = stack.enter_context(sharing())
+        request = _request(model, options)
+        if plot is not None and "stationarity" not in (request.metrics or ()):
+            raise InputError("--plot draws the chains of stationarity: add --metrics stationarity")
+        if update_card:
+            card = card_file(model)
+        place = processes.device(device)
+        report = _measured(stack, request, processes, place, out, plot, card)
     if processes.main:
         click.echo(report.text())
         for path in filter(None, [out, plot, card]):
@@ -261,6 +263,7 @@ def _measured(
     stack: ExitStack,
     request: Request,
     processes: Processes,
+    device: torch.device,
     out: str | None,
     plot: str | None,
     card: Path | None,
@@ -280,7 +283,7 @@ def _measured(
             picture = open_target(stack, plot, ".png")
         if processes.main and card is not None:
             new_card = _opened(stack, card)
-        evaluation = Evaluation.prepare(request, processes.device)
+        evaluation = Evaluation.prepare(request, device)
         if card is not None:
             updated_card(evaluation.pipe, card)  # raises for a card that cannot be edited
         return evaluation, table, picture, new_card

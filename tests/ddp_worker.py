@@ -16,8 +16,8 @@ import torch
 from runs import SMALL, fit, tiny, trainer, unet
 
 from cdrl_infer.errors import CheckpointError, ConfigError, NumericalError
+from cdrl_infer.processes import end_process
 from cdrl_train.engine import checkpoints
-from cdrl_train.engine.ending import end_process
 from cdrl_train.engine.saving import resume, save
 from cdrl_train.engine.trainer import Trainer
 

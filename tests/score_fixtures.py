@@ -60,4 +60,4 @@ def score(calibrated: Path, pictures: list[Image.Image]) -> Any:
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scorer, "stream", lambda *a, **k: pytest.fail("worked"))
+    monkeypatch.setattr(Scorer, "scored", lambda *a, **k: pytest.fail("worked"))

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from cdrl_infer.processes import one_of_several
 from cdrl_train.engine.distributed import make_accelerator
-from cdrl_train.engine.ending import one_of_several
 
 PROGRAM = """
 import atexit, os, click
 from cdrl_infer.errors import InputError
-from cdrl_train.engine.ending import OneOfSeveral
+from cdrl_infer.cli.command import OneOfSeveral
 
 atexit.register(os.abort)  # as gloo's threads do
 

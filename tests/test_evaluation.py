@@ -292,16 +292,16 @@ import dataclasses, sys
 from pathlib import Path
 import numpy as np
 from cdrl_infer.errors import InputError
-from cdrl_train.engine.ending import end_process
+from cdrl_infer.processes import end_process
 from cdrl_train.evaluation.evaluate import Evaluation
 from cdrl_train.evaluation.request import Request
-from cdrl_train.evaluation.together import Processes
+from cdrl_infer.processes import Processes
 
 model, data, classifier, out = map(Path, sys.argv[1:])
-processes = Processes.join("cpu")
+processes = Processes.join()
 request = Request(source=str(data), cache=out / "cache", model=str(model), count=23, batch_size=4,
                   metrics=("accuracy",), classifier=classifier)
-evaluation = processes.alike(lambda: Evaluation.prepare(request, processes.device))
+evaluation = processes.alike(lambda: Evaluation.prepare(request, processes.device("cpu")))
 accuracy = dataclasses.replace(evaluation.accuracy, classifier=lambda x: x.astype(np.int64))
 images = dataclasses.replace(evaluation, accuracy=accuracy)
 np.save(out / f"{processes.count}-{processes.rank}.npy", images.draw(processes, 0)["shown"])
@@ -325,7 +325,6 @@ end_process(0)
 def test_images_are_the_same_to_the_bit_however_many_processes_draw_them(
     model: Path, data: Path, classifier: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("accelerate")
     given = [str(path) for path in (model, data, classifier, tmp_path)]
     port = str(free_port())
     running = [

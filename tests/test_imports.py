@@ -22,6 +22,7 @@ LAYERS = {
     "cdrl_infer": """
         errors version files random
         optional device registry arguments habits
+        processes
         config
         untrusted
         schedule

@@ -6,10 +6,12 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,6 +26,7 @@ from cdrl_infer.errors import (
     shown,
 )
 from cdrl_infer.files import added_files, replaced_file
+from cdrl_infer.processes import ALONE, Processes, end_process, one_of_several
 
 if TYPE_CHECKING:
     from cdrl_infer.pipeline import CDRLPipeline
@@ -69,18 +72,13 @@ class OneLineErrors(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit."""
         kwargs["standalone_mode"] = False
-        code = 2
         _print_any_text()
         try:
             sys.exit(super().main(*args, **kwargs) or 0)
         except click.ClickException as error:
-            message = error.format_message()
-        except NumericalError as error:
-            message, code = str(error), 3
-        except NetworkError as error:
-            message, code = str(error), 4
+            message, code = error.format_message(), 2
         except (CDRLError, OSError) as error:
-            message, code = str(error), 5 if _disk_is_full(error) else 2
+            message, code = str(error), exit_code(error)
         except (click.Abort, KeyboardInterrupt):
             click.echo(f"{self.name}: interrupted", err=True)
             sys.exit(130)
@@ -88,7 +86,69 @@ class OneLineErrors(click.Command):
         sys.exit(code)
 
 
-class LazyCommands(OneLineErrors, click.Group):
+class Ended(BaseException):
+    """A launcher has told this process to end, as it does if another one has failed."""
+
+
+class OneOfSeveral(OneLineErrors):
+    """`OneLineErrors` for a command that `torchrun` or `accelerate launch` may start several times.
+
+    It exits with 143 when told to end.
+    """
+
+    processes = ALONE  # until `sharing` has met the others
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, and exit."""
+        if not one_of_several():
+            return super().main(*args, **kwargs)
+        signal.signal(signal.SIGTERM, _end)
+        try:
+            super().main(*args, **kwargs)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except Ended:
+            reason = f"process {os.environ['RANK']} was told to end, because another one has ended"
+            click.echo(f"{self.name}: error: {reason}", err=True)
+            code = 128 + signal.SIGTERM
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.processes.leave()
+        end_process(code)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Ended
+
+
+@contextmanager
+def sharing() -> Iterator[Processes]:
+    """The processes that run this command, in a block that succeeds in all, or in none.
+
+    Of an error of all, the main process alone tells.
+    """
+    processes = Processes.join()
+    command = click.get_current_context().find_root().command
+    if isinstance(command, OneOfSeveral):
+        command.processes = processes
+    try:
+        with processes.one_fate():
+            yield processes
+    except (CDRLError, OSError) as error:
+        if processes.main or error is not processes.failure:
+            raise
+        raise click.exceptions.Exit(exit_code(error)) from None
+
+
+def exit_code(error: Exception) -> int:
+    """The code with which a command ends after an error."""
+    if isinstance(error, NumericalError):
+        return 3
+    if isinstance(error, NetworkError):
+        return 4
+    return 5 if _disk_is_full(error) else 2
+
+
+class LazyCommands(OneOfSeveral, click.Group):
     """A command with commands below it, each imported when it is needed.
 
     Args:
@@ -158,20 +218,17 @@ def uses_a_model(command: Command) -> Command:
 
 
 def open_model(
-    model: str | None, revision: str | None, variant: str | None, device: str | None
+    model: str | None,
+    revision: str | None,
+    variant: str | None,
+    device: str | None,
+    processes: Processes = ALONE,
 ) -> CDRLPipeline:
-    """The model that the options of `uses_a_model` ask for."""
+    """The model that the options of `uses_a_model` ask for, on the device of this process."""
     from cdrl_infer.pipeline import CDRLPipeline
 
     pipe = CDRLPipeline.from_pretrained(model, revision=revision, variant=variant)
-    return pipe.to(device or usual_device())
-
-
-def usual_device() -> str:
-    """The device where none is named: "cuda" if there is one, else "cpu"."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return pipe.to(processes.device(device))
 
 
 def open_target(stack: ExitStack, target: str, *suffixes: str, folder: bool = False) -> Path:

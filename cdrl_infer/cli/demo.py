@@ -13,7 +13,6 @@ from cdrl_infer.cli.command import (
     REVISION,
     VARIANT,
     OneLineErrors,
-    usual_device,
 )
 from cdrl_infer.errors import InputError
 from cdrl_infer.version import __version__
@@ -54,6 +53,7 @@ def main(
     if model is None and (revision is not None or variant is not None):
         raise InputError("--revision and --variant are for one model: name it with --model")
     from cdrl_infer.demo.serve import open_models, served
+    from cdrl_infer.device import usual_device
 
     options = {} if model is None else {"revision": revision, "variant": variant}
     pipes = open_models(model, device=device or usual_device(), **options)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from cdrl_infer.drawing import CDRLPipelineOutput
     from cdrl_infer.model import CDRLModel
+    from cdrl_infer.processes import Processes
     from cdrl_infer.sampler import LevelEnd
 
 FILM_IMAGES, FILM_POINTS = 64, 2000  # the most that a film shows
@@ -31,14 +32,28 @@ class Film:
         self.columns = columns
         self.of_points = draws_points(model)
         self.limit = FILM_POINTS if self.of_points else FILM_IMAGES
-        self.frames: dict[str, list[Any]] = {}
+        self.batches: dict[int, dict[str, list[Any]]] = {}
 
     def __call__(self, end: LevelEnd, first: int) -> None:
         """Keep a level's proposals and refined images, at most as many as the film shows."""
+        frames = self.batches.setdefault(first, {})
         room = max(0, self.limit - first)
         for what, images in (("proposal", end.proposal), ("refined", end.refined)):
-            caption = f"level {end.t - 1}: {what}"
-            self.frames.setdefault(caption, []).extend(self._kept(images[:room]))
+            frames[f"level {end.t - 1}: {what}"] = self._kept(images[:room])
+
+    def gather(self, processes: Processes) -> None:
+        """Get the batches that the other processes have kept."""
+        for batches in processes.together(lambda: self.batches):
+            self.batches.update(batches)
+
+    @property
+    def frames(self) -> dict[str, list[Any]]:
+        """The images of all batches, in order, by caption."""
+        frames: dict[str, list[Any]] = {}
+        for _, batch in sorted(self.batches.items()):
+            for caption, images in batch.items():
+                frames.setdefault(caption, []).extend(images)
+        return frames
 
     def write(self, path: Path, output: CDRLPipelineOutput) -> None:
         """Write noise (the first draw from each seed), what was kept, and the result."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from cdrl_infer.errors import LONGEST, InputError, NumericalError, listing, shown
+from cdrl_infer.errors import LONGEST, InputError, listing, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cdrl_infer.images import Header
-    from cdrl_infer.scoring.scorer import ScoreOutput, Scorer
+    from cdrl_infer.processes import Processes
+    from cdrl_infer.scoring.scorer import Scorer
 
 MAX_NAME = 80  # characters in the name of an overlay; file systems allow 255 bytes
 
@@ -35,10 +36,11 @@ class Skipped:
         self.count += 1
         tqdm.write(f"cdrl-score: skipped: {shown(reason, LONGEST)}", file=sys.stderr)
 
-    def stop(self) -> NoReturn:
+    def stop(self, tell: bool = True) -> NoReturn:
         """End here, because no file is left: an empty table would look like a result."""
-        reason = "none of the files could be read, nothing is written"
-        click.echo(f"cdrl-score: error: {reason}", err=True)
+        if tell:
+            reason = "none of the files could be read, nothing is written"
+            click.echo(f"cdrl-score: error: {reason}", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -115,9 +117,13 @@ def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def check_pictures(
-    scorer: Scorer, headers: Mapping[Path, Header], resize: bool, grey: bool
+    scorer: Scorer,
+    headers: Mapping[Path, Header],
+    resize: bool,
+    grey: bool,
+    processes: Processes,
 ) -> None:
-    """Refuse images that the model cannot take before any image is scored.
+    """Refuse images that the model cannot take before any image is scored; processes share the files.
 
     Pixels are read only where the header does not tell whether they are coloured or transparent.
     """
@@ -126,19 +132,24 @@ def check_pictures(
     shape = scorer.model.image.shape
     told = {"1", "L", MODES.get(shape[0])}
 
-    errors = []
-    for path, header in headers.items():
-        try:
-            check_picture(header, shape, resize=resize)
-            if header.mode in told and not header.transparency:
-                continue
+    def wrong() -> list[tuple[int, str]]:
+        errors = []
+        for k, (path, header) in processes.mine(list(enumerate(headers.items()))):
             try:
-                picture = decode_image(path)
-            except InputError:  # it will be skipped
-                continue
-            read_images(picture, shape, resize=resize, grey=grey)
-        except InputError as error:
-            errors.append(f"{path}: {error}")
+                check_picture(header, shape, resize=resize)
+                if header.mode in told and not header.transparency:
+                    continue
+                try:
+                    picture = decode_image(path)
+                except InputError:  # it will be skipped
+                    continue
+                read_images(picture, shape, resize=resize, grey=grey)
+            except InputError as error:
+                errors.append((k, f"{path}: {error}"))
+        return errors
+
+    found = sorted(error for part in processes.together(wrong) for error in part)
+    errors = [text for _, text in found]
     if errors:
         more = f" ({len(errors)} such files)" if len(errors) > 1 else ""
         channels, height, width = shape
@@ -149,47 +160,33 @@ def check_pictures(
 
 
 class Pictures:
-    """Decodes files one by one, for `Scorer.stream`; skips those that cannot be decoded.
+    """Decodes files; skips those that cannot be decoded.
 
-    Attributes:
-        waiting: the files that were decoded and not yet scored, with (1, C, H, W) in [0, 1].
+    Args:
+        shape: (C, H, W) of the model's images.
+        resize, grey: see `cdrl_infer.images.read_images`.
+        skipped: is told of the files that cannot be decoded.
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        shape: tuple[int, int, int],
-        resize: bool,
-        grey: bool,
-        skipped: Skipped,
+        self, shape: tuple[int, int, int], resize: bool, grey: bool, skipped: Skipped
     ) -> None:
-        self.paths = paths
         self.shape = shape
         self.resize = resize
         self.grey = grey
         self.skipped = skipped
-        self.waiting: list[tuple[Path, Tensor]] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
-        from tqdm import tqdm
-
+    def read(self, paths: Iterable[Path]) -> dict[Path, Tensor]:
+        """(C, H, W) in [0, 1] of each file that can be decoded."""
         from cdrl_infer.images import decode_image, read_images
 
-        for path in tqdm(self.paths, unit="image", disable=None):
+        found = {}
+        for path in paths:
             try:
                 picture = decode_image(path)
                 pixels = read_images(picture, self.shape, resize=self.resize, grey=self.grey)
             except InputError as error:
                 self.skipped(error)
                 continue
-            self.waiting.append((path, pixels))
-            yield pixels
-
-    def watch(self, stream: Iterator[ScoreOutput]) -> Iterator[ScoreOutput]:
-        """The batches; empties ``waiting`` after each, names the files of one that fails."""
-        try:
-            for found in stream:
-                yield found
-                self.waiting.clear()
-        except NumericalError as error:
-            raise NumericalError(f"{self.waiting[0][0]} … {self.waiting[-1][0]}: {error}") from None
+            found[path] = pixels[0]
+        return found

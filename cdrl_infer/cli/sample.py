@@ -12,12 +12,13 @@ import click
 
 from cdrl_infer.cli.command import (
     IMPORT,
-    OneLineErrors,
+    OneOfSeveral,
     open_model,
     open_target,
     parse_numbers,
     parse_options,
     parse_steps,
+    sharing,
     uses_a_model,
 )
 from cdrl_infer.cli.film import FILM_IMAGES, Film, draws_points, sheet
@@ -36,7 +37,7 @@ ADAPT_IMAGES = 16  # chains of the warm-up
 
 
 @click.command(
-    "cdrl-sample", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+    "cdrl-sample", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @uses_a_model
 @IMPORT
@@ -142,26 +143,34 @@ def main(
     out: str | None,
     trajectory: str | None,
 ) -> None:
-    """Draw images from an energy-based model: cdrl-sample --out samples.png."""
-    if out is None and trajectory is None:
-        raise InputError("nothing to write: give --out or --trajectory a file name")
-    if (inpaint is None) != (mask is None):
-        raise InputError("--inpaint and --mask go together: give both, or neither")
-    if compose is not None and labels:
-        raise InputError("--compose and --label exclude each other: leave one out")
-    known = None
-    if inpaint is not None and mask is not None:
-        from cdrl_infer.images import decode_image
+    """Draw images from an energy-based model: cdrl-sample --out samples.png.
 
-        known = Path(inpaint), Path(mask)
-        for path in known:
-            decode_image(path)  # one that cannot be read is refused before the model is loaded
-    kernel = _kernel(kernel_name, kernel_options)
-    steps = None if langevin_steps is None else parse_steps(langevin_steps)
+    `torchrun --nproc_per_node 2 -m cdrl_infer sample …` and `accelerate launch -m cdrl_infer sample …`
+    share the images out over processes; they are the same for any number of them.
+    """
     with ExitStack() as stack:
-        picture = open_target(stack, out, ".png", folder=True) if out is not None else None
-        film = open_target(stack, trajectory, ".gif") if trajectory is not None else None
-        pipe = open_model(model, revision, variant, device)
+        processes = stack.enter_context(sharing())
+        if out is None and trajectory is None:
+            raise InputError("nothing to write: give --out or --trajectory a file name")
+        if (inpaint is None) != (mask is None):
+            raise InputError("--inpaint and --mask go together: give both, or neither")
+        if compose is not None and labels:
+            raise InputError("--compose and --label exclude each other: leave one out")
+        known = None
+        if inpaint is not None and mask is not None:
+            from cdrl_infer.images import decode_image
+
+            known = Path(inpaint), Path(mask)
+            for path in known:
+                decode_image(path)  # one that cannot be read is refused before the model is loaded
+        kernel = _kernel(kernel_name, kernel_options)
+        steps = None if langevin_steps is None else parse_steps(langevin_steps)
+        picture = film = None
+        if out is not None and processes.main:
+            picture = open_target(stack, out, ".png", folder=True)
+        if trajectory is not None and processes.main:
+            film = open_target(stack, trajectory, ".gif")
+        pipe = open_model(model, revision, variant, device, processes)
         if picture and picture.is_dir() and draws_points(pipe.model):
             raise InputError(
                 f"{pipe.name} draws points in the plane, and all of them are one scatter plot: expected "
@@ -171,7 +180,18 @@ def main(
         cycle = _labels(labels, pipe.model.labels)
         class_labels = cycle and [cycle[k % len(cycle)] for k in range(num_images)]
         columns = _columns(cycle, pipe.model.labels, free)
-        recorder = Film(pipe.model, columns) if film else None
+        recorder = Film(pipe.model, columns) if trajectory is not None else None
+        alone = free and not cycle
+        scale = processes.by_main(
+            lambda: _step_scale(
+                step_scale,
+                pipe,
+                kernel,
+                steps,
+                [None] if alone else cycle,
+                1.0 if alone else guidance_scale,
+            )
+        )
         options: dict[str, Any] = {
             "num_images": num_images,
             "seeds": seed,
@@ -179,18 +199,12 @@ def main(
             "kernel": kernel
             if kernel_options
             else kernel_name,  # a name has the model's noise scale
-            "step_scale": _step_scale(
-                step_scale,
-                pipe,
-                kernel,
-                steps,
-                [None] if free and not cycle else cycle,
-                1.0 if free and not cycle else guidance_scale,
-            ),
+            "step_scale": scale,
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
             "restarts": restarts,
             "guidance_scale": guidance_scale,
+            "processes": processes,
         }
         if known is not None:
             output = pipe.inpaint(
@@ -205,31 +219,41 @@ def main(
             output = pipe.compose(compose, **options)
         else:
             output = pipe(class_labels=class_labels, **options)
-        info = output.info
-        common = {
-            "model": pipe.name,
-            "version": f"cdrl {__version__}",
-            "kernel": info.kernel,
-            "langevin_steps": json.dumps(info.langevin_steps),
-            "step_scale": json.dumps(info.step_scale),
-            "restarts": json.dumps(info.restarts),
-        }
-        if info.expression is not None:
-            common["expression"] = info.expression  # with the guidance scale as its weight
-        else:
-            common["guidance_scale"] = json.dumps(guidance_scale)
-        if kernel.optimal_acceptance is not None:
-            rates = ", ".join(f"{rate:.2f}" for rate in info.acceptance.mean(0).tolist())
-            click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
-        kind = _write_pictures(picture, output, columns, common) if picture else ""
+        if recorder:
+            recorder.gather(processes)
+        facts = _facts(pipe, output, guidance_scale)
+        kind = _write_pictures(picture, output, columns, facts) if picture else ""
         if film and recorder:
             recorder.write(film, output)
+    if not processes.main:
+        return
+    if kernel.optimal_acceptance is not None:
+        rates = ", ".join(f"{rate:.2f}" for rate in output.info.acceptance.mean(0).tolist())
+        click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
     drawn = "1 image" if num_images == 1 else f"{num_images:,} images"
     if picture:
         seeds = f"seed {seed}" if seed is not None else "new seeds, stored with the images"
         click.echo(f"{shown(out, LONGEST)}: {drawn} of {shown(pipe.name)}, {kind}, {seeds}")
     if film:
         click.echo(f"{shown(trajectory, LONGEST)}: the levels of {drawn} as a film")
+
+
+def _facts(pipe: CDRLPipeline, output: CDRLPipelineOutput, guidance_scale: float) -> dict[str, str]:
+    """How all images were drawn, for whoever reads the files later."""
+    info = output.info
+    facts = {
+        "model": pipe.name,
+        "version": f"cdrl {__version__}",
+        "kernel": info.kernel,
+        "langevin_steps": json.dumps(info.langevin_steps),
+        "step_scale": json.dumps(info.step_scale),
+        "restarts": json.dumps(info.restarts),
+    }
+    if info.expression is not None:
+        facts["expression"] = info.expression  # with the guidance scale as its weight
+    else:
+        facts["guidance_scale"] = json.dumps(guidance_scale)
+    return facts
 
 
 def _kernel(name: str, texts: tuple[str, ...]) -> Kernel[Any]:

@@ -6,14 +6,21 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from cdrl_infer.cli.command import IMPORT, OneLineErrors, open_model, open_target, uses_a_model
+from cdrl_infer.cli.command import (
+    IMPORT,
+    OneOfSeveral,
+    open_model,
+    open_target,
+    sharing,
+    uses_a_model,
+)
 from cdrl_infer.cli.pictures import (
     Pictures,
     Skipped,
@@ -23,7 +30,7 @@ from cdrl_infer.cli.pictures import (
     overlay_names,
     read_headers,
 )
-from cdrl_infer.errors import InputError, shown
+from cdrl_infer.errors import InputError, NumericalError, shown
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_infer.version import __version__
 
@@ -31,7 +38,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from cdrl_infer.scoring.scorer import ScoreOutput, Scorer
+    from cdrl_infer.images import Header
+    from cdrl_infer.processes import Processes
+    from cdrl_infer.scoring.scorer import Plan, ScoreOutput, Scorer
 
 
 class Row(NamedTuple):
@@ -44,7 +53,7 @@ class Row(NamedTuple):
 
 
 @click.command(
-    "cdrl-score", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]}
+    "cdrl-score", cls=OneOfSeveral, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @uses_a_model
@@ -111,58 +120,66 @@ def main(
     higher) and anomalous. Table, histogram and heat maps appear when all images are scored, or not
     at all.
 
+    `torchrun --nproc_per_node 2 -m cdrl_infer score …` and `accelerate launch -m cdrl_infer score …`
+    share the images out over processes; the table is the same for any number of them.
+
     Exit codes: 0 done, 1 some files could not be read (they are named, the results of the others
     are written), 2 bad input, 3 scores that are not finite, 4 the Hub could not be reached, 5 the
     disk is full, 130 interrupted.
     """
-    if as_json and out is not None:
-        raise InputError(
-            "--json writes to stdout; with --out leave it out and name a .csv or .json file"
-        )
-    SCORES.find(score_name, "--score")
-    from cdrl_infer.scoring import plots
-    from cdrl_infer.scoring.scorer import Scorer
-
-    figure = None if plot is None else plots.new_figure()
-    skipped = Skipped()
-    files, folders = find_images(images, skipped)
-    headers = read_headers(files, skipped)
-    if not headers:
-        skipped.stop()
-    names = {} if heatmap is None else overlay_names(list(headers))
-    outputs = [Path(target) for target in (out, plot) if target is not None]
-    outputs += [Path(heatmap or "", name) for name in names.values()]
-    keep_inputs(outputs, headers)
     with ExitStack() as stack:
-        table = None if out is None else open_target(stack, out, ".csv", ".json")
-        picture = None if plot is None else open_target(stack, plot, ".png")
-        folder = None if heatmap is None else open_target(stack, heatmap, folder=True)
-        pipe = open_model(model, revision, variant, device)
+        processes = stack.enter_context(sharing())
+        if as_json and out is not None:
+            raise InputError(
+                "--json writes to stdout; with --out leave it out and name a .csv or .json file"
+            )
+        SCORES.find(score_name, "--score")
+        from cdrl_infer.arguments import positive
+        from cdrl_infer.scoring import plots
+        from cdrl_infer.scoring.scorer import Scorer
+
+        figure = None if plot is None else plots.new_figure()
+        skipped = Skipped()
+        headers, folders = processes.by_main(lambda: _headers(images, skipped))
+        names = {} if heatmap is None else overlay_names(list(headers))
+        outputs = [Path(target) for target in (out, plot) if target is not None]
+        outputs += [Path(heatmap or "", name) for name in names.values()]
+        keep_inputs(outputs, headers)
+        table = picture = folder = None
+        if out is not None and processes.main:
+            table = open_target(stack, out, ".csv", ".json")
+        if plot is not None and processes.main:
+            picture = open_target(stack, plot, ".png")
+        if heatmap is not None:
+            folder = processes.by_main(lambda: open_target(stack, heatmap, folder=True))
+        pipe = open_model(model, revision, variant, device, processes)
         scorer = Scorer(pipe.model, pipe.name)
-        check_pictures(scorer, headers, resize, grey)
-        pictures = Pictures(list(headers), scorer.model.image.shape, resize, grey, skipped)
-        rows: list[Row] = []
-        made_with: dict[str, Any] = {}
-        stream = scorer.stream(
-            pictures,
-            score_name,
-            level=level,
-            seed=seed,
-            threshold_fpr=threshold_fpr,
-            return_map=folder is not None,
-            batch_size=batch_size,
-            progress=False,
-        )
-        for line in folders:
-            click.echo(f"cdrl-score: {line}", err=True)
-        for found in pictures.watch(stream):
-            made_with = _facts(scorer, found, level, threshold_fpr)
-            batch = _rows(pictures.waiting, found)
-            rows += batch
+        check_pictures(scorer, headers, resize, grey, processes)
+        plan = scorer.plan(score_name, level=level, seed=seed, threshold_fpr=threshold_fpr)
+        batch_size = positive("batch_size", batch_size)
+        made_with = _facts(scorer, plan, level, threshold_fpr)
+        if processes.main:
+            for line in folders:
+                click.echo(f"cdrl-score: {line}", err=True)
+        pictures = Pictures(scorer.model.image.shape, resize, grey, skipped)
+
+        def score_part(part: Sequence[Path], first: int) -> list[Row]:
+            pixels = pictures.read(part)
+            if not pixels:
+                return []
+            try:
+                found = scorer.scored(plan, list(pixels.values()), first, folder is not None)
+            except NumericalError as error:
+                raise NumericalError(f"{part[0]} … {part[-1]}: {error}") from None
+            rows = _rows([*pixels], found)
             if folder is not None:
-                _write_overlays(folder, names, pictures.waiting, batch, found.maps, made_with)
+                _write_overlays(folder, names, pixels, rows, found.maps, made_with)
+            return rows
+
+        rows = _each_part(processes, list(headers), batch_size, score_part)
+        unread = sum(processes.together(lambda: skipped.count))
         if not rows:
-            skipped.stop()
+            skipped.stop(processes.main)
         as_json = as_json if table is None else table.suffix.lower() == ".json"
         text = _json(rows, made_with) if as_json else _csv(rows)
         if picture is not None and figure is not None:
@@ -170,32 +187,70 @@ def main(
             plots.save_figure(figure, picture, _texts(made_with))
         if table is not None:
             table.write_bytes(text)
-    if table is None:
-        click.echo(_visible(text) if sys.stdout.isatty() else text, nl=False)
-    _tell(rows, scorer, made_with)
-    return 1 if skipped.count else 0
+    if processes.main:
+        if out is None:
+            click.echo(_visible(text) if sys.stdout.isatty() else text, nl=False)
+        _tell(rows, scorer, made_with)
+    return 1 if unread else 0
+
+
+def _headers(given: Sequence[str], skipped: Skipped) -> tuple[dict[Path, Header], list[str]]:
+    """The headers of all files that have one, and a line about each folder."""
+    files, folders = find_images(given, skipped)
+    headers = read_headers(files, skipped)
+    if not headers:
+        skipped.stop()
+    return headers, folders
+
+
+def _each_part(
+    processes: Processes,
+    files: Sequence[Path],
+    batch_size: int,
+    work: Callable[[Sequence[Path], int], list[Row]],
+) -> list[Row]:
+    """The rows of all files, in order; processes share batches of files.
+
+    A batch has the same files for any number of processes, and so do the rows all their bits.
+    """
+    from tqdm import tqdm
+
+    starts = range(0, len(files), batch_size)
+
+    def mine() -> list[tuple[int, list[Row]]]:
+        found = []
+        hidden = None if processes.main else True
+        with tqdm(total=len(files), unit="image", disable=hidden) as bar:
+            for first in processes.mine(starts):
+                part = files[first : first + batch_size]
+                found.append((first, work(part, first)))
+                bar.update(processes.advance(len(part), len(files) - bar.n))
+        return found
+
+    parts = sorted(part for found in processes.together(mine) for part in found)
+    return [row for _, rows in parts for row in rows]
 
 
 def _facts(
-    scorer: Scorer, found: ScoreOutput, level: int | None, threshold_fpr: float | None
+    scorer: Scorer, plan: Plan, level: int | None, threshold_fpr: float | None
 ) -> dict[str, Any]:
     """What the results were made with, for whoever reads them later."""
     return {
         "model": scorer.name,
         "version": f"cdrl {__version__}",
-        "score": found.score,
+        "score": plan.score,
         "level": level,
-        "seed": found.seed,
+        "seed": plan.seed,
         "threshold_fpr": threshold_fpr,
-        "threshold": found.threshold,
+        "threshold": plan.threshold,
     }
 
 
-def _rows(pictures: Sequence[tuple[Path, Tensor]], found: ScoreOutput) -> list[Row]:
-    nothing = [None] * len(pictures)
+def _rows(paths: Sequence[Path], found: ScoreOutput) -> list[Row]:
+    nothing = [None] * len(paths)
     p_values = nothing if found.p_values is None else found.p_values.tolist()
     anomalous = nothing if found.anomalous is None else found.anomalous.tolist()
-    files = [str(path) for path, _ in pictures]
+    files = list(map(str, paths))
     return [
         Row(*cells) for cells in zip(files, found.scores.tolist(), p_values, anomalous, strict=True)
     ]
@@ -204,7 +259,7 @@ def _rows(pictures: Sequence[tuple[Path, Tensor]], found: ScoreOutput) -> list[R
 def _write_overlays(
     folder: Path,
     names: Mapping[Path, str],
-    pictures: Sequence[tuple[Path, Tensor]],
+    pictures: Mapping[Path, Tensor],
     rows: Sequence[Row],
     maps: Tensor | None,
     made_with: Mapping[str, object],
@@ -212,11 +267,12 @@ def _write_overlays(
     from cdrl_infer.images import save_png, to_pil
     from cdrl_infer.scoring.plots import overlay
 
-    for (path, pixels), row, heat in zip(pictures, rows, () if maps is None else maps, strict=True):
+    heats = () if maps is None else maps
+    for (path, pixels), row, heat in zip(pictures.items(), rows, heats, strict=True):
         told = f"{made_with['score']} {row.score:.4g}"
         told += "" if row.p_value is None else f", p {row.p_value:.2g}"
         plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in path.name)
-        panel = overlay(to_pil(2 * pixels - 1)[0], heat, f"{plain}: {told}")
+        panel = overlay(to_pil(2 * pixels[None] - 1)[0], heat, f"{plain}: {told}")
         facts = {"file": row.file, "value": row.score, "p_value": row.p_value, **made_with}
         save_png(panel, folder / names[path], _texts(facts))
 

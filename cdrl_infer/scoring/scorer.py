@@ -75,8 +75,8 @@ class ScoreOutput:
         return table([*columns], [*zip(*columns.values(), strict=True)], "higher = more anomalous")
 
 
-class _Plan(NamedTuple):
-    """The checked arguments of a call."""
+class Plan(NamedTuple):
+    """The checked arguments of a call, see `Scorer.plan`."""
 
     score: str
     t: int
@@ -174,21 +174,25 @@ class Scorer:
             ConfigError: the score or the p-values need a calibration, and it belongs to other weights.
             NumericalError: a score is not finite.
         """
-        plan = self._plan(score, level, seed, threshold_fpr)
+        plan = self.plan(score, level=level, seed=seed, threshold_fpr=threshold_fpr)
         batch_size = positive("batch_size", batch_size)
         resize, return_map = flag("resize", resize), flag("return_map", return_map)
         total, shape = None, self.model.image.shape
         if isinstance(images, AT_HAND):  # refuse bad images before any work
             total = sum(1 for _ in each_image(images, shape, resize=resize, grey=grey))
-        if plan.needs is not None:
-            self._check_weights(plan.needs)
         pictures = each_image(images, shape, resize=resize, grey=grey)
         bar = progress_bar(progress, total=total, unit="image")
         return self._batches(plan, pictures, batch_size, return_map, bar)
 
-    def _plan(
-        self, score: str, level: int | None, seed: int | None, threshold_fpr: float | None
-    ) -> _Plan:
+    def plan(
+        self,
+        score: str = "combined",
+        *,
+        level: int | None = None,
+        seed: int | None = None,
+        threshold_fpr: float | None = None,
+    ) -> Plan:
+        """Check the arguments of `stream`, for `scored`; see there for their meaning and errors."""
         check_choice("score", score, tuple(SCORES))
         rule, statistics = SCORES[score], self.model.statistics
         fitted = isinstance(rule, FittedScore)
@@ -223,11 +227,13 @@ class Scorer:
             threshold = reference.threshold(score, fpr, t)
         noise = draw_noise(self.model.schedule, self.model.image.shape, seed)
         needs = statistics if fitted else reference
-        return _Plan(score, t, seed, needs, reference, threshold, noise)
+        if needs is not None:
+            self._check_weights(needs)
+        return Plan(score, t, seed, needs, reference, threshold, noise)
 
     def _batches(
         self,
-        plan: _Plan,
+        plan: Plan,
         pictures: Iterator[Tensor],
         batch_size: int,
         return_map: bool,
@@ -236,17 +242,29 @@ class Scorer:
         done = 0
         with bar:
             while part := list(islice(pictures, batch_size)):
-                yield self._scored(plan, part, done, return_map)
+                yield self.scored(plan, part, done, return_map)
                 done += len(part)
                 bar.update(len(part))
 
     @default_switches()
-    def _scored(self, plan: _Plan, part: list[Tensor], done: int, return_map: bool) -> ScoreOutput:
-        """The scores of a batch; ``done`` images came before it."""
-        batch = torch.stack(part)
+    def scored(
+        self, plan: Plan, part: Sequence[Tensor], first: int = 0, return_map: bool = False
+    ) -> ScoreOutput:
+        """Score one batch.
+
+        Args:
+            plan: by `plan`.
+            part: B images (C, H, W) in [0, 1].
+            first: the number of the first of them, for messages.
+            return_map: also compute heat maps.
+
+        Raises:
+            NumericalError: a score is not finite.
+        """
+        batch = torch.stack(list(part))
         fit = None if plan.needs is None else plan.needs.fit
         values = SCORES[plan.score](NoisedImages.of(self.model, batch, plan.noise), plan.t, fit)
-        _check_finite(values, done, plan.score)
+        _check_finite(values, first, plan.score)
         reference = plan.reference
         return ScoreOutput(
             scores=values,

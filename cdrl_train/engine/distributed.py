@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.optional import needed
+from cdrl_infer.processes import RANKS, launched
 from cdrl_train.config import Precision
-from cdrl_train.engine.ending import RANKS, launched
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

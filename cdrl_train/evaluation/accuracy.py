@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdrl_infer.model import Attribute
+from cdrl_infer.processes import Arrays, Processes
 from cdrl_train.evaluation.classifier import Classifier
 from cdrl_train.evaluation.report import BINOMIAL, Result, binomial_error
 from cdrl_train.evaluation.sampling import RealImages
-from cdrl_train.evaluation.together import Arrays, Processes
 
 Labels = NDArray[np.int64]  # (N, A)
 

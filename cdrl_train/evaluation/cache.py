@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
-from cdrl_train.evaluation.together import ALONE, Arrays, Processes
+from cdrl_infer.processes import ALONE, Arrays, Processes
 
 PART = 500  # number of images per file
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cdrl_infer.processes import Processes
 from cdrl_train.evaluation.cache import FeatureCache
 from cdrl_train.evaluation.extractors import Extractor
 from cdrl_train.evaluation.fidelity import SETTINGS, compare, kid_subset
 from cdrl_train.evaluation.report import Result, over_repeats
 from cdrl_train.evaluation.sampling import RealImages
-from cdrl_train.evaluation.together import Processes
 
 METRICS = ("fid", "kid", "is", "prc")
 

@@ -11,6 +11,7 @@ import torch
 
 from cdrl_infer.errors import listing, shown
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.processes import Arrays, Processes
 from cdrl_infer.storage import hub
 from cdrl_infer.storage.folder import load_model
 from cdrl_infer.version import __version__
@@ -27,7 +28,6 @@ from cdrl_train.evaluation.report import Report, Result, slug
 from cdrl_train.evaluation.request import Request, check_labels
 from cdrl_train.evaluation.sampling import RealImages, Samples, model_digest
 from cdrl_train.evaluation.stationarity import Stationarity
-from cdrl_train.evaluation.together import Arrays, Processes
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 
 from cdrl_infer.likelihood.density import CLEAN, DENSITIES, LikelihoodOutput
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.processes import Arrays, Processes
 from cdrl_train.evaluation.report import Result
 from cdrl_train.evaluation.sampling import RealImages
-from cdrl_train.evaluation.together import Arrays, Processes
 
 DRAWS = 1  # of noise per image; the average over the images needs no more
 ERROR_IS = "standard error over the images, with that of the normaliser"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cdrl_infer.errors import InputError
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.processes import Arrays, Processes
 from cdrl_train.data.sources import load_images
 from cdrl_train.evaluation.cache import images_digest
 from cdrl_train.evaluation.ood_metrics import (
@@ -22,7 +23,6 @@ from cdrl_train.evaluation.ood_metrics import (
 )
 from cdrl_train.evaluation.report import BOOTSTRAP, Result
 from cdrl_train.evaluation.sampling import Bytes, RealImages
-from cdrl_train.evaluation.together import Arrays, Processes
 
 RESAMPLINGS = 1000
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.processes import Arrays, Processes
 from cdrl_infer.proposals import make_proposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import LevelEnd
@@ -20,7 +21,6 @@ from cdrl_train.evaluation.chains import KINDS, Chains, Starts, run_chains, star
 from cdrl_train.evaluation.report import Result
 from cdrl_train.evaluation.request import same_labels
 from cdrl_train.evaluation.sampling import RealImages, Steps, balanced_labels
-from cdrl_train.evaluation.together import Arrays, Processes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
