@@ -206,6 +206,12 @@ def check_sizes(role: str, network: Any, image: ImageShape, labels: tuple[Attrib
             f"{role}: image height and width must be multiples of {multiple}, "
             f"got {image.height} and {image.width}"
         )
+    size = getattr(network, "image_size", None)
+    if size is not None and tuple(size) != (image.height, image.width):
+        raise ConfigError(
+            f"{role}: image_size is {size[0]} x {size[1]}, but images are {image.height} x "
+            f"{image.width}; set {role}.image_size=[{image.height},{image.width}]"
+        )
     found = image.height * image.width
     if pixels not in (None, found):
         raise ConfigError(f"{role}: num_pixels is {pixels}, but images have {found} pixels")

@@ -200,7 +200,7 @@ class CDRLPipeline(LoadedModel):
             condition = on_concepts(expression, guidance_scale, self.concept)
         return draw(self.model, chosen.sampler(self.model), condition, chosen, count, known)
 
-    def score(self, images: ImageInput, score: str = "combined", **options: Any) -> ScoreOutput:
+    def score(self, images: ImageInput, score: str | None = None, **options: Any) -> ScoreOutput:
         """How odd images are for this model: one number each, higher = more anomalous.
 
         ::
@@ -212,7 +212,8 @@ class CDRLPipeline(LoadedModel):
         Args:
             images: pictures, paths, arrays or tensors as for `inpaint`; or a data set or anything else
                 that gives such images one by one, which is read batch by batch.
-            score: a name in `cdrl_infer.scoring.SCORES`.
+            score: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, "combined" or for MPDR
+                "energy".
             options: level, seed, threshold_fpr, return_map, resize, grey, batch_size and progress; see
                 `cdrl_infer.scoring.scorer.Scorer.stream`, also for the errors.
         """

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cdrl_infer.networks.autoencoder import SphereNetwork
 from cdrl_infer.networks.distributions import Distribution
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
@@ -100,6 +101,34 @@ class ComposedProposal(InitializerProposal):
         return unconditional + torch.sum(weights * pulls, 0)
 
 
+class AutoencoderProposal:
+    """``y⁰ = f_d(z)`` with z on the unit sphere, for a model of one transition (MPDR).
+
+    The latent is a projection of the noise x_T, see `SphereNetwork`. The proposal adds no noise, so it
+    has no density.
+
+    Args:
+        network: the autoencoder.
+    """
+
+    def __init__(self, network: SphereNetwork) -> None:
+        self.network = network
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """The decoded latent, (B, C, H, W)."""
+        images: Tensor = self.network(x_t)
+        return images
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """The decoded latent, (B, C, H, W), without gradients. It draws no noise."""
+        with torch.no_grad():
+            return self.mean(x_t, level)
+
+    def errors(self, u: Tensor) -> Tensor:
+        """The errors of reconstruction ``‖u - f_d(f_e(u))‖²``, (B,)."""
+        return self.network.errors(u)
+
+
 class IdentityProposal:
     """``y⁰ = x_t``, for DRL, which has no initializer (Gao et al., ICLR 2021). It draws no noise."""
 
@@ -151,19 +180,21 @@ class DistributionProposal:
 
 def proposal_class(
     network: type[Any] | None,
-) -> type[InitializerProposal | IdentityProposal | DistributionProposal]:
+) -> type[InitializerProposal | IdentityProposal | DistributionProposal | AutoencoderProposal]:
     """The class of the proposal that `make_proposal` makes of a network of this class.
 
     A proposal with a density has the method ``log_prob(y, x_t, level)``.
     """
     if network is None:
         return IdentityProposal
+    if issubclass(network, SphereNetwork):
+        return AutoencoderProposal
     return DistributionProposal if issubclass(network, Distribution) else InitializerProposal
 
 
 def make_proposal(
     network: InitializerNetwork | None, labels: Tensor | None = None, weights: Tensor | None = None
-) -> InitializerProposal | IdentityProposal | DistributionProposal:
+) -> InitializerProposal | IdentityProposal | DistributionProposal | AutoencoderProposal:
     """The proposal of a model's initializer.
 
     Args:
@@ -176,6 +207,8 @@ def make_proposal(
     original = getattr(network, "_orig_mod", network)  # of a compiled network
     if isinstance(original, Distribution):
         return DistributionProposal(original)
+    if isinstance(original, SphereNetwork):
+        return AutoencoderProposal(original)
     if labels is None or weights is None:
         return InitializerProposal(network, labels)
     return ComposedProposal(network, labels, weights)

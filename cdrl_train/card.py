@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from cdrl_infer.errors import listing
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage import card
 from cdrl_train.config import TrainConfig
@@ -41,6 +42,11 @@ def render(
         command += ["--init-from", name]
     facts = {
         "data": data,
+        **(
+            {"held out": listing(record["held_out_classes"])}
+            if "held_out_classes" in record
+            else {}
+        ),
         **start,
         **{
             label.replace("_", " "): ", ".join(

@@ -120,10 +120,8 @@ STORED = {  # the options of what stores a result beside the weights
 )
 @click.option(
     "--score",
-    default="combined",
-    show_default=True,
     metavar="NAME",
-    help=f"Anomaly score for ood: {', '.join(SCORES)}.",
+    help=f"Anomaly score for ood: {', '.join(SCORES)}. [combined; energy for a model of MPDR]",
 )
 @click.option(
     "--classifier",

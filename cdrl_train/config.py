@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdrl_infer.config import from_config, parse_json
-from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
+from cdrl_infer.config import from_config
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import SamplerDefaults
-from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.untrusted import read_json
+from cdrl_train.assignments import (
+    differences,
+    group,
+    head_or_backbone,
+    parse,
+    phase_or_objective,
+)
 from cdrl_train.objectives import OBJECTIVES, Objective
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -40,6 +45,8 @@ class DataConfig:
             user has to say.
         attributes: names of the attributes to condition on; null: all of them; []: none, for an
             unconditional model.
+        hold_out: names of classes to leave out of training, or their numbers, from 0; a name counts
+            before a number. ``cdrl-eval --metrics ood`` then tells them from the others.
         in_memory_mib: data sets of up to this many MiB are kept as uint8 on the training device; larger
             ones are mapped from the disk.
         grey: make grey images of coloured ones; grey ones that are stored in colour become grey anyway.
@@ -54,6 +61,7 @@ class DataConfig:
 
     source: str = ""
     attributes: tuple[str, ...] | None = None
+    hold_out: tuple[str | int, ...] | str | int = ()
     in_memory_mib: int = 2048
     grey: bool = False
     dequantise: bool = True
@@ -65,8 +73,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         _within("in_memory_mib", self.in_memory_mib, 0)
         _within("label_dropout", self.label_dropout, 0, 1)
+        if isinstance(self.hold_out, str | int):
+            object.__setattr__(self, "hold_out", (self.hold_out,))
         for size in self.image_size or ():
             _within("image_size", size, 1, 4096)
+
+    @property
+    def classes_out(self) -> tuple[str | int, ...]:
+        """`hold_out`, also if it is one class."""
+        assert isinstance(self.hold_out, tuple)  # since `__post_init__`
+        return self.hold_out
 
 
 @dataclass(frozen=True)
@@ -311,8 +327,8 @@ class TrainConfig:
     def assignments(self, base: TrainConfig) -> list[str]:
         """The ``"KEY=VALUE"`` that `override` needs to make this of ``base``."""
         if base.labels == self.labels:
-            return _differences(base.by_label(), self.by_label(), "")
-        return _differences(base.to_dict(), self.to_dict(), "")  # all phases as one value
+            return differences(base.by_label(), self.by_label(), "")
+        return differences(base.to_dict(), self.to_dict(), "")  # all phases as one value
 
     def override(self, assignments: list[str]) -> TrainConfig:
         """A copy with assignments such as ``"cooperative.steps=100"`` applied.
@@ -333,67 +349,10 @@ class TrainConfig:
             for names in (self.labels, [phase.name for phase in self.phases]):
                 if parents and parents[0] in names:
                     parents[:1] = ["phases", str([*names].index(parents[0]))]
-            target = _group(values, parents, path)
+            target = group(values, parents, path)
             if parents[:1] == ["phases"] and len(parents) == 2:
-                target = _phase_or_objective(target, last, path)
+                target = phase_or_objective(target, last, path)
             elif parents in (["ebm"], ["initializer"]):
-                target = _head_or_backbone(parents[0], target, last)
-            target[last] = _parse(text)
+                target = head_or_backbone(parents[0], target, last)
+            target[last] = parse(text)
         return TrainConfig.from_dict(values)
-
-
-def _head_or_backbone(role: str, network: dict[str, Any], key: str) -> dict[str, Any]:
-    """What holds an option of a network: the network itself or its backbone."""
-    backbone = network.get("backbone")
-    if not isinstance(backbone, dict) or network.get("class") not in NETWORKS[role]:
-        return network
-    own = inspect.signature(NETWORKS[role][network["class"]].__init__).parameters
-    return network if key in ("class", *own) else backbone
-
-
-def _phase_or_objective(phase: dict[str, Any], key: str, path: str) -> dict[str, Any]:
-    """What holds an option of a phase: the phase itself or its objective."""
-    own: dict[str, Any] = phase["objective"]
-    if key not in (known := [*phase, *own]):
-        raise ConfigError(
-            f"unknown option {path!r}, expected one of {listing(known, 20)}{did_you_mean(key, known)}"
-        )
-    return phase if key in phase else own
-
-
-def _group(values: dict[str, Any], parents: list[str], path: str) -> dict[str, Any]:
-    """The group of options that a path leads to."""
-    target: Any = values
-    for parent in parents:
-        if isinstance(target, list | tuple) and parent.isdecimal() and int(parent) < len(target):
-            target = target[int(parent)]
-        else:
-            target = target.get(parent) if isinstance(target, dict) else None
-    if not isinstance(target, dict):
-        known = [*(key for key, value in values.items() if isinstance(value, dict)), "phases.0"]
-        known += [phase["label"] or phase["objective"]["name"] for phase in values["phases"]]
-        raise ConfigError(
-            f"unknown option {path!r}: there is no group {'.'.join(parents)!r}, expected one of "
-            f"{listing(known)}{did_you_mean(parents[0], known)}"
-        )
-    return target
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str) -> list[str]:
-    """Assignments that turn ``old`` into ``new``."""
-    found: list[str] = []
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and before.keys() <= value.keys():
-            found += _differences(before, value, f"{path}{key}.")
-        elif key not in old or before != value:
-            found.append(f"{path}{key}={json.dumps(value)}")
-    return found
-
-
-def _parse(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text

@@ -38,6 +38,7 @@ class DataRecord:
         labels: one entry per attribute.
         source: the data as the user named them, to resume with; a model never holds it.
         init_from: the model whose networks the run started with, likewise.
+        held_out: the names of the classes that were left out.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DataRecord:
     labels: tuple[Attribute, ...] = ()
     source: str | None = None
     init_from: str | None = None
+    held_out: tuple[str, ...] = ()
 
 
 def to_model(trainer: Trainer) -> CDRLModel:
@@ -104,6 +106,7 @@ def add_card(
     *,
     data: str,
     init_from: str | None = None,
+    held_out: Sequence[str] = (),
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> None:
@@ -115,6 +118,7 @@ def add_card(
         run: folder of the run.
         data: name of the training data.
         init_from: the model that the run started with, if any; a folder is named without its parents.
+        held_out: the names of the classes that were left out.
         licence, datasets: see `cdrl_infer.storage.card.render`.
     """
     preview = picture_of(run, model.training["steps"])
@@ -123,6 +127,8 @@ def add_card(
     if init_from is not None:
         start = Path(init_from)
         model.training["init_from"] = start.name if start.is_absolute() else init_from
+    if held_out:
+        model.training["held_out_classes"] = list(held_out)
     model.model_card = render(model, config, data=data, licence=licence, datasets=datasets)
 
 
@@ -161,9 +167,15 @@ def export_run(
         raise CheckpointError(
             f"{path} is not a training state of this package ({error!r:.200})"
         ) from None
-    start = record.init_from
     add_card(
-        model, config, run, data=record.name, init_from=start, licence=licence, datasets=datasets
+        model,
+        config,
+        run,
+        data=record.name,
+        init_from=record.init_from,
+        held_out=record.held_out,
+        licence=licence,
+        datasets=datasets,
     )
     return model, config
 
@@ -194,10 +206,16 @@ def read_record(run: Path) -> DataRecord:
     """
     data, where = read_json(run, DATA), str(run / DATA)
     optional = ["source", "init_from"]
-    check_keys(data, required=["name", "image", "labels"], optional=optional, where=where)
+    required = ["name", "image", "labels"]
+    check_keys(data, required=required, optional=[*optional, "held_out"], where=where)
     image = from_config(ImageShape, data["image"], f"{where}, 'image'")
     told = [None if data.get(key) is None else str(data[key]) for key in optional]
-    return DataRecord(str(data["name"]), image, labels_from(data["labels"], where), *told)
+    gone = data.get("held_out", ())
+    if not isinstance(gone, list | tuple):
+        raise ConfigError(f"{where}: expected a list of names as held_out, found {gone!r:.60}")
+    names, labels = tuple(map(str, gone)), labels_from(data["labels"], where)
+    source, start = told
+    return DataRecord(str(data["name"]), image, labels, source, start, names)
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:

@@ -249,15 +249,18 @@ def _begin(trainer: Trainer, model: CDRLModel, source: str, init_from: str | Non
         config.write(out / CONFIG)
         start = init_from and absolute_model(init_from)
         labels, name = model.labels, data_name(source)
-        record_data(out, DataRecord(name, model.image, labels, absolute(source), start))
+        gone = trainer.stream.data.held_out
+        record_data(out, DataRecord(name, model.image, labels, absolute(source), start, gone))
         return Trackers(trainer.accelerator, config, out, trainer.step)
 
 
 def _exported(trainer: Trainer) -> CDRLModel:
     """The model as it is now, with its card."""
     model, record = to_model(trainer), read_record(trainer.folder)
-    start = record.init_from
-    add_card(model, trainer.config, trainer.folder, data=record.name, init_from=start)
+    start, gone = record.init_from, record.held_out
+    add_card(
+        model, trainer.config, trainer.folder, data=record.name, init_from=start, held_out=gone
+    )
     return model
 
 

@@ -21,7 +21,7 @@ from cdrl_infer.scoring.reference import MAX_DATA, STATISTICS
 from cdrl_infer.storage.folder import load_model
 from cdrl_train.calibrate import choose
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import data_name, fit_of, load_images
+from cdrl_train.data.sources import data_name, fit_of, load_images, without_held_out
 from cdrl_train.evaluation.request import check_shape
 from cdrl_train.normalise import normalise
 
@@ -64,6 +64,7 @@ class _Measured:
         pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         image = pipe.model.image
         data = load_images(source, split, fit=fit_of(pipe.model), channels=image.channels)
+        data, _ = without_held_out(data, pipe.model)
         named = data_name(source) if Path(source).is_dir() else f"{data_name(source)}, {split}"
         return cls(pipe, data, shown(named, MAX_DATA - 1), seed, batch_size, count)
 

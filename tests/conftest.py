@@ -5,11 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cdrl_infer.model import Attribute, CDRLModel, ImageShape, SamplerDefaults
+from cdrl_infer.networks.autoencoder import (
+    ConvEnergy,
+    ReconstructionEnergy,
+    SphereAutoencoder,
+)
 from cdrl_infer.networks.heads import InnerProductEnergy, ResidualInitializer
 from cdrl_infer.networks.patch_unet import PatchUNet
 from cdrl_infer.pipeline import CDRLPipeline
@@ -46,6 +52,26 @@ def make_model(*attributes: tuple[str, ...], channels: int = 1, seed: int = 0) -
         schedule=NoiseSchedule(num_levels=3),
         image=ImageShape(channels, 8, 8),
         labels=tuple(Attribute(f"attribute {k}", v) for k, v in enumerate(attributes)),
+        sampler=SamplerDefaults(langevin_steps=2),
+        training={"images": 1},
+    )
+
+
+def make_mpdr(kind: str = "ConvEnergy", seed: int = 0, **options: Any) -> CDRLModel:
+    """A tiny model of MPDR with random weights: 8x8 grey images, one transition."""
+    sizes: dict[str, Any] = {"width": 4, "hidden": 16, "image_size": (8, 8)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "ConvEnergy":
+            ebm: Any = ConvEnergy(**sizes, **options)
+        else:
+            ebm = ReconstructionEnergy(**sizes, latent=6, **options)
+        initializer = SphereAutoencoder(**sizes, latent=6)
+    return CDRLModel(
+        ebm,
+        initializer,
+        schedule=NoiseSchedule(num_levels=1, step_size=1e-4),
+        image=ImageShape(1, 8, 8),
         sampler=SamplerDefaults(langevin_steps=2),
         training={"images": 1},
     )

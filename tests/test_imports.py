@@ -42,7 +42,7 @@ LAYERS = {
     """,
     "cdrl_train": """
         spectral upload calibrate
-        objectives
+        objectives assignments
         config
         data networks presets tracking
         engine init_from settle normalise

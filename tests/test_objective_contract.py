@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_mpdr
 
 from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.distributions import GaussianDistribution, MixtureDistribution
@@ -30,6 +30,8 @@ def objective(name: str) -> Objective:
 
 def model_for(name: str) -> CDRLModel:
     """A model that the objective can train, for images of 8 x 8."""
+    if name in ("autoencoder", "mpdr"):
+        return make_mpdr()
     if not OBJECTIVES[name].needs_normaliser:
         return make_model(("a", "b", "c"))
     torch.manual_seed(0)

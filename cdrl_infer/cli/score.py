@@ -61,11 +61,9 @@ class Row(NamedTuple):
 @click.option(
     "--score",
     "score_name",
-    default="combined",
-    show_default=True,
     metavar="NAME",
     help=f"What to measure: {', '.join(SCORES)}. All but energy, score-norm and complexity need a "
-    "calibrated model.",
+    "calibrated model. [combined; energy for a model of MPDR]",
 )
 @click.option(
     "--level",
@@ -102,7 +100,7 @@ def main(
     variant: str | None,
     device: str | None,
     batch_size: int,
-    score_name: str,
+    score_name: str | None,
     level: int | None,
     seed: int | None,
     threshold_fpr: float | None,
@@ -133,7 +131,8 @@ def main(
             raise InputError(
                 "--json writes to stdout; with --out leave it out and name a .csv or .json file"
             )
-        SCORES.find(score_name, "--score")
+        if score_name is not None:
+            SCORES.find(score_name, "--score")
         from cdrl_infer.arguments import positive
         from cdrl_infer.scoring import plots
         from cdrl_infer.scoring.scorer import Scorer

@@ -26,6 +26,7 @@ from cdrl_infer.scoring.plots import (
     heated,
     new_figure,
 )
+from cdrl_infer.scoring.scorer import default_score
 
 
 class OddView(NamedTuple):
@@ -141,7 +142,7 @@ def judge(
             return
         raise InputError("expected pictures, got none; drop some, or take the examples")
     statistics = pipe.model.statistics
-    score = "score-norm" if statistics is None else "combined"
+    score = "score-norm" if statistics is None else default_score(pipe.model)
     judged: list[Judged] = []
     for k, (name, picture) in enumerate(pictures, start=1):
         if stop.is_set():

@@ -45,3 +45,26 @@ class Langevin(Kernel[LangevinState]):
         y = state.y - 0.5 * s2 * grad + s2.sqrt() * self.noise_scale * noise
         always = y.new_ones(len(y))
         return LangevinState(y), StepInfo(always, always.bool())
+
+
+@dataclass(frozen=True)
+class BoxedLangevin(Langevin):
+    """`Langevin`, after each step of which every value is clamped to [low, high].
+
+    Clamping changes the stationary density: values gather at the ends. So the kernel is not in `KERNELS`;
+    it makes the negatives of MPDR, and ``pipe(kernel=BoxedLangevin())`` draws as its training did.
+
+    Args:
+        noise_scale: see `Langevin`.
+        low, high: the range of the images.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def step(
+        self, state: LangevinState, potential: Potential, step_size: Tensor, random: RandomSource
+    ) -> tuple[LangevinState, StepInfo]:
+        """One transition of every chain."""
+        moved, info = super().step(state, potential, step_size, random)
+        return LangevinState(moved.y.clamp(self.low, self.high)), info

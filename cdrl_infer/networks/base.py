@@ -26,13 +26,17 @@ class Network(Configurable, nn.Module):
         in_channels: channels of the images.
         num_classes: how many values each attribute has; () for an unconditional network.
         num_pixels: height times width of the images; None if the network accepts several sizes.
+        image_size: height and width of the images; None if the network accepts several sizes.
         size_multiple: height and width of the images must be divisible by this.
+        default_score: the anomaly score of a model with this energy, unless a user names another.
     """
 
     in_channels: int
     num_classes: tuple[int, ...]
     num_pixels: int | None = None
+    image_size: tuple[int, int] | None = None
     size_multiple: int = 1
+    default_score: ClassVar[str] = "combined"
 
     def spectral_norm_layers(self) -> list[Layer]:
         """The layers that training with spectral norm divides by their largest singular value.

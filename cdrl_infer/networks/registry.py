@@ -35,6 +35,8 @@ ENERGIES: Registry[type[Network]] = Registry(
         "ResidualEBM": f"{_HERE}.residual_ebm:ResidualEBM",
         "MLPEnergy": f"{_HERE}.mlp:MLPEnergy",
         "TiltedEnergy": f"{_HERE}.tilted:TiltedEnergy",
+        "ConvEnergy": f"{_HERE}.autoencoder:ConvEnergy",
+        "ReconstructionEnergy": f"{_HERE}.autoencoder:ReconstructionEnergy",
     },
 )
 _DISTRIBUTIONS = {
@@ -44,6 +46,11 @@ _DISTRIBUTIONS = {
 DISTRIBUTIONS: Registry[type[Distribution]] = Registry("distribution", _DISTRIBUTIONS)
 INITIALIZERS: Registry[type[Network]] = Registry(
     "initializer network",
-    {"ResidualInitializer": f"{_HERE}.heads:ResidualInitializer", **_DISTRIBUTIONS},
+    {
+        "ResidualInitializer": f"{_HERE}.heads:ResidualInitializer",
+        **_DISTRIBUTIONS,
+        "SphereAutoencoder": f"{_HERE}.autoencoder:SphereAutoencoder",
+        "AutoencoderEnsemble": f"{_HERE}.autoencoder:AutoencoderEnsemble",
+    },
 )
 NETWORKS: Mapping[str, Registry[type[Network]]] = {"ebm": ENERGIES, "initializer": INITIALIZERS}

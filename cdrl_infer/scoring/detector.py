@@ -18,7 +18,7 @@ from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.optional import needed
 from cdrl_infer.scoring.reference import check_share, fewest_images, measure
 from cdrl_infer.scoring.registry import SCORES
-from cdrl_infer.scoring.scorer import Scorer
+from cdrl_infer.scoring.scorer import Scorer, default_score
 
 with needed("scikit-learn", "CDRLDetector needs", "score"):
     from sklearn.base import BaseEstimator, OutlierMixin
@@ -38,7 +38,8 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it or use its calibration.
-        score_name: a name in `cdrl_infer.scoring.SCORES`.
+        score_name: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, "combined" or for MPDR
+            "energy".
         contamination: the share of in-distribution images that may count as outliers, in (0, 0.5]. One
             half of X fits the scores and the other half sets the threshold, so the threshold holds for
             new images. The share of outliers in X itself is near this share.
@@ -57,7 +58,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         pipe: Any,
         *,
-        score_name: str = "combined",
+        score_name: str | None = None,
         contamination: float = 0.1,
         seed: int = 0,
         batch_size: int = 64,
@@ -83,7 +84,8 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         model = getattr(self.pipe, "model", None)
         if not isinstance(model, CDRLModel):
             raise InputError(f"expected a CDRLPipeline or a Scorer, got {self.pipe!r}")
-        check_choice("score_name", self.score_name, tuple(SCORES))
+        if self.score_name is not None:
+            check_choice("score_name", self.score_name, tuple(SCORES))
         contamination = number("contamination", self.contamination)
         if not 0 < contamination <= 0.5:
             raise InputError(f"contamination must lie in (0, 0.5], got {contamination:g}")
@@ -94,7 +96,8 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             model, images, data="CDRLDetector.fit", seed=seed, batch_size=batch_size
         )
         self.statistics_ = statistics
-        self.offset_ = -statistics.threshold(self.score_name, contamination)
+        score = default_score(model) if self.score_name is None else self.score_name
+        self.offset_ = -statistics.threshold(score, contamination)
         self.scorer_ = Scorer(replace(model, statistics=statistics), self.pipe.name)
         return self
 

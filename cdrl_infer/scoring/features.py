@@ -21,7 +21,12 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.images import to_uint8
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.proposals import MeanProposal, make_proposal, posterior_mean
+from cdrl_infer.proposals import (
+    AutoencoderProposal,
+    MeanProposal,
+    make_proposal,
+    posterior_mean,
+)
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import NoiseSchedule
 
@@ -39,7 +44,8 @@ class Features:
             score matching.
         energies: (B, T) ``E_t = E(y_t)``, nats.
         score_norms: (B, T) ``‖ m σ̄ ∇_y E(y_t) ‖²``; near the number of pixels for images of the data.
-        log_initializer_errors: (B, T) log I_t, ``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²``.
+        log_initializer_errors: (B, T) log I_t, ``I_t = ‖ g(x_t) - m_t E[x_{t-1} | x_t, u] ‖² / σ_t²``; of
+            an autoencoder the error of reconstruction, ``I_t = ‖ u - f_d(f_e(u)) ‖²``.
         compressed_size: (B,) nats, the sizes of the images as PNG files with 8 bits per channel.
     """
 
@@ -186,6 +192,8 @@ class NoisedImages(Features):
     @torch.no_grad()
     def initializer_error(self, t: int) -> Tensor:
         """``I_t``, (B,)."""
+        if isinstance(self.proposal, AutoencoderProposal):
+            return _exact(self.proposal.errors(self.u))
         level = self.schedule.level(t, self.u.device)
         x_t = level.diffused_in(self.u, self.noise[t - 1])
         error = self.proposal.mean(x_t, level) - posterior_mean(self.u, x_t, level)

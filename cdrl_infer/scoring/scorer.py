@@ -105,7 +105,7 @@ class Scorer:
         self.model = model
         self.name = name
 
-    def score(self, images: ImageInput, score: str = "combined", **options: Any) -> ScoreOutput:
+    def score(self, images: ImageInput, score: str | None = None, **options: Any) -> ScoreOutput:
         """Score all images; higher = more anomalous. See `stream` for the arguments and other errors.
 
         Raises:
@@ -121,7 +121,7 @@ class Scorer:
 
         return ScoreOutput(
             scores=joined("scores"),
-            score=score,
+            score=parts[0].score,
             seed=parts[0].seed,
             p_values=joined("p_values"),
             anomalous=joined("anomalous"),
@@ -133,7 +133,7 @@ class Scorer:
     def stream(
         self,
         images: ImageInput,
-        score: str = "combined",
+        score: str | None = None,
         *,
         level: int | None = None,
         seed: int | None = None,
@@ -154,7 +154,7 @@ class Scorer:
             images: pictures, paths, arrays or tensors, or a list, a generator, a data set or a
                 ``DataLoader`` of these, which is read batch by batch; see
                 `cdrl_infer.images.each_image`.
-            score: a name in `cdrl_infer.scoring.SCORES`.
+            score: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, see `default_score`.
             level: the transition t = 1 (least noise, the default) … T, for "energy" and "score-norm".
             seed: the seed of the noise, which is the same for all images; by default the seed of the
                 model's calibration, else 0.
@@ -186,13 +186,14 @@ class Scorer:
 
     def plan(
         self,
-        score: str = "combined",
+        score: str | None = None,
         *,
         level: int | None = None,
         seed: int | None = None,
         threshold_fpr: float | None = None,
     ) -> Plan:
         """Check the arguments of `stream`, for `scored`; see there for their meaning and errors."""
+        score = default_score(self.model) if score is None else score
         check_choice("score", score, tuple(SCORES))
         rule, statistics = SCORES[score], self.model.statistics
         fitted = isinstance(rule, FittedScore)
@@ -281,6 +282,15 @@ class Scorer:
             statistics.check_weights(self.model)
         except ConfigError as error:
             raise ConfigError(f"{self.name!r}: {error}; calibrate again: {CALIBRATE}") from None
+
+
+def default_score(model: CDRLModel) -> str:
+    """The score of a model unless a user names another: that of its energy's class.
+
+    It is "combined" for most, and "energy" for the energies of MPDR, which learn to be anomaly scores.
+    """
+    name: str = model.networks["ebm"].default_score
+    return name
 
 
 def _check_finite(scores: Tensor, first: int, name: str) -> None:

@@ -31,11 +31,13 @@ class ImageSet:
         images: (N, C, H, W) uint8 on the CPU, in memory or mapped from a disk (see `collect`).
         labels: (N, A) int64 indices from 0, one column per attribute; None without attributes.
         attributes: the names and values of the columns.
+        held_out: the names of classes whose images were left out, see `split_off`.
     """
 
     images: Tensor
     labels: Tensor | None = None
     attributes: tuple[Attribute, ...] = ()
+    held_out: tuple[str, ...] = ()
 
     def scaled(self, index: Tensor | slice) -> Tensor:
         """(n, C, H, W) float32 in [-1, 1]: some of the images, on the CPU."""
@@ -65,10 +67,61 @@ class ImageSet:
                     f"{did_you_mean(name, known)}"
                 )
         if self.labels is None or not names:
-            return ImageSet(self.images)
+            return ImageSet(self.images, held_out=self.held_out)
         columns = [known.index(name) for name in names]
         chosen = tuple(self.attributes[k] for k in columns)
-        return ImageSet(self.images, self.labels[:, columns], chosen)
+        return ImageSet(self.images, self.labels[:, columns], chosen, self.held_out)
+
+    def split_off(self, classes: Sequence[str | int]) -> tuple[ImageSet, ImageSet]:
+        """The images of all other classes, and those of these classes.
+
+        The first set no longer has the classes among its attribute's values. The classes are those of the
+        first attribute that has them.
+
+        Args:
+            classes: names, or numbers from 0 of the first attribute's values; a name counts before a
+                number, so 9 is the digit 9 wherever there is one.
+
+        Raises:
+            InputError: the set has no such class, or all images are of these classes.
+        """
+        names = [str(one) for one in classes]
+        column, gone = self._found(names, classes)
+        values = self.attributes[column].values
+        rest = tuple(value for k, value in enumerate(values) if k not in gone)
+        if not rest:
+            raise InputError(
+                f"data.hold_out names all classes of {self.attributes[column].name!r}; leave some to "
+                "train on"
+            )
+        assert self.labels is not None  # it has attributes
+        own = self.labels[:, column]
+        out = torch.isin(own, torch.tensor(sorted(gone)))
+        place = torch.tensor([rest.index(v) if v in rest else -1 for v in values])
+        labels = self.labels.clone()
+        labels[:, column] = place[own]
+        kept = Attribute(self.attributes[column].name, rest)
+        attributes = (*self.attributes[:column], kept, *self.attributes[column + 1 :])
+        return (
+            ImageSet(
+                self.images[~out], labels[~out], attributes, tuple(values[k] for k in sorted(gone))
+            ),
+            ImageSet(self.images[out], self.labels[out], self.attributes),
+        )
+
+    def _found(self, names: Sequence[str], classes: Sequence[str | int]) -> tuple[int, set[int]]:
+        """The attribute that has all these classes, and their numbers there."""
+        for column, attribute in enumerate(self.attributes):
+            if all(name in attribute.values for name in names):
+                return column, {attribute.values.index(name) for name in names}
+        known = self.attributes[0].values if self.attributes else ()
+        for one in classes:
+            if str(one) not in known and not (type(one) is int and 0 <= one < len(known)):
+                raise InputError(
+                    f"data.hold_out: the data have no class {one!r}, expected one of "
+                    f"{listing(known, 20) or 'none: they have no labels'}{did_you_mean(str(one), known)}"
+                )
+        return 0, {known.index(str(c)) if str(c) in known else int(c) for c in classes}
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on the pixels, the labels and their names."""

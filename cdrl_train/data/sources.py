@@ -83,14 +83,40 @@ def fit_of(model: CDRLModel) -> Fit | None:
 
 
 def load_for(source: str, config: DataConfig) -> ImageSet:
-    """The images of a run; see `load_images`."""
-    return load_images(
+    """The images of a run, without the classes that it holds out; see `load_images`."""
+    data = load_images(
         source,
-        attributes=config.attributes,
         in_memory=config.in_memory_mib * 2**20,
         grey=config.grey,
         fit=None if config.image_size is None else Fit(config.image_size, config.resize),
     )
+    return _chosen(data, config)
+
+
+def _chosen(data: ImageSet, config: DataConfig) -> ImageSet:
+    """The images and the labels of a run, of all that its data have."""
+    if config.hold_out:
+        data, _ = data.split_off(config.classes_out)
+    return data.with_attributes(config.attributes)
+
+
+def without_held_out(data: ImageSet, model: CDRLModel) -> tuple[ImageSet, ImageSet | None]:
+    """The images of classes that a model may have seen, and those of the classes held out in training.
+
+    The model's training record names the classes. The second set is None if there were none, or if the
+    data do not have them.
+    """
+    classes = held_out(model)
+    for attribute in data.attributes:
+        if classes and set(classes) <= set(attribute.values):
+            return data.split_off(classes)
+    return data, None
+
+
+def held_out(model: CDRLModel) -> tuple[str, ...]:
+    """The names of the classes that were left out when a model was trained."""
+    names = model.training.get("held_out_classes")
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
 def _read(
@@ -142,7 +168,7 @@ def stand_in(source: str, config: DataConfig) -> ImageSet:
     images = to_channels(data.images, None, config.grey)
     if config.image_size is not None:
         images = Fit(config.image_size).images(images)
-    return replace(data, images=images).with_attributes(config.attributes)
+    return _chosen(replace(data, images=images), config)
 
 
 def expected(source: str, config: DataConfig) -> tuple[ImageShape, tuple[int, ...]]:

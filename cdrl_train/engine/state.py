@@ -72,11 +72,7 @@ class TrainState:
             for name, module in candidates.items()
             if module is not None and _learns(module)
         }
-        average = _ema(config.ema_decay)
-        self.averages = {
-            name: AveragedModel(module, multi_avg_fn=average).eval()
-            for name, module in self.trained.items()
-        }
+        self.averages = {name: self._average(module) for name, module in self.trained.items()}
         self.models = Models(
             self.ebm,
             self._compiled(self.frozen_ebm),
@@ -90,6 +86,9 @@ class TrainState:
 
     def _place(self, network: Any) -> Any:
         return network.to(device=self.device, memory_format=torch.channels_last)
+
+    def _average(self, module: nn.Module) -> AveragedModel:
+        return AveragedModel(module, multi_avg_fn=_ema(self.config.ema_decay)).eval()
 
     def _compiled(self, network: nn.Module) -> Any:
         return torch.compile(network) if self.config.compile else network
@@ -129,7 +128,11 @@ class TrainState:
         """
         k, step = self.config.phase_at(self.step)
         if step == 0:
+            before = {name: copy.deepcopy(m.state_dict()) for name, m in self.active.items()}
             self.objective.begin(self.objectives[:k], self.models)
+            for name, module in self.active.items():
+                if not _alike(before[name], module.state_dict()):
+                    self.averages[name] = self._average(module)
             self.optimizer = self._new_optimizer()
         rates = self.config.phases[k].learning_rates(step)
         for group in self.optimizer.param_groups:
@@ -213,6 +216,11 @@ def build_objectives(
     for objective in objectives:
         objective.build(image, num_classes)
     return objectives
+
+
+def _alike(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> bool:
+    """Whether two states of a module hold the same values."""
+    return all(torch.equal(old[name], new[name]) for name in new)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from cdrl_infer.errors import listing, shown
+from cdrl_infer.errors import InputError, listing, shown
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.processes import Arrays, Processes
 from cdrl_infer.storage import hub
 from cdrl_infer.storage.folder import load_model
 from cdrl_infer.version import __version__
-from cdrl_train.data.sources import data_name
+from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.sources import data_name, held_out
 from cdrl_train.evaluation.accuracy import Accuracy
 from cdrl_train.evaluation.cache import FeatureCache, images_digest
 from cdrl_train.evaluation.classifier import load_classifier
@@ -71,12 +72,12 @@ class Evaluation:
             InputError: the request is invalid.
             CheckpointError: the model cannot be read.
         """
-        metrics, skipped = request.chosen_metrics()
         found = hub.find(request.model, revision=request.revision, variant=request.variant)
         model = load_model(found.folder, variant=request.variant)
+        metrics, skipped = request.chosen_metrics(bool(held_out(model)))
         pipe = CDRLPipeline(model, name=found.name).to(device)
         request.check_model(model, pipe.name)
-        reference = request.real_images(model, pipe.name)
+        reference, held = request.real_images(model, pipe.name)
         samples = Samples(
             pipe,
             request.seed,
@@ -85,7 +86,7 @@ class Evaluation:
             request.batch_size,
         )
         accuracy = _accuracy(request, samples, reference) if "accuracy" in metrics else None
-        separation = _separation(request, pipe, reference) if "ood" in metrics else None
+        separation = _separation(request, pipe, reference, held) if "ood" in metrics else None
         stationarity = (
             _stationarity(request, pipe, reference) if "stationarity" in metrics else None
         )
@@ -102,7 +103,7 @@ class Evaluation:
                 wanted,
                 cache,
                 reference,
-                request.floor_images(reference),
+                request.floor_images(reference, model),
                 data_name(request.source),
             )
         return cls(
@@ -280,11 +281,18 @@ def _stationarity(request: Request, pipe: CDRLPipeline, reference: RealImages) -
     )
 
 
-def _separation(request: Request, pipe: CDRLPipeline, reference: RealImages) -> Separation:
+def _separation(
+    request: Request, pipe: CDRLPipeline, reference: RealImages, held: ImageSet | None
+) -> Separation:
     shape, count = pipe.model.image.shape, reference.count
     outside = read_outside(request.outside, shape, count, request.seed)
-    pipe.score(
-        reference.data.images[:1], request.score, progress=False
-    )  # a wrong score raises here
+    if held is not None and len(held):
+        outside[f"held-out {listing(held_out(pipe.model))}"] = held.images.numpy()
+    if not outside:
+        raise InputError(
+            f"the metric 'ood' needs outside images: {data_name(request.source)} has no images of the "
+            f"held-out classes {listing(held_out(pipe.model))}; add --outside NAME=DATA"
+        )
+    first = pipe.score(reference.data.images[:1], request.score, progress=False)  # or it raises
     place = _place(request)
-    return Separation(pipe, request.score, reference, place, outside, request.batch_size)
+    return Separation(pipe, first.score, reference, place, outside, request.batch_size)

@@ -13,7 +13,7 @@ from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_train.calibrate import MOST_USED
 from cdrl_train.data.image_set import ImageSet
-from cdrl_train.data.sources import fit_of, load_images
+from cdrl_train.data.sources import fit_of, load_images, without_held_out
 from cdrl_train.evaluation import distances
 from cdrl_train.evaluation.fidelity import FEWEST, check_torch_fidelity
 from cdrl_train.evaluation.ood_metrics import sklearn_metrics
@@ -46,7 +46,7 @@ class Request:
         weights: a file with the extractor's weights.
         classifier: a file, see `cdrl_train.evaluation.classifier`.
         outside: a text ``NAME=DATA`` for each set of outside images.
-        score: a name in `cdrl_infer.scoring.SCORES`.
+        score: a name in `cdrl_infer.scoring.SCORES`; None for the model's own.
         floor: also compare real images with other real images.
         chains: number of chains of `stationarity` from data, and from samples.
         moves: number of moves of each chain.
@@ -69,14 +69,17 @@ class Request:
     weights: Path | None = None
     classifier: Path | None = None
     outside: tuple[str, ...] = ()
-    score: str = "combined"
+    score: str | None = None
     floor: bool = True
     chains: int = 16
     moves: int = 200
     batch_size: int = 64
 
-    def chosen_metrics(self) -> tuple[tuple[str, ...], dict[str, str]]:
+    def chosen_metrics(self, holds_out: bool = False) -> tuple[tuple[str, ...], dict[str, str]]:
         """The metrics to measure, and the reasons for the metrics that are skipped.
+
+        Args:
+            holds_out: whether classes were left out when the model was trained; they are outside images.
 
         Raises:
             InputError: a value is invalid, a requested metric cannot be measured, or a package that it
@@ -88,22 +91,23 @@ class Request:
         if integer("--chains", self.chains) < 2:
             raise InputError(f"--chains must be at least 2, got {self.chains}")
         check_seed(self.seed)
-        metrics, skipped = self._possible()
+        metrics, skipped = self._possible(holds_out)
         if {"kid", "is"} & set(metrics):
             check_torch_fidelity()
         if "ood" in metrics:
-            SCORES.find(self.score, "--score")
+            if self.score is not None:
+                SCORES.find(self.score, "--score")
             sklearn_metrics()
         return metrics, skipped
 
-    def _possible(self) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _possible(self, holds_out: bool) -> tuple[tuple[str, ...], dict[str, str]]:
         reasons = {}
         if not EXTRACTORS.find(self.extractor, "--extractor").logits:
             with_logits = listing(name for name, kind in EXTRACTORS.items() if kind.logits)
             reasons["is"] = f"{self.extractor} has no logits; use --extractor {with_logits}"
         if self.classifier is None:
             reasons["accuracy"] = "it needs a classifier; add --classifier FILE.pt2"
-        if not self.outside:
+        if not self.outside and not holds_out:
             reasons["ood"] = "it needs outside images; add --outside NAME=DATA"
         if self.metrics is None:
             reasons |= ON_REQUEST
@@ -136,8 +140,8 @@ class Request:
                 f"got {listing(each)}"
             )
 
-    def real_images(self, model: CDRLModel, name: str) -> RealImages:
-        """The real images to compare with.
+    def real_images(self, model: CDRLModel, name: str) -> tuple[RealImages, ImageSet | None]:
+        """The real images to compare with, and those of classes that were held out in training, if any.
 
         Raises:
             InputError: there are no images, there are too few, or they do not fit the model.
@@ -145,7 +149,9 @@ class Request:
         fit = fit_of(model)
         data = load_images(self.source, self.split, channels=model.image.channels, fit=fit)
         check_shape(model, name, data)
-        count = min(MOST_USED, len(data)) if self.count is None else integer("-n", self.count)
+        data, held = without_held_out(data, model)
+        most = min(MOST_USED if held is None else SEED_STRIDE, len(data))
+        count = most if self.count is None else integer("-n", self.count)
         if "stationarity" in (self.metrics or ()) and self.chains > count:
             raise InputError(f"--chains must be at most n, {count:,}, got {self.chains:,}")
         if not FEWEST <= count <= len(data):
@@ -156,15 +162,16 @@ class Request:
         if count > SEED_STRIDE:
             raise InputError(f"-n must be at most {SEED_STRIDE:,} (a repeat has so many seeds)")
         check_seed(self.seed + (self.repeats - 1) * SEED_STRIDE + count - 1)
-        return RealImages(data, self.split, self.seed, count)
+        return RealImages(data, self.split, self.seed, count), held
 
-    def floor_images(self, real: RealImages) -> RealImages | None:
+    def floor_images(self, real: RealImages, model: CDRLModel) -> RealImages | None:
         """The same number of images of the other split; None without a floor or with too few images."""
         if not self.floor or Path(self.source).is_dir():
             return None
         split = "train" if self.split == "test" else "test"
         try:
             data = load_images(self.source, split, channels=real.data.images.shape[1])
+            data, _ = without_held_out(data, model)
         except InputError:
             return None
         same = data.images.shape[1:] == real.data.images.shape[1:]

@@ -9,6 +9,8 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "score_matching": "cdrl_train.objectives.score_matching:ScoreMatching",
         "drl": "cdrl_train.objectives.drl:RecoveryLikelihood",
         "cooperative": "cdrl_train.objectives.cooperative:Cooperative",
+        "autoencoder": "cdrl_train.objectives.autoencoder:Autoencoding",
+        "mpdr": "cdrl_train.objectives.mpdr:ManifoldRecovery",
         "persistent": "cdrl_train.objectives.persistent:Persistent",
         "snl": "cdrl_train.objectives.snl:SelfNormalised",
         "nce": "cdrl_train.objectives.nce:NoiseContrastive",

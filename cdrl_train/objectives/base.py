@@ -155,6 +155,8 @@ class Objective(Configurable, nn.Module, ABC):
     def begin(self, earlier: Sequence[Objective], models: Models) -> None:
         """Use what earlier phases learnt. Training calls this before the first step of the phase.
 
+        The objective may give the networks other weights; their averages then start anew.
+
         Args:
             earlier: the objectives of the earlier phases, in order.
             models: the networks.
