@@ -188,6 +188,8 @@ class TrainConfig:
         retries: how often a run that diverges returns to its last checkpoint and continues at half
             the learning rates before it stops.
         log_every, sample_every, checkpoint_every: steps between log lines, previews and checkpoints.
+        contradiction_every: steps between estimates of how many nats adjacent levels contradict each
+            other, a curve of the report; 0: none. `cdrl_infer.likelihood.contradiction` has the cost.
         checkpoint_minutes: save at least this often.
         keep_checkpoints: number of checkpoints to keep.
         seed: seed of everything random.
@@ -212,6 +214,7 @@ class TrainConfig:
     log_every: int = 100
     sample_every: int = 2000
     checkpoint_every: int = 1000
+    contradiction_every: int = 0
     checkpoint_minutes: float = 5.0
     keep_checkpoints: int = 2
     seed: int = 0
@@ -221,7 +224,7 @@ class TrainConfig:
             _within(name, getattr(self, name), 1)
         for name in ("grad_clip", "checkpoint_minutes"):
             _within(name, getattr(self, name), 1e-6)
-        for name in ("max_grad_norm", "retries"):
+        for name in ("max_grad_norm", "retries", "contradiction_every"):
             _within(name, getattr(self, name), 0)
         _within("ema_decay", self.ema_decay, 0, 1 - 1e-9)
         _within("seed", self.seed, 0, 2**32 - 1)

@@ -11,7 +11,7 @@ from cdrl_infer.likelihood.normalisers import Normalisers
 from cdrl_infer.likelihood.telescope import Effort
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.scoring.reference import random_order
-from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.image_set import ImageSet, same_labels
 
 
 def normalise(
@@ -29,7 +29,8 @@ def normalise(
     Args:
         pipe: the model's.
         data: images of the model's shape; every second chain begins at one. For a class, they are images
-            of that class if the data have the model's labels, else the chains begin at samples.
+            of that class if the data have the model's classes, by name or by number, else the chains
+            begin at samples.
         name: of the data.
         effort: how much to compute.
         per_class: also for each value of each label.
@@ -46,7 +47,7 @@ def normalise(
     def begin(labels: tuple[int, ...]) -> Tensor | None:
         rows = order
         if any(labels):
-            if data.labels is None or data.attributes != model.labels:
+            if data.labels is None or not same_labels(model.labels, data):
                 return None
             asked = torch.tensor(labels) - 1
             fits = (data.labels[order] == asked) | (asked < 0)

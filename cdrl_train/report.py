@@ -23,6 +23,7 @@ LOG_FROM = 30.0  # the scale is logarithmic if positive values differ by more th
 NOT_DRAWN = {"step", "images", "hours", "lr_scale", "back_to", "halvings"}
 TITLES = {
     "loss": "Losses",
+    "contradiction": "How far adjacent levels contradict each other, nats",
     "grad_norm": "Gradient norms before clipping",
     "lr": "Learning rates",
     "images_per_second": "Images per second",

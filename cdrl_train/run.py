@@ -18,6 +18,7 @@ from cdrl_infer.errors import InputError, NetworkError, NumericalError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage.folder import check_replaceable, save_model
 from cdrl_train.config import TrainConfig
+from cdrl_train.contradiction import contradiction_curve
 from cdrl_train.data.sources import data_name, load_for
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.dry_run import duration, time_steps
@@ -127,7 +128,7 @@ def train(
             with _optional("curves for the trackers"):
                 curves.log(line)
 
-        calls = Callbacks(log, preview, progress.advance, _report, stop)
+        calls = Callbacks(log, _measured, preview, progress.advance, _report, stop)
         Loop(trainer, calls).run()
         done, picture = trainer.step == config.total_steps, picture_of(out, trainer.step)
         if done and resumed and not picture.is_file():  # killed after the last step
@@ -140,6 +141,15 @@ def train(
             return stop.signal
         _write_model(trainer, uploads, stop)
     return None
+
+
+def _measured(trainer: Trainer) -> dict[str, float]:
+    """The contradiction of the levels; nothing if it is not finite."""
+    try:
+        return contradiction_curve(trainer)
+    except NumericalError as error:
+        tell(f"no contradiction of step {trainer.step}: {error}")
+        return {}
 
 
 def _report(trainer: Trainer) -> None:

@@ -48,7 +48,7 @@ LAYERS = {
         engine init_from settle normalise
         card cost evaluation report toy
         export
-        dry_run preview storing
+        dry_run preview storing contradiction
         run catalogue
         cli cli_eval cli_export
         __main__

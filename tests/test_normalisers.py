@@ -22,7 +22,6 @@ from cdrl_infer.conditions.conditions import Composed
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.likelihood.compute import compute, label_sets
-from cdrl_infer.likelihood.marginals import Drift
 from cdrl_infer.likelihood.normalisers import (
     NORMALISERS,
     Normaliser,
@@ -30,14 +29,17 @@ from cdrl_infer.likelihood.normalisers import (
     TransitionResult,
     concept_offsets,
 )
+from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.likelihood.telescope import Effort
-from cdrl_infer.model import CDRLModel
+from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.scoring.weights import weights_digests
 from cdrl_infer.storage.folder import load_model, save_model
+from cdrl_train import normalise as normalising
 from cdrl_train import storing
 from cdrl_train.cli_eval import main
+from cdrl_train.data.image_set import ImageSet
 
 SETTLED = Drift(0.1, 0.1, 0.2, 0.1, -0.3, 0.1)
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
@@ -176,6 +178,10 @@ def test_refusals(normalised: CDRLPipeline) -> None:
     assert normalised.log_likelihood(pixels).verdict.startswith(
         "bracketed: believe lower and upper"
     )
+    unsure = replace(SETTLED, leak=-0.9, leak_error=0.4)
+    model.normalisers = by_hand(model, entry((0,), 0.0, chains=unsure))
+    verdict = normalised.log_likelihood(pixels).verdict
+    assert verdict.startswith("undecided: at level 0 the energy is lower off the data than on it: ")
     other = make_model(CLASSES, seed=1)
     model.normalisers = by_hand(other, entry((0,), 0.0))
     with pytest.raises(ConfigError, match=r"normalisers belong to other weights.*--normalise"):
@@ -291,6 +297,36 @@ def test_normalise_command(
     assert wrong.exit_code == 2 and "--per-class is for --normalise" in wrong.output
     wrong = run("--data", data, "--normalise")
     assert wrong.exit_code == 2 and "--normalise writes into the model's folder" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("values", "begins"), [(("0", "1", "2"), "data"), (("cat", "dog", "cow"), "samples")]
+)
+def test_classes_begin_at_their_own_images(
+    model: CDRLModel, values: tuple[str, ...], begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes are the model's by name or by number, as in an array file, which has no names."""
+    labels = torch.arange(30)[:, None] % 3
+    pixels = (80 * labels).to(torch.uint8)[..., None, None].expand(-1, -1, 8, 8)
+    data = ImageSet(pixels, labels, (Attribute("label", values),))
+    begun: dict[tuple[int, ...], torch.Tensor | None] = {}
+
+    def compute_nothing(
+        model: CDRLModel, sets: list[tuple[int, ...]], begin: Any, **kwargs: Any
+    ) -> None:
+        begun.update((labels, begin(labels)) for labels in sets)
+
+    monkeypatch.setattr(normalising, "compute", compute_nothing)
+    normalising.normalise(CDRLPipeline(model), data, name="greys", per_class=True)
+    everything = begun.pop((0,))
+    assert everything is not None and len(everything) == 30
+    for (label,), images in begun.items():
+        if begins == "samples":
+            assert images is None
+        else:
+            assert images is not None and images.shape == (10, 1, 8, 8)
+            grey = torch.full_like(images, 80 * (label - 1) / 127.5 - 1)
+            torch.testing.assert_close(images, grey)
 
 
 def test_metric(normalised: CDRLPipeline, tmp_path: Path, data: Path) -> None:

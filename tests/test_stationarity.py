@@ -15,11 +15,11 @@ from torch import Tensor
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy, FunctionPotential
+from cdrl_infer.likelihood.stationary import ERRORS, LIMIT, STARTS_LIMIT, Drift, judge
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train.cli_eval import main
 from cdrl_train.evaluation.chains import KINDS, Chains, Starts, run_chains, starts_at_data
-from cdrl_train.evaluation.stationarity import LIMIT
 
 SCHEDULE = NoiseSchedule(num_levels=4, step_rule="curvature", step_size=0.4)
 DIM = 12
@@ -69,8 +69,9 @@ def chains(energy: Energy, t: int, kind: str, seed: int = 0, bias: float = 0.0) 
 @pytest.mark.parametrize("t", [1, 2, 4])
 def test_chains_of_the_true_energy_stay(t: int, kind: str) -> None:
     found = chains(DATA, t, kind)
-    drift, error = found.drift()
-    assert abs(drift) < 4 * error and error < LIMIT / 2 * found.unit
+    judged = found.judged
+    assert not judged.fault and not judged.doubt
+    assert abs(judged.leak) < 4 * judged.leak_error and judged.leak_error < LIMIT / 2
     assert 0.4 < found.acceptance < 0.9
     assert found.traces.shape == (61, 80) and found.largest.shape == (61,)
     np.testing.assert_allclose(found.traces[0, :40], found.data[:40], rtol=1e-5)
@@ -79,8 +80,9 @@ def test_chains_of_the_true_energy_stay(t: int, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_leaky_energy_drifts_down(kind: str) -> None:
     found = chains(Leaky(40.0), 2, kind)
-    drift, error = found.drift()
-    assert drift < -LIMIT * found.unit and drift < -4 * error
+    judged = found.judged
+    assert judged.fault.startswith("the energy is lower off the data than on it: ")
+    assert judged.leak < -LIMIT and judged.leak < -4 * judged.leak_error
     assert found.largest[-1] > 1.2 * found.largest[0]
 
 
@@ -91,16 +93,63 @@ def test_samples_off_the_data_are_seen_before_and_not_after_long_chains() -> Non
     assert before > 20 * error and abs(gap) < 4 * error
 
 
-def test_the_drift_is_that_of_the_last_quarter() -> None:
-    traces = np.zeros((9, 4))
-    traces[0] = [1, 2, 3, 4]
-    traces[7:] = 10.0
-    traces[1:7] = 77.0  # neither the start nor the end
-    found = Chains(1, "marginal", np.arange(4.0), traces, np.ones(4, bool), np.zeros(9), 1.0, 1.0)
-    drift, error = found.drift()
-    assert drift == pytest.approx(7.5)
-    assert error == pytest.approx(np.std([9, 8, 7, 6], ddof=1) / 2)
-    assert all(np.isnan(found.gap()))
+def test_the_three_figures() -> None:
+    """8 moves: the start, four moves that no figure uses, the third and the last quarter of two each."""
+    traces = torch.full((9, 6), 77.0, dtype=torch.float64)
+    traces[0, :4] = torch.tensor([1.0, 2, 3, 4])
+    traces[5:7, :4], traces[7:, :4] = 9.0, torch.tensor([10.0, 10, 10, 14])
+    traces[5:7, 4:], traces[7:, 4:] = 15.0, torch.tensor([19.0, 23])
+    from_data = torch.arange(6) < 4
+    found = judge(traces, from_data, unit=2.0)
+    assert found.leak == pytest.approx((11 - 2.5) / 2)
+    assert found.leak_error == pytest.approx(np.std([9, 8, 7, 10], ddof=1) / 2 / 2)
+    assert found.drift == pytest.approx(6 / 2)  # the chains from samples move more
+    assert found.drift_error == pytest.approx(2 / 2)
+    assert found.starts == pytest.approx((21 - 11) / 2)
+    assert found.starts_error == pytest.approx(np.hypot(2, 1) / 2)
+    own_unit = judge(traces, from_data)
+    assert own_unit.leak == pytest.approx(8.5 / np.std([1, 2, 3, 4], ddof=1))
+    apart = judge(traces, from_data, unit=2.0, same_law=False)
+    assert apart.starts == apart.starts_error == 0 and apart.leak == found.leak
+    samples = judge(traces[:, 4:], from_data[4:], unit=2.0)
+    assert samples.leak == samples.starts == 0 and samples.drift == found.drift
+    traces[7] = torch.nan
+    assert judge(traces, from_data).fault
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "words"),
+    [
+        ("leak", -LIMIT, "lower off the data"),
+        ("leak", LIMIT, "is not the density of the data"),
+        ("drift", -LIMIT, "mean energy moves by"),
+        ("starts", STARTS_LIMIT, "begun at samples end"),
+    ],
+)
+def test_beyond_a_limit_is_a_fault_only_beyond_the_error(
+    name: str, limit: float, words: str
+) -> None:
+    def drift(value: float, error: float) -> Drift:
+        still = dict.fromkeys(("drift", "starts", "leak"), 0.0)
+        errors = dict.fromkeys(("drift_error", "starts_error", "leak_error"), 0.1)
+        return Drift(**{**still, **errors, name: value, f"{name}_error": error})
+
+    within, few = drift(0.9 * limit, 0.01), drift(1.1 * limit, abs(limit))
+    sure = drift(1.1 * limit, 1.05 * abs(limit) / ERRORS)
+    assert not within.fault and not within.doubt
+    assert not few.fault and words in few.doubt
+    assert words in sure.fault and not sure.doubt
+
+
+def test_both_commands_judge_by_it() -> None:
+    """The same traces have the same verdict in the metric and in the normalisers."""
+    traces = np.zeros((9, 8))
+    traces[1:] = 3.0
+    traces[:, ::2] += 1.0
+    from_data = np.arange(8) < 4
+    metric = Chains(1, "marginal", traces[0], traces, from_data, np.zeros(9), 1.0, 1.0)
+    normaliser = judge(torch.from_numpy(traces), torch.from_numpy(from_data), unit=metric.unit)
+    assert metric.judged == normaliser and metric.judged.fault
 
 
 def test_mixing_tells_chains_that_agree_from_chains_that_do_not() -> None:

@@ -1,10 +1,9 @@
-"""Draws of every level of a chain, by Markov chains that a test of drift then accepts or refuses."""
+"""Draws of every level of a chain, by Markov chains that `cdrl_infer.likelihood.stationary` judges."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,11 +20,6 @@ from cdrl_infer.proposals import MeanProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import NoiseSchedule
 
-DRIFT_LIMIT = 0.5  # standard deviations between the third and the last quarter of a chain
-STARTS_LIMIT = 1.0  # standard deviations between chains begun at the data and at samples
-LEAK_LIMIT = 2.0  # standard deviations below the data
-ERRORS = 4.0  # standard errors that all of them must also exceed
-
 
 class LevelDraws(NamedTuple):
     """Chains of the density of level t - 1."""
@@ -35,46 +29,6 @@ class LevelDraws(NamedTuple):
     energies: Tensor  # (moves + 1, N) float64, along the chains, nats
     from_data: Tensor  # (N,) bool, whether a chain began at the data
     acceptance: float  # mean over all moves
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far the mean energy of a level's chains moves, in standard deviations of the data's energies.
-
-    Args:
-        drift, drift_error: from the third quarter of the chains to the last; of the chains begun at the
-            data or at samples, those that move more. The errors are standard errors.
-        starts, starts_error: from the ends of chains begun at the data to those begun at samples; 0
-            without data.
-        leak, leak_error: from the data to the ends of the chains begun there; 0 without data.
-    """
-
-    drift: float
-    drift_error: float
-    starts: float
-    starts_error: float
-    leak: float
-    leak_error: float
-
-    @property
-    def fault(self) -> str:
-        """Why the chains are not draws of a density of the data; "" if nothing speaks against it."""
-        if self.leak < -max(LEAK_LIMIT, ERRORS * self.leak_error):
-            return (
-                "the energy is lower off the data than on it: chains begun at the data end "
-                f"{-self.leak:.1f} standard deviations lower"
-            )
-        if abs(self.drift) > max(DRIFT_LIMIT, ERRORS * self.drift_error):
-            return (
-                f"the chains are not stationary: their mean energy moves by {self.drift:+.1f} standard "
-                "deviations in a quarter of their moves"
-            )
-        if abs(self.starts) > max(STARTS_LIMIT, ERRORS * self.starts_error):
-            return (
-                "the chains are not stationary: those begun at samples end "
-                f"{self.starts:+.1f} standard deviations from those begun at the data"
-            )
-        return ""
 
 
 def walk(
@@ -156,30 +110,3 @@ def walk(
         x = state.y / level.scale
         after_level()
     return found
-
-
-def drift(draws: LevelDraws) -> Drift:
-    """The drift of a level's chains."""
-    energies, from_data = draws.energies, draws.from_data
-    moves = len(energies) - 1
-    third = energies[moves // 2 : moves - moves // 4].mean(0)
-    last = energies[moves - moves // 4 :].mean(0)
-    spread = float((energies[0, from_data] if from_data.any() else third).std())
-    spread = max(spread, 1e-6)
-    begun = [group for group in (from_data, ~from_data) if group.any()]
-    moved = [_compared((last - third)[group], spread) for group in begun]
-    most, error = max(moved, key=lambda pair: abs(pair[0]))
-    starts, starts_error, leak, leak_error = 0.0, 0.0, 0.0, 0.0
-    if len(begun) == 2:
-        leak, leak_error = _compared((last - energies[0])[from_data], spread)
-        theirs, mine = (last[group] for group in begun)
-        starts = float(mine.mean() - theirs.mean()) / spread
-        variance = float(mine.var()) / len(mine) + float(theirs.var()) / len(theirs)
-        starts_error = math.sqrt(variance) / spread
-    return Drift(most, error, starts, starts_error, leak, leak_error)
-
-
-def _compared(changes: Tensor, spread: float) -> tuple[float, float]:
-    """The mean change and its standard error, in units of ``spread``."""
-    error = float(changes.std()) / math.sqrt(len(changes))
-    return float(changes.mean()) / spread, error / spread

@@ -19,7 +19,7 @@ from cdrl_infer.conditions.expressions import Concept
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
 from cdrl_infer.likelihood.bar import LEAST_OVERLAP
-from cdrl_infer.likelihood.marginals import Drift
+from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.scoring.weights import check_digests
 from cdrl_infer.untrusted import read_json
@@ -116,9 +116,17 @@ class Normaliser:
 
     @property
     def verdict(self) -> str:
-        """ "sound", "bracketed" (believe lower and upper, the standard error is wide) or "refused: …"."""
+        """ "sound", or the first that holds of these, with its reason.
+
+        "refused"; "undecided", if there are too few chains to tell whether they are stationary;
+        "bracketed": believe lower and upper, the standard error is wide.
+        """
         if self.faults:
             return f"refused: {self.faults[0]}"
+        doubts = [(r.t - 1, r.chains.doubt) for r in self.transitions if r.chains.doubt]
+        if doubts:
+            level, doubt = doubts[0]
+            return f"undecided: at level {level} {doubt}; more chains would tell"
         apart = [r.t for r in self.transitions if r.overlap < LEAST_OVERLAP]
         if apart:
             return (

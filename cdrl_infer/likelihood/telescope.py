@@ -25,9 +25,10 @@ from cdrl_infer.likelihood.bar import (
     pareto_k,
     resampled,
 )
-from cdrl_infer.likelihood.marginals import LevelDraws, drift, walk
+from cdrl_infer.likelihood.marginals import LevelDraws, walk
 from cdrl_infer.likelihood.normalisers import Normaliser, TransitionResult
 from cdrl_infer.likelihood.paths import Pilot, Plan, explore, forward_works, reverse_works
+from cdrl_infer.likelihood.stationary import judge
 from cdrl_infer.likelihood.transition import Transition
 from cdrl_infer.proposals import MeanProposal
 from cdrl_infer.random import BatchRandom
@@ -208,7 +209,7 @@ def _summed(
                 ess_forward=float(sizes[0][k]),
                 ess_reverse=float(sizes[1][k]),
                 pareto_k=tails if math.isfinite(tails) else None,
-                chains=drift(level),
+                chains=judge(level.energies, level.from_data),
             )
         )
 

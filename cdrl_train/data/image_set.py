@@ -206,3 +206,16 @@ def _write(file: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]
         np.lib.format.write_array_header_1_0(stream, header)
         for part in parts:
             stream.write(np.ascontiguousarray(part).data)
+
+
+def same_labels(ours: Sequence[Attribute], data: ImageSet) -> bool:
+    """Whether the data have labels, and the classes are the model's, by name or by number."""
+    theirs = data.attributes
+    same = len(ours) == len(theirs) and all(map(_same_classes, ours, theirs))
+    return data.labels is not None and same
+
+
+def _same_classes(a: Attribute, b: Attribute) -> bool:
+    numbers = tuple(map(str, range(len(b.values))))
+    numbered = numbers in (tuple(a.values), tuple(b.values))
+    return tuple(a.values) == tuple(b.values) or (numbered and len(a.values) == len(b.values))

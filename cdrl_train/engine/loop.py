@@ -25,6 +25,7 @@ class Callbacks:
 
     Args:
         on_log: gets each line of the log.
+        on_measure: called every ``contradiction_every`` steps; what it returns goes into the log.
         on_sample: called every ``sample_every`` steps and at the end.
         on_step: called after every step.
         on_end: called when the loop ends, however it ends.
@@ -32,6 +33,7 @@ class Callbacks:
     """
 
     on_log: Callable[[dict[str, Any]], object] | None = None
+    on_measure: Callable[[Trainer], dict[str, float]] | None = None
     on_sample: Callable[[Trainer], object] | None = None
     on_step: Callable[[Trainer], object] | None = None
     on_end: Callable[[Trainer], object] | None = None
@@ -92,13 +94,18 @@ class Loop:
             if trainer.is_main and self.calls.on_step is not None:
                 self.calls.on_step(trainer)
             phase_ends = not last and trainer.state.label != label
-            if trainer.step % config.log_every == 0 or last or phase_ends:
+            if trainer.step % config.log_every == 0 or last or phase_ends or self._measuring:
                 self._log(label)
             if trainer.step % config.checkpoint_every == 0 or last:
                 self._save()
             sampling = last or (trainer.step % config.sample_every == 0 and not self.calls.stop())
             if trainer.is_main and self.calls.on_sample is not None and sampling:
                 self.calls.on_sample(trainer)
+
+    @property
+    def _measuring(self) -> bool:
+        every = self.config.contradiction_every
+        return every > 0 and self.trainer.step % every == 0
 
     def _stopping(self) -> bool:
         """Save if it is time; returns whether to stop."""
@@ -168,6 +175,8 @@ class Loop:
             "images_per_second": float(f"{speed:.4g}"),
             **{name: float(f"{value:.6g}") for name, value in sorted(means.items())},
         }
+        if self._measuring and self.calls.on_measure is not None:
+            line.update(self.calls.on_measure(trainer))
         self._append(line)
         if self.calls.on_log is not None:
             self.calls.on_log(line)

@@ -21,6 +21,7 @@ from cdrl_infer.energies.base import Energy, Potential
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.kernels.adapt import tune
 from cdrl_infer.kernels.hmc import HMC
+from cdrl_infer.likelihood.stationary import Drift, judge
 from cdrl_infer.optional import needed
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
@@ -28,7 +29,6 @@ from cdrl_train.objectives.losses import noised_pair
 
 KINDS = ("marginal", "recovery")
 WARM_UP, TURNS = 30, 5  # moves that tune the step size; a chain of the warm-up has so many moves
-LATE = 0.25  # share of the moves at the end whose mean is compared with the data
 Floats = NDArray[np.float64]
 
 
@@ -74,16 +74,15 @@ class Chains:
         """The standard deviation of the data's energies, in nats."""
         return float(self.data.std(ddof=1))
 
-    def drift(self) -> tuple[float, float]:
-        """How far chains from data drift: (nats, one standard error).
+    @property
+    def judged(self) -> Drift:
+        """What moves, in units of `unit`; see `cdrl_infer.likelihood.stationary`.
 
-        The energy of each chain, averaged over the last quarter of its moves, less its first energy;
-        then the mean over the chains. Recovery chains start at exact draws of the true posterior, so
-        the same holds for them.
+        Recovery chains start at exact draws of the true posterior, so from data nothing moves there,
+        either.
         """
-        mine = self.traces[:, self.from_data]
-        moved = self._late(mine) - mine[0]
-        return float(moved.mean()), float(moved.std(ddof=1) / np.sqrt(moved.size))
+        energies, from_data = torch.from_numpy(self.traces), torch.from_numpy(self.from_data)
+        return judge(energies, from_data, unit=self.unit, same_law=self.kind == "marginal")
 
     def gap(self) -> tuple[float, float]:
         """How far chains from the model's samples end from the data's mean energy: (nats, error).
@@ -93,7 +92,7 @@ class Chains:
         mine = self.traces[:, ~self.from_data]
         if mine.shape[1] < 2:
             return float("nan"), float("nan")
-        ends = self._late(mine)
+        ends = mine[-max(1, (len(mine) - 1) // 4) :].mean(0)
         error = np.hypot(ends.std(ddof=1) / np.sqrt(ends.size), self.unit / np.sqrt(self.data.size))
         return float(ends.mean() - self.data.mean()), float(error)
 
@@ -109,12 +108,6 @@ class Chains:
             float(statistics.rhat(late, chain_axis=0, draw_axis=1)),
             float(statistics.ess(late, chain_axis=0, draw_axis=1)),
         )
-
-    @staticmethod
-    def _late(traces: Floats) -> Floats:
-        first = max(1, round(len(traces) * (1 - LATE)))
-        ends: Floats = traces[first:].mean(0)
-        return ends
 
 
 def _arviz() -> Any:

@@ -12,7 +12,7 @@ from cdrl_infer.errors import InputError, did_you_mean, listing
 from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.scoring.registry import SCORES
 from cdrl_train.calibrate import MOST_USED
-from cdrl_train.data.image_set import ImageSet
+from cdrl_train.data.image_set import ImageSet, same_labels
 from cdrl_train.data.sources import fit_of, load_images, without_held_out
 from cdrl_train.evaluation import distances
 from cdrl_train.evaluation.fidelity import FEWEST, check_torch_fidelity
@@ -204,16 +204,3 @@ def check_labels(ours: Sequence[Attribute], data: ImageSet) -> None:
         raise InputError(
             f"the metric 'accuracy' needs data with the model's labels {mine}, got {others}"
         )
-
-
-def same_labels(ours: Sequence[Attribute], data: ImageSet) -> bool:
-    """Whether the data have labels, and the classes are the model's, by name or by number."""
-    theirs = data.attributes
-    same = len(ours) == len(theirs) and all(map(_same_classes, ours, theirs))
-    return data.labels is not None and same
-
-
-def _same_classes(a: Attribute, b: Attribute) -> bool:
-    numbers = tuple(map(str, range(len(b.values))))
-    numbered = numbers in (tuple(a.values), tuple(b.values))
-    return tuple(a.values) == tuple(b.values) or (numbered and len(a.values) == len(b.values))

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.likelihood.stationary import ERRORS, LIMIT, STARTS_LIMIT
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.processes import Arrays, Processes
 from cdrl_infer.proposals import make_proposal
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import LevelEnd
+from cdrl_train.data.image_set import same_labels
 from cdrl_train.evaluation.chains import KINDS, Chains, Starts, run_chains, starts_at_data
 from cdrl_train.evaluation.report import Result
-from cdrl_train.evaluation.request import same_labels
 from cdrl_train.evaluation.sampling import RealImages, Steps, balanced_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LIMIT = 0.5  # a level is stationary if its chains drift less, in standard deviations of the data's energy
 COMPARED = (
     256  # images whose energies give the mean and the standard deviation, if there are so many
 )
@@ -99,15 +99,15 @@ class Stationarity:
 
     @property
     def verdict(self) -> str:
-        """``stationary``, or which energies are not."""
-        leaks = [
-            f"{chains.kind} t = {chains.t}"
-            for chains in self.found
-            if not abs(chains.drift()[0]) <= LIMIT * chains.unit
-        ]
-        if not leaks:
-            return f"stationary: no chain drifts more than {LIMIT} sd"
-        return f"not stationary ({', '.join(leaks)} drift more than {LIMIT} sd)"
+        """``stationary``, or which energies are not and why, or which have too few chains to tell."""
+        judged = [(f"{chains.kind} t = {chains.t}", chains.judged) for chains in self.found]
+        faults = [f"{name}: {drift.fault}" for name, drift in judged if drift.fault]
+        doubts = [f"{name}: {drift.doubt}" for name, drift in judged if drift.doubt]
+        if faults:
+            return f"not stationary ({'; '.join(faults)})"
+        if doubts:
+            return f"undecided ({'; '.join(doubts)}); more chains would tell"
+        return f"stationary: no chains from data drift by more than {LIMIT} sd"
 
     def _run(self, t: int, kind: str, own: dict[int, Starts]) -> Chains:
         """The chains of one transition; they depend on the seed and nothing else."""
@@ -181,23 +181,27 @@ class Stationarity:
         return found
 
     def _result(self, chains: Chains) -> Result:
-        drift, error = chains.drift()
+        judged, unit = chains.judged, chains.unit
         gap, gap_error = chains.gap()
         r_hat, ess = chains.mixing()
         return Result(
             f"drift-{chains.kind}-{chains.t}",
             f"drift of {chains.kind} chains, t = {chains.t}, in sd",
-            (drift / chains.unit,),
-            error / chains.unit,
+            (judged.leak,),
+            judged.leak_error,
             OF_CHAINS,
             n=self.chains,
             by="HMC",
             depends_on=("chains",),
             args={
                 "data_energy": float(chains.data.mean()),
-                "data_sd": chains.unit,
-                "drift_nats": drift,
-                "drift_nats_error": error,
+                "data_sd": unit,
+                "drift_nats": judged.leak * unit,
+                "drift_nats_error": judged.leak_error * unit,
+                "late_drift": judged.drift,
+                "late_drift_error": judged.drift_error,
+                "starts": judged.starts,
+                "starts_error": judged.starts_error,
                 "samples_gap_nats": _known(gap),
                 "samples_gap_nats_error": _known(gap_error),
                 "r_hat": _known(r_hat),
@@ -217,12 +221,12 @@ class Stationarity:
         )
         lines = [head]
         for chains in self.found:
-            drift, error = chains.drift()
+            judged, unit = chains.judged, chains.unit
             gap, gap_error = chains.gap()
             r_hat, ess = chains.mixing()
             lines.append(
-                f"{chains.t:2}  {chains.kind:9}  {chains.data.mean():9.1f} ± {chains.unit:<8.1f}"
-                f"  {drift:8.1f} ± {error:<5.1f}  {drift / chains.unit:+6.2f}"
+                f"{chains.t:2}  {chains.kind:9}  {chains.data.mean():9.1f} ± {unit:<8.1f}"
+                f"  {judged.leak * unit:8.1f} ± {judged.leak_error * unit:<5.1f}  {judged.leak:+6.2f}"
                 f"   {gap:8.1f} ± {gap_error:<6.1f}   {chains.largest[-1]:7.2f}"
                 f"   {chains.acceptance:8.2f}   {r_hat:5.2f}   {ess:5.0f}"
             )
@@ -256,7 +260,8 @@ class Stationarity:
             "chains": (
                 f"HMC of {LEAPFROG} leapfrog steps with acceptance, {self.moves} moves, {self.chains} "
                 f"chains from noised images of {self.place} and {self.chains} from the model's samples; "
-                f"drift = mean energy of the last quarter less the first; limit {LIMIT} sd; "
+                f"drift = mean energy of the last quarter less the first; limits {LIMIT} sd, "
+                f"{STARTS_LIMIT} sd between the two starts, and {ERRORS} standard errors; "
                 f"{self.verdict}"
             )
         }
@@ -268,6 +273,8 @@ class Stationarity:
             "moves": self.moves,
             "leapfrog_steps": LEAPFROG,
             "limit": LIMIT,
+            "starts_limit": STARTS_LIMIT,
+            "errors": ERRORS,
             "verdict": self.verdict,
         }
 
