@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 import subprocess
@@ -200,3 +201,22 @@ def test_64_images_from_a_cold_shell_in_20_seconds(tmp_path: Path) -> None:
     assert time.perf_counter() - start <= 20
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > image.height > 300
+
+
+def test_the_normalisers_of_the_plane_are_those_of_a_grid() -> None:
+    """log Z of every level of `toy-2d`: within three standard errors of a sum over cells."""
+    pipe = CDRLPipeline.from_pretrained("toy-2d")
+    model, stored = pipe.model, pipe.model.normalisers
+    assert stored is not None
+    stored.check_weights(model)
+    (entry,) = stored.entries
+    assert entry.verdict == "sound"
+    cells = (torch.arange(200) + 0.5) / 200 * 10 - 5
+    grid = torch.cartesian_prod(cells, cells).reshape(-1, 1, 1, 2)
+    energy = NeuralEnergy(model.ebm)
+    with torch.no_grad():
+        for k in range(model.schedule.num_levels):
+            values = -energy(grid, model.schedule.level(k + 1)).double()
+            truth = float(values.logsumexp(0)) + 2 * math.log(10 / 200)
+            assert abs(entry.log_z[k] - truth) < 3 * entry.error[k], (k, entry.log_z[k], truth)
+            assert entry.lower[k] < truth < entry.upper[k]
