@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from cdrl_infer.errors import InputError
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.options import find_kernel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.evaluation.sampling import pixels
@@ -41,11 +40,6 @@ class Plan(NamedTuple):
     def adapts(self) -> bool:
         """Whether a warm-up finds its step sizes."""
         return self.steps > 0 and self.kernel.optimal_acceptance is not None
-
-    @property
-    def option(self) -> str | Kernel[Any]:
-        """The kernel for the pipeline: Langevin by name, with the model's noise scale."""
-        return "langevin" if self.kernel == Langevin() else self.kernel
 
 
 def plan(name: str, budget: int, leapfrog_steps: int) -> Plan:

@@ -25,11 +25,10 @@ class SamplerDefaults:
 
     Args:
         langevin_steps: K, one integer for all transitions or one per transition, t = T … 1.
-        step_scale: multiplies the schedule's Langevin step variance.
+        step_scale: multiplies the schedule's Langevin step variance, for the model's own kernel. With
+            another kernel the default is 1.
         score_scale: multiplies the score of the last denoising step.
-        noise_scale: multiplies the noise of the kernel "langevin". A Langevin step of variance s² makes
-            the variance along a direction of curvature c too large by the factor ``1 / (1 - s² c / 4)``;
-            a noise scale of ``√(1 - s² c / 4)`` makes it right there.
+        kernel: a name in `cdrl_infer.kernels.KERNELS`.
 
     Raises:
         ConfigError: a value out of range.
@@ -38,17 +37,17 @@ class SamplerDefaults:
     langevin_steps: int | tuple[int, ...] = 15
     step_scale: float = 1.0
     score_scale: float = 1.0
-    noise_scale: float = 1.0
+    kernel: str = "langevin"
 
     def __post_init__(self) -> None:
         steps = self.langevin_steps
         each = (steps,) if isinstance(steps, int) else steps
         if min(each, default=0) < 0:
             raise ConfigError(f"langevin_steps must not be negative, got {steps}")
-        if self.step_scale <= 0 or min(self.score_scale, self.noise_scale) < 0:
+        if self.step_scale <= 0 or self.score_scale < 0:
             raise ConfigError(
-                "expected step_scale > 0, score_scale >= 0 and noise_scale >= 0, got step_scale="
-                f"{self.step_scale}, score_scale={self.score_scale}, noise_scale={self.noise_scale}"
+                "expected step_scale > 0 and score_scale >= 0, got step_scale="
+                f"{self.step_scale}, score_scale={self.score_scale}"
             )
 
     def check_levels(self, num_levels: int) -> None:

@@ -23,14 +23,12 @@ from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.habits import CALLS, refuse_unknown
 from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.processes import ALONE, Processes
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
-LANGEVIN = "langevin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +45,11 @@ class SamplingOptions:
         langevin_steps: K, steps of the kernel: one for all transitions or one per transition, noisiest
             first; by default the model's. 0 leaves the initializer's proposals as they are.
         kernel: the transition kernel: a name in `cdrl_infer.kernels.KERNELS`, or an object such as
-            ``HMC(leapfrog_steps=5)``. "langevin" is the paper's, with the model's noise_scale, and not
-            adjusted; "mala" and "hmc" are
-            exact at each level, for more steps: find their step_scale by `adapt_step_scale`.
+            ``HMC(leapfrog_steps=5)``; by default the model's. "langevin" is the paper's;
+            "leimkuhler-matthews" has the right variance also with long steps; "mala" and "hmc" are exact
+            at each level, for more steps: find their step_scale by `adapt_step_scale`.
         step_scale: multiplies the schedule's step variance: one for all transitions or one per
-            transition, noisiest first; by default the model's.
+            transition, noisiest first; by default the model's with the model's kernel, else 1.
         restarts: times each level is noised again and redone, each as costly as the first time. Images
             come nearer to the energy where they are inpainted or composed; see docs/control.md. By
             default 0, and 1 for `compose`.
@@ -75,7 +73,7 @@ class SamplingOptions:
     seeds: SupportsIndex | Iterable[SupportsIndex] | None = None
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     langevin_steps: int | Sequence[int] | None = None
-    kernel: str | Kernel[Any] = LANGEVIN
+    kernel: str | Kernel[Any] | None = None
     step_scale: float | Sequence[float] | None = None
     restarts: int | None = None
     batch_size: int = 64
@@ -91,12 +89,17 @@ class SamplingOptions:
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
+<<<<<<< HEAD
         if not isinstance(self.processes, Processes):
             raise InputError(
                 "processes must be those of cdrl_infer.processes.Processes.join(), got "
                 f"{quoted(self.processes)}"
             )
         find_kernel(self.kernel)  # raises for an unknown one
+=======
+        if self.kernel is not None:
+            find_kernel(self.kernel)  # raises for an unknown one
+>>>>>>> 8dd87eb (Kernel leimkuhler-matthews: the right variance with long steps; models and objectives name their kernel)
         checked = {
             "seeds": as_list(self.seeds),
             "generator": as_list(self.generator),
@@ -147,11 +150,13 @@ class SamplingOptions:
             restarts: those if none were asked for.
         """
         own = model.sampler
+        kernel = find_kernel(own.kernel if self.kernel is None else self.kernel)
+        usual = own.step_scale if kernel == find_kernel(own.kernel) else 1.0
         return CooperativeSampler(
             model.schedule,
             own.langevin_steps if self.langevin_steps is None else self.langevin_steps,
-            Langevin(own.noise_scale) if self.kernel == LANGEVIN else find_kernel(self.kernel),
-            own.step_scale if self.step_scale is None else self.step_scale,
+            kernel,
+            usual if self.step_scale is None else self.step_scale,
             own.score_scale,
             restarts if self.restarts is None else self.restarts,
         )

@@ -14,8 +14,8 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import captioned, make_grid
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.options import find_kernel
 from cdrl_infer.proposals import make_proposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.sampler import CooperativeSampler, LevelEnd
@@ -121,7 +121,7 @@ def measure(
     energy, schedule = NeuralEnergy(model.ebm), model.schedule
     steps = model.sampler.langevin_steps if langevin_steps is None else langevin_steps
     sampler = CooperativeSampler(
-        schedule, steps, Langevin(model.sampler.noise_scale), model.sampler.step_scale
+        schedule, steps, find_kernel(model.sampler.kernel), model.sampler.step_scale
     )
     chains, exact = (torch.Generator().manual_seed(2 * seed + k) for k in range(2))
     fits: list[Fit] = []

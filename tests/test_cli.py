@@ -199,10 +199,17 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         ),
         (["--out", "a.png", "--inpaint", "x.png"], "--inpaint and --mask go together"),
         (["--out", "a.png", "--inpaint", "x.png", "--mask", "y.png"], "x.png cannot be read"),
-        (["--out", "a.png", "--kernel", "nuts"], "kernel must be one of langevin, mala, hmc"),
+        (
+            ["--out", "a.png", "--kernel", "nuts"],
+            "kernel must be one of langevin, leimkuhler-matthews, mala, hmc",
+        ),
         (["--out", "a.png", "--kernel", "nuts", "--kernel-option", "a=1"], "unknown kernel 'nuts'"),
+        (["--out", "a.png", "--kernel-option", "noise=1"], "--kernel-option needs --kernel"),
         (["--out", "a.png", "--kernel-option", "a"], "--kernel-option must be KEY=VALUE, got 'a'"),
-        (["--out", "a.png", "--kernel-option", "noise=1"], "did you mean 'noise_scale'"),
+        (
+            ["--out", "a.png", "--kernel", "langevin", "--kernel-option", "noise=1"],
+            "did you mean 'noise_scale'",
+        ),
         (
             ["--out", "a.png", "--kernel", "mala", "--kernel-option", "leapfrog_steps=2"],
             "unknown key 'leapfrog_steps', expected none",

@@ -153,8 +153,8 @@ class TestDraw:
         last = re.findall(r"<figcaption>(.*?)</figcaption>", shown[-1].levels)[-2:]
         assert last == [f"{energy:.1f}" for energy in out.energies.tolist()]
 
-    def test_the_models_own_noise_is_used(self, model: CDRLModel) -> None:
-        sampler = dataclasses.replace(model.sampler, noise_scale=0.3)
+    def test_the_models_own_kernel_and_steps_are_used(self, model: CDRLModel) -> None:
+        sampler = dataclasses.replace(model.sampler, kernel="leimkuhler-matthews", step_scale=2.0)
         pipe = CDRLPipeline(dataclasses.replace(model, sampler=sampler))
         options = {"num_images": 1, "seed": 0, "guidance_scale": 1.0, "langevin_steps": 3}
         *_, last = draw(pipe, [0], GO_ON(), **options)  # type: ignore[arg-type]

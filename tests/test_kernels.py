@@ -19,11 +19,13 @@ from cdrl_infer.kernels import KERNELS, hmc
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA, HMCState
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.kernels.leimkuhler_matthews import LeimkuhlerMatthews
 from cdrl_infer.schedule import Level, NoiseSchedule
 
 SCHEDULE = NoiseSchedule(step_rule="curvature", step_size=0.8)
 OWN: dict[str, tuple[Kernel, float]] = {  # and a step scale
     "langevin": (Langevin(), 0.7),
+    "leimkuhler-matthews": (LeimkuhlerMatthews(), 0.7),
     "mala": (MALA(), 2.0),
     "hmc": (HMC(leapfrog_steps=4), 2.0),
 }
@@ -297,3 +299,13 @@ def test_uniform_of_a_batch_is_uniform() -> None:
     assert drawn.shape == (n,) and (drawn >= 0).all() and (drawn < 1).all()
     assert deviation(drawn.double(), 0.5) < 4
     assert deviation(drawn.double().square(), 1 / 3) < 4
+
+
+@pytest.mark.parametrize("step", [0.4, 1.6, 3.0])
+def test_averaged_noise_makes_the_variance_right_for_long_steps(step: float) -> None:
+    """On ½ y² with s² = step: the variance is 1, where Langevin has 1 / (1 - step/4)."""
+    count = 200_000
+    for kernel, variance in ((LeimkuhlerMatthews(), 1.0), (Langevin(), 1 / (1 - step / 4))):
+        start = batch_random(count).normal((1,)) * variance**0.5
+        end = kernel.run(start, bowl(), torch.tensor(step), batch_random(count), 40).y
+        assert abs(float(end.var()) / variance - 1) < 5 * (2 / count) ** 0.5

@@ -13,7 +13,6 @@ import pytest
 import torch
 from test_pipeline import LABELS, pixels
 
-from cdrl_infer.energies.base import FunctionPotential
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.images import to_unit
@@ -21,11 +20,12 @@ from cdrl_infer.kernels import KERNELS
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.hmc import HMC, MALA
 from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.kernels.leimkuhler_matthews import LeimkuhlerMatthews
 from cdrl_infer.model import CDRLModel, SamplerDefaults
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.proposals import InitializerProposal
-from cdrl_infer.random import BatchRandom, PerImageRandom
+from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_infer.schedule import NoiseSchedule
 
@@ -257,8 +257,11 @@ def test_a_higher_target_takes_smaller_steps(pipe: CDRLPipeline) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kernel": "mela"}, "one of langevin, mala, hmc, got 'mela'; did you mean 'mala'"),
-        ({"kernel": None}, "kernel must be one of langevin, mala, hmc, got None"),
+        (
+            {"kernel": "mela"},
+            "one of langevin, leimkuhler-matthews, mala, hmc, got 'mela'; did you mean 'mala'",
+        ),
+        ({"kernel": 3}, "kernel must be one of langevin, leimkuhler-matthews, mala, hmc, got 3"),
         ({"kernel": HMC}, r"must be an object, got the class; write HMC\(\)"),
         ({"sampler": "hmc"}, "no option 'sampler': use kernel=, such as kernel='mala' or"),
         ({"leapfrog_steps": 3}, "no option 'leapfrog_steps': use kernel="),
@@ -297,7 +300,10 @@ def test_bad_kernels_are_told_before_any_work(
     ("arguments", "message"),
     [
         ({"kernel": "langevin"}, "can reject a move, such as MALA or HMC, got Langevin"),
-        ({"kernel": "nuts"}, "kernel must be one of langevin, mala, hmc, got 'nuts'"),
+        (
+            {"kernel": "nuts"},
+            "kernel must be one of langevin, leimkuhler-matthews, mala, hmc, got 'nuts'",
+        ),
         ({"target_acceptance": 1.0}, r"expected target in \(0, 1\) and steps of at least 1"),
         (
             {"target_acceptance": "half"},
@@ -322,26 +328,16 @@ def test_bad_adapting_is_told_before_any_work(
         pipe.adapt_step_scale(**arguments)
 
 
-def test_langevin_by_name_has_the_models_noise_scale(model: CDRLModel) -> None:
-    own = dataclasses.replace(model.sampler, noise_scale=0.9)
-    colder = dataclasses.replace(model, sampler=own)
-    cases: list[tuple[dict[str, Any], Kernel[Any]]] = [
-        ({}, Langevin(0.9)),
-        ({"kernel": "langevin"}, Langevin(0.9)),
-        ({"kernel": Langevin()}, Langevin()),
-        ({"kernel": "mala"}, MALA()),
+def test_the_models_step_scale_belongs_to_the_models_kernel(model: CDRLModel) -> None:
+    own = dataclasses.replace(model.sampler, kernel="leimkuhler-matthews", step_scale=3.0)
+    long = dataclasses.replace(model, sampler=own)
+    cases: list[tuple[dict[str, Any], Kernel[Any], float]] = [
+        ({}, LeimkuhlerMatthews(), 3),
+        ({"kernel": "leimkuhler-matthews"}, LeimkuhlerMatthews(), 3),
+        ({"kernel": "langevin"}, Langevin(), 1),
+        ({"kernel": MALA()}, MALA(), 1),
+        ({"kernel": "mala", "step_scale": 2}, MALA(), 2),
     ]
-    for options, expected in cases:
-        assert SamplingOptions.of(options).sampler(colder).kernel == expected
-
-
-@pytest.mark.parametrize("step", [0.4, 1.6])
-def test_the_noise_scale_makes_the_variance_right_where_the_curvature_is_known(step: float) -> None:
-    """Langevin on ½ y² with s² = step: variance 1 with √(1 - step/4), 1 / (1 - step/4) without."""
-    potential = FunctionPotential(lambda y: 0.5 * y.square().sum(1))
-    count, scale = 200_000, (1 - step / 4) ** 0.5
-    for noise_scale, variance in ((1.0, 1 / (1 - step / 4)), (scale, 1.0)):
-        random = BatchRandom(count, torch.Generator().manual_seed(0))
-        start = random.normal((1,)) * variance**0.5
-        end = Langevin(noise_scale).run(start, potential, torch.tensor(step), random, 30).y
-        assert abs(float(end.var()) / variance - 1) < 5 * (2 / count) ** 0.5
+    for options, kernel, scale in cases:
+        sampler = SamplingOptions.of(options).sampler(long)
+        assert (sampler.kernel, sampler.scale_at(1)) == (kernel, scale)

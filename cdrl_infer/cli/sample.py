@@ -86,10 +86,8 @@ ADAPT_IMAGES = 16  # chains of the warm-up
     "--sampler",
     "kernel_name",
     metavar="NAME",
-    default="langevin",
-    show_default=True,
     help=f"Transition kernel: {', '.join(KERNELS)}, or one that an imported module registers. mala and "
-    "hmc are exact at each level, but need more steps.",
+    "hmc are exact at each level, but need more steps. [the model's]",
 )
 @click.option(
     "--kernel-option",
@@ -134,7 +132,7 @@ def main(
     grey: bool,
     seed: int | None,
     langevin_steps: str | None,
-    kernel_name: str,
+    kernel_name: str | None,
     kernel_options: tuple[str, ...],
     step_scale: str | None,
     restarts: int | None,
@@ -196,9 +194,7 @@ def main(
             "num_images": num_images,
             "seeds": seed,
             "langevin_steps": steps,
-            "kernel": kernel
-            if kernel_options
-            else kernel_name,  # a name has the model's noise scale
+            "kernel": kernel,
             "step_scale": scale,
             "batch_size": batch_size,
             "callback_on_level_end": recorder,
@@ -227,7 +223,7 @@ def main(
             recorder.write(film, output)
     if not processes.main:
         return
-    if kernel.optimal_acceptance is not None:
+    if kernel is not None and kernel.optimal_acceptance is not None:
         rates = ", ".join(f"{rate:.2f}" for rate in output.info.acceptance.mean(0).tolist())
         click.echo(f"acceptance by transition, noisiest first: {rates}", err=True)
     drawn = "1 image" if num_images == 1 else f"{num_images:,} images"
@@ -256,13 +252,15 @@ def _facts(pipe: CDRLPipeline, output: CDRLPipelineOutput, guidance_scale: float
     return facts
 
 
-def _kernel(name: str, texts: tuple[str, ...]) -> Kernel[Any]:
-    """The kernel that --kernel and --kernel-option ask for."""
+def _kernel(name: str | None, texts: tuple[str, ...]) -> Kernel[Any] | None:
+    """The kernel that --kernel and --kernel-option ask for; None for the model's."""
     from cdrl_infer.config import from_config
     from cdrl_infer.options import find_kernel
 
     if not texts:
-        return find_kernel(name)
+        return None if name is None else find_kernel(name)
+    if name is None:
+        raise InputError("--kernel-option needs --kernel: which kernel's option is it?")
     options = parse_options("--kernel-option", texts)
     return from_config(KERNELS.find(name, "--kernel"), options, f"--kernel-option of {name}")
 
@@ -270,7 +268,7 @@ def _kernel(name: str, texts: tuple[str, ...]) -> Kernel[Any]:
 def _step_scale(
     text: str | None,
     pipe: CDRLPipeline,
-    kernel: Kernel[Any],
+    kernel: Kernel[Any] | None,
     steps: int | tuple[int, ...] | None,
     cycle: list[ImageLabel] | None,
     guidance_scale: float,
@@ -278,7 +276,7 @@ def _step_scale(
     """The numbers given, or those that a warm-up finds with the same labels and steps."""
     if text != "adapt":
         return None if text is None else parse_numbers("--step-scale", text)
-    if kernel.optimal_acceptance is None:
+    if kernel is None or kernel.optimal_acceptance is None:
         raise InputError(
             "--step-scale adapt needs a --kernel that can reject a move, such as mala or hmc"
         )

@@ -17,8 +17,8 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.errors import InputError
 from cdrl_infer.images import to_pil
 from cdrl_infer.kernels.base import Kernel, StepInfo
-from cdrl_infer.kernels.langevin import Langevin
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.options import find_kernel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom, RandomSource
 from cdrl_infer.sampler import LevelEnd
@@ -70,7 +70,7 @@ class Watched(Kernel[Any]):
 
 def watched(model: CDRLModel, tell: Callable[[torch.Tensor], None]) -> Watched:
     """The kernel with which a call of the pipeline draws by default, watched."""
-    return Watched(Langevin(model.sampler.noise_scale), tell)
+    return Watched(find_kernel(model.sampler.kernel), tell)
 
 
 class Step(NamedTuple):
@@ -117,6 +117,7 @@ def drawing(
             langevin_steps=langevin_steps,
             restarts=restarts,
             kernel=watched(pipe.model, tell),
+            step_scale=pipe.model.sampler.step_scale,
             callback_on_level_end=lambda end, first: tell(end),
             progress=False,
         )

@@ -136,6 +136,7 @@ class Plane:
                 seeds=seed,
                 langevin_steps=steps,
                 kernel=watched(self.pipe.model, tell),
+                step_scale=self.pipe.model.sampler.step_scale,
                 callback_on_level_end=lambda end, first: tell(end),
                 batch_size=chains,
                 output_type="pt",

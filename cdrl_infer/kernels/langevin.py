@@ -23,7 +23,8 @@ class Langevin(Kernel[LangevinState]):
     """``y ← y - ½ s² ∇E(y) + s ε``, with ε standard normal.
 
     Roberts & Tweedie 1996. A step costs one gradient. The stationary density is ``exp(-E)`` up to an
-    error of order s².
+    error of order s²: along a direction of curvature c the variance is too large by the factor
+    ``1 / (1 - s² c / 4)``.
 
     Args:
         noise_scale: multiplies ε; 1 samples, 0 is gradient descent.

@@ -13,6 +13,7 @@ KERNELS: Registry[type[Kernel[Any]]] = Registry(
     "kernel",
     {
         "langevin": "cdrl_infer.kernels.langevin:Langevin",
+        "leimkuhler-matthews": "cdrl_infer.kernels.leimkuhler_matthews:LeimkuhlerMatthews",
         "mala": "cdrl_infer.kernels.hmc:MALA",
         "hmc": "cdrl_infer.kernels.hmc:HMC",
     },

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import ConfigError
-from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.kernels import KERNELS
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Limit, Losses, Models, Objective
@@ -38,7 +38,7 @@ class RecoveryLikelihood(Objective):
         coupling: how x_t and x_{t-1} share noise, see `noised_pair`.
         langevin_steps: K.
         step_scale: multiplies the schedule's Langevin step variance.
-        noise_scale: multiplies the noise of Langevin, see `cdrl_infer.kernels.langevin.Langevin`.
+        kernel: of the chains, a name in `cdrl_infer.kernels.KERNELS`; the paper has "langevin".
         weight: weights of the levels, see `contrastive_weight`.
         score_matching: weight of an additional score matching loss; 0 in the paper.
         max_energy_gap: a step counts as diverged if a transition's mean of |E(y⁺) - E(y⁻)| reaches this
@@ -64,7 +64,7 @@ class RecoveryLikelihood(Objective):
         coupling: Coupling = "markov",
         langevin_steps: int = 30,
         step_scale: float = 1.0,
-        noise_scale: float = 1.0,
+        kernel: str = "langevin",
         weight: ContrastiveWeight = "paper",
         score_matching: float = 0.0,
         max_energy_gap: float = 1e4,
@@ -74,14 +74,13 @@ class RecoveryLikelihood(Objective):
         self.coupling: Coupling = coupling
         self.langevin_steps = langevin_steps
         self.step_scale = step_scale
-        self.noise_scale = noise_scale
+        self.kernel = KERNELS.find(kernel, "kernel")()
         self.weight: ContrastiveWeight = weight
         self.score_matching = score_matching
         self.max_energy_gap = max_energy_gap
         self.max_displacement = max_displacement
         for name in (
             "langevin_steps",
-            "noise_scale",
             "score_matching",
             "max_energy_gap",
             "max_displacement",
@@ -97,11 +96,6 @@ class RecoveryLikelihood(Objective):
         refined = self.refine(models, batch, pair, pair.x_t, level, random)
         return self.contrast(models, batch, pair, refined, level)
 
-    @property
-    def langevin(self) -> Langevin:
-        """The kernel of the chains."""
-        return Langevin(self.noise_scale)
-
     def refine(
         self,
         models: Models,
@@ -114,7 +108,7 @@ class RecoveryLikelihood(Objective):
         """K Langevin steps on ``p(y | x_t)`` from ``start`` (B, C, H, W)."""
         energy: Energy = RecoveryEnergy(models.frozen_energy(batch.labels), pair.x_t)
         step_size = self.step_scale * level.step_variance
-        end = self.langevin.run(start, energy.at(level), step_size, random, self.langevin_steps)
+        end = self.kernel.run(start, energy.at(level), step_size, random, self.langevin_steps)
         return Refined(start, end.y)
 
     def contrast(

@@ -78,7 +78,7 @@ class Persistent(Cooperative):
         coupling: Coupling = "markov",
         langevin_steps: int = 5,
         step_scale: float = 1.0,
-        noise_scale: float = 1.0,
+        kernel: str = "langevin",
         weight: ContrastiveWeight = "noise",
         score_matching: float = 1.0,
         regression: float = 0.0,
@@ -94,7 +94,7 @@ class Persistent(Cooperative):
             coupling,
             langevin_steps,
             step_scale,
-            noise_scale,
+            kernel,
             weight,
             score_matching,
             regression,
@@ -178,7 +178,7 @@ class Persistent(Cooperative):
         schedule, device = models.schedule, batch.x.device
         level = schedule.level(chains.t, device)
         given = None if batch.labels is None else chains.labels
-        end = self.langevin.run(
+        end = self.kernel.run(
             chains.y,
             models.frozen_energy(given).at(level),
             self.step_scale * level.step_variance,

@@ -72,7 +72,7 @@ def drl(config: TrainConfig) -> TrainConfig:
         initializer=None,
         phases=(replace(first, objective=objective, steps=config.total_steps),),
         schedule=replace(config.schedule, step_size=config.schedule.step_size / 2),
-        sampler=replace(config.sampler, langevin_steps=30, noise_scale=1.0),
+        sampler=replace(config.sampler, langevin_steps=30, kernel="langevin"),
     )
 
 
