@@ -205,7 +205,10 @@ def test_trajectory_shows_noise_then_proposal_and_refinement(sample: Any) -> Non
         ),
         (["--out", "a.png", "--kernel", "nuts", "--kernel-option", "a=1"], "unknown kernel 'nuts'"),
         (["--out", "a.png", "--kernel-option", "noise=1"], "--kernel-option needs --kernel"),
-        (["--out", "a.png", "--kernel-option", "a"], "--kernel-option must be KEY=VALUE, got 'a'"),
+        (
+            ["--out", "a.png", "--kernel", "hmc", "--kernel-option", "a"],
+            "--kernel-option must be KEY=VALUE, got 'a'",
+        ),
         (
             ["--out", "a.png", "--kernel", "langevin", "--kernel-option", "noise=1"],
             "did you mean 'noise_scale'",
