@@ -89,17 +89,13 @@ class SamplingOptions:
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
-<<<<<<< HEAD
         if not isinstance(self.processes, Processes):
             raise InputError(
                 "processes must be those of cdrl_infer.processes.Processes.join(), got "
                 f"{quoted(self.processes)}"
             )
-        find_kernel(self.kernel)  # raises for an unknown one
-=======
         if self.kernel is not None:
             find_kernel(self.kernel)  # raises for an unknown one
->>>>>>> 8dd87eb (Kernel leimkuhler-matthews: the right variance with long steps; models and objectives name their kernel)
         checked = {
             "seeds": as_list(self.seeds),
             "generator": as_list(self.generator),
