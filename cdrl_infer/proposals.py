@@ -162,6 +162,18 @@ class DistributionProposal:
         """The proposal of the other values given the first ones of these points (B, ...)."""
         return DistributionProposal(self.network, points)
 
+    def holding(self, known: Tensor, mask: Tensor) -> DistributionProposal:
+        """The proposal given pixels, if q has a density given just these; else the proposal itself.
+
+        Args:
+            known: (B, ...) y of the known image.
+            mask: True where a pixel is unknown; it broadcasts against ``known``.
+        """
+        count = self.network.num_given
+        unknown = mask.expand_as(known).flatten(1)
+        fits = count and bool(unknown[:, count:].all()) and not bool(unknown[:, :count].any())
+        return self.given(known) if fits else self
+
     def mean(self, x_t: Tensor, level: Level) -> Tensor:
         """The mean of q for each image, (B, ...)."""
         mean: Tensor = self.network(x_t)
@@ -174,8 +186,9 @@ class DistributionProposal:
 
     def log_prob(self, y: Tensor, x_t: Tensor, level: Level) -> Tensor:
         """``log q(y)``, or ``log q(y | its given values)`` if there are some, (B,) nats."""
-        joint = self.network.log_prob(y)
-        return joint if self.points is None else joint - self.network.log_given(y)
+        if self.points is None:
+            return self.network.log_prob(y)
+        return self.network.log_conditional(y)
 
 
 def proposal_class(

@@ -19,7 +19,7 @@ from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.kernels.adapt import tune
 from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.kernels.langevin import Langevin
-from cdrl_infer.proposals import Proposal
+from cdrl_infer.proposals import DistributionProposal, Proposal
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
 
@@ -166,6 +166,8 @@ class CooperativeSampler:
         x: Tensor,
     ) -> LevelEnd:
         """Propose and refine once: from x_t to x_{t-1}."""
+        if pinned is not None and isinstance(proposal, DistributionProposal):
+            proposal = proposal.holding(level.scale * pinned.path[t - 1], pinned.mask)
         start = proposal.sample(x, level, random)
         step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)

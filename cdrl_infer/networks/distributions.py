@@ -43,6 +43,10 @@ class Distribution(Network, ABC):
     def log_given(self, y: Tensor) -> Tensor:
         """The log-density of the given values of y alone, (B,) nats; 0 without given values."""
 
+    def log_conditional(self, y: Tensor) -> Tensor:
+        """The log-density of the other values of y given the given ones, (B,) nats."""
+        return self.log_prob(y) - self.log_given(y)
+
     @abstractmethod
     def draw(
         self, shape: Sequence[int], random: RandomSource, given: Tensor | None = None
@@ -72,7 +76,8 @@ class MixtureDistribution(Distribution):
 
     L_k is lower triangular, so the first values of a component have the marginal of its leading block,
     and the others given the first are Gaussian too. The wide Gaussian bounds importance weights where
-    the fitted components have thin tails (Hesterberg 1995, defensive mixtures).
+    the fitted components have thin tails (Hesterberg 1995, defensive mixtures). It is a part of q in
+    training mode only: a chain that starts far out would need many steps to come back.
 
     Args:
         in_channels: image channels.
@@ -128,17 +133,22 @@ class MixtureDistribution(Distribution):
             nn.Parameter(torch.zeros(components, values, values)) if covariance == "full" else None
         )
 
+    @property
+    def _share(self) -> float:
+        """The share of the wide Gaussian now."""
+        return self.defensive if self.training else 0.0
+
     def _wide(self, fitted: Tensor, value: float) -> Tensor:
         """Values of the components (K, ...), with one of the wide Gaussian after them."""
-        if not self.defensive:
+        if not self._share:
             return fitted
         return torch.cat([fitted, torch.full_like(fitted[:1], value)])
 
     def log_shares(self) -> Tensor:
         """``log π``, (K,), or (K + 1,) with the wide Gaussian."""
         logits = torch.zeros_like(self.means[:, 0]) if self.logits is None else self.logits
-        fitted = logits.log_softmax(0) + math.log1p(-self.defensive)
-        return self._wide(fitted, math.log(self.defensive or 1.0))
+        fitted = logits.log_softmax(0) + math.log1p(-self._share)
+        return self._wide(fitted, math.log(self._share or 1.0))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """μ and log diag L, (K, D) each, and L (K, D, D); L is None if it is diagonal."""
@@ -154,12 +164,14 @@ class MixtureDistribution(Distribution):
     def _terms(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``z = L⁻¹ (y - μ)`` and ``log N(z_d; 0, 1) - log L_dd``, (B, K, D) each."""
         means, log_scales, factor = self._factors()
-        centred = y.flatten(1)[:, None] - means
+        flat = y.flatten(1)
         if factor is None:
-            z = centred / log_scales.exp()
-        else:
-            columns = centred.permute(1, 2, 0)  # (K, D, B)
-            z = torch.linalg.solve_triangular(factor, columns, upper=False).permute(2, 0, 1)
+            z = (flat[:, None] - means) / log_scales.exp()
+        else:  # one affine map to all components
+            eye = torch.eye(flat.shape[1]).to(factor).expand_as(factor)
+            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+            shift = (inverse @ means[:, :, None]).flatten()
+            z = (flat @ inverse.flatten(0, 1).T - shift).reshape(-1, *means.shape)
         return z, -0.5 * z.square() - log_scales - 0.5 * math.log(2 * math.pi)
 
     def log_prob(self, y: Tensor) -> Tensor:
@@ -171,6 +183,13 @@ class MixtureDistribution(Distribution):
         """The log-density of the first ``num_given`` values, (B,) nats."""
         _, terms = self._terms(y)
         return (self.log_shares() + terms[:, :, : self.num_given].sum(2)).logsumexp(1)
+
+    def log_conditional(self, y: Tensor) -> Tensor:
+        """``log q(y | its given values)``, (B,) nats; the components are weighed once."""
+        _, terms = self._terms(y)
+        given = self.log_shares() + terms[:, :, : self.num_given].sum(2)
+        joint = given + terms[:, :, self.num_given :].sum(2)
+        return joint.logsumexp(1) - given.logsumexp(1)
 
     def draw(
         self, shape: Sequence[int], random: RandomSource, given: Tensor | None = None

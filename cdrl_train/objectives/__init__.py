@@ -13,6 +13,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "mpdr": "cdrl_train.objectives.mpdr:ManifoldRecovery",
         "persistent": "cdrl_train.objectives.persistent:Persistent",
         "snl": "cdrl_train.objectives.snl:SelfNormalised",
+        "normalised": "cdrl_train.objectives.normalised:Normalised",
         "nce": "cdrl_train.objectives.nce:NoiseContrastive",
     },
 )
