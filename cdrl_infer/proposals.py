@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.networks.autoencoder import SphereNetwork
+from cdrl_infer.networks.base import GenerativeNetwork
 from cdrl_infer.networks.distributions import Distribution
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
@@ -27,6 +28,20 @@ class MeanProposal(Protocol):
 
     def mean(self, x_t: Tensor, level: Any) -> Tensor:
         """x_t (B, ...) -> the mean of y (B, ...)."""
+        ...
+
+
+class Networks(Protocol):
+    """What has an energy and perhaps an initializer, such as a `CDRLModel`."""
+
+    @property
+    def ebm(self) -> Any:
+        """The energy network."""
+        ...
+
+    @property
+    def initializer(self) -> Any:
+        """The initializer, or None."""
         ...
 
 
@@ -191,6 +206,26 @@ class DistributionProposal:
         return self.network.log_conditional(y)
 
 
+class GenerativeProposal:
+    """The draws of an energy that draws by itself; it does not look at x_t.
+
+    Args:
+        network: the energy.
+    """
+
+    def __init__(self, network: GenerativeNetwork) -> None:
+        self.network = network
+
+    def mean(self, x_t: Tensor, level: Level) -> Tensor:
+        """A typical image for each x_t, (B, C, H, W)."""
+        return self.network.typical(x_t)
+
+    def sample(self, x_t: Tensor, level: Level, random: RandomSource) -> Tensor:
+        """One draw per image, (B, C, H, W), without gradients."""
+        with torch.no_grad():
+            return self.network.draw(x_t.shape[1:], random, level)
+
+
 def proposal_class(
     network: type[Any] | None,
 ) -> type[InitializerProposal | IdentityProposal | DistributionProposal | AutoencoderProposal]:
@@ -225,6 +260,28 @@ def make_proposal(
     if labels is None or weights is None:
         return InitializerProposal(network, labels)
     return ComposedProposal(network, labels, weights)
+
+
+def proposal_of(
+    model: Networks, labels: Tensor | None = None, weights: Tensor | None = None
+) -> (
+    InitializerProposal
+    | IdentityProposal
+    | DistributionProposal
+    | AutoencoderProposal
+    | GenerativeProposal
+):
+    """The proposal of a model: `make_proposal` of its initializer, or its energy's own draws.
+
+    Args:
+        model: has the networks. An energy draws by itself if it is a `GenerativeNetwork` and there is no
+            initializer.
+        labels, weights: see `make_proposal`.
+    """
+    energy = getattr(model.ebm, "_orig_mod", model.ebm)  # of a compiled network
+    if model.initializer is None and isinstance(energy, GenerativeNetwork):
+        return GenerativeProposal(energy)
+    return make_proposal(model.initializer, labels, weights)
 
 
 def posterior_mean(x: Tensor, x_t: Tensor, level: Level) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.likelihood.contradiction import contradictions
-from cdrl_infer.proposals import make_proposal
+from cdrl_infer.proposals import proposal_of
 from cdrl_infer.scoring.reference import random_order
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.export import to_model
@@ -34,7 +34,7 @@ def contradiction_curve(trainer: Trainer) -> dict[str, float]:
     row = none if model.labels else None
     found = contradictions(
         NeuralEnergy(model.ebm, row),
-        make_proposal(model.initializer, row),
+        proposal_of(model, row),
         model.schedule,
         data.scaled(random_order(len(data), config.seed)[:IMAGES]).to(trainer.device),
         torch.Generator(trainer.device).manual_seed(config.seed),

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from cdrl_infer.model import Attribute, ImageShape, check_sizes
-from cdrl_infer.proposals import make_proposal
 from cdrl_infer.sampler import CooperativeSampler
 from cdrl_train.config import TrainConfig
 from cdrl_train.data.stream import Batch
@@ -220,7 +219,7 @@ class _Bench:
         with tally:
             CooperativeSampler(schedule, langevin_steps).sample(
                 self.models.frozen_energy(labels),
-                make_proposal(self.models.initializer, labels),
+                self.models.proposal(labels),
                 Shapes(SAMPLE_BATCH),
                 self.image.shape,
             )

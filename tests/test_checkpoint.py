@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ReconstructionEnergy": {"width": 4, "hidden": 8, "latent": 2, "image_size": [8, 8]},
     "SphereAutoencoder": {"width": 4, "hidden": 8, "latent": 2, "image_size": [8, 8]},
     "AutoencoderEnsemble": {"widths": [4], "hidden": 8, "latent": 2, "image_size": [8, 8]},
+    "VAEEnergy": {"num_pixels": 12, "latents": 2, "width": 8, "components": 2},
     "ResidualInitializer": {"backbone": PATCH},
     "GaussianDistribution": {"covariance": "full"},
     "MixtureDistribution": {"components": 2, "num_given": 1},

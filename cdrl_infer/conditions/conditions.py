@@ -18,7 +18,7 @@ from cdrl_infer.energies.composed import ComposedEnergy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.model import Attribute, CDRLModel
-from cdrl_infer.proposals import Proposal, make_proposal
+from cdrl_infer.proposals import Proposal, proposal_of
 from cdrl_infer.random import RandomSource
 
 
@@ -57,7 +57,7 @@ class Labelled(Condition):
     def bind(self, model: CDRLModel, part: slice, random: RandomSource) -> tuple[Energy, Proposal]:
         """The energy and the proposal given the labels."""
         chosen = None if self.labels is None else self.labels[part].to(_device(model))
-        return NeuralEnergy(model.ebm, chosen), make_proposal(model.initializer, chosen)
+        return NeuralEnergy(model.ebm, chosen), proposal_of(model, chosen)
 
 
 class Guided(Labelled):
@@ -82,7 +82,7 @@ class Guided(Labelled):
         )
         return (
             ComposedEnergy(model.ebm, labels, lambda r: self.scale * r[0]),
-            make_proposal(model.initializer, labels, weights),
+            proposal_of(model, labels, weights),
         )
 
 
@@ -136,7 +136,7 @@ class Composed(Condition):
                 log_ratio,
                 None if self.offsets is None else self.offsets.to(device),
             ),
-            make_proposal(model.initializer, labels, table.to(device)[:, branch]),
+            proposal_of(model, labels, table.to(device)[:, branch]),
         )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,7 +123,8 @@ def pareto_k(log_weights: Tensor) -> float:
         from arviz_stats.base import array_stats
     try:
         weights = (log_weights - log_weights.max()).exp().numpy()
-        found = array_stats.pareto_khat(weights, chain_axis=None, r_eff=1, tail="right")
+        with np.errstate(divide="ignore", invalid="ignore"):  # of weights that are nearly the same
+            found = array_stats.pareto_khat(weights, chain_axis=None, r_eff=1, tail="right")
     except ValueError:  # the largest weights are all the same
         return math.nan
     return float(found)

@@ -11,7 +11,7 @@ from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers
 from cdrl_infer.likelihood.telescope import Effort, normalise
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.proposals import make_proposal
+from cdrl_infer.proposals import proposal_of
 from cdrl_infer.scoring.weights import weights_digests
 
 
@@ -59,7 +59,7 @@ def compute(
         entries.append(
             normalise(
                 NeuralEnergy(model.ebm, row),
-                make_proposal(model.initializer, row),
+                proposal_of(model, row),
                 model.schedule,
                 model.image.shape,
                 generator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from cdrl_infer.config import Configurable
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.registry import BACKBONES
+from cdrl_infer.random import RandomSource
 from cdrl_infer.registry import Registry
+from cdrl_infer.schedule import Level
 
 Layer = nn.Conv2d | nn.Linear
 
@@ -48,6 +51,18 @@ class Network(Configurable, nn.Module):
             f"spectral_norm is not defined for {type(self).__name__}; "
             "use ResidualEBM or set spectral_norm=false"
         )
+
+
+class GenerativeNetwork(Network, ABC):
+    """An energy that also draws images by itself, such as a VAE: it needs no initializer."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], random: RandomSource, level: Level) -> Tensor:
+        """One draw y per image of ``random``, (B, *shape), at the level."""
+
+    @abstractmethod
+    def typical(self, x: Tensor) -> Tensor:
+        """An image in the middle of the draws for each x (B, C, H, W), of the same shape."""
 
 
 class Backbone(Network, ABC):

@@ -37,6 +37,7 @@ ENERGIES: Registry[type[Network]] = Registry(
         "TiltedEnergy": f"{_HERE}.tilted:TiltedEnergy",
         "ConvEnergy": f"{_HERE}.autoencoder:ConvEnergy",
         "ReconstructionEnergy": f"{_HERE}.autoencoder:ReconstructionEnergy",
+        "VAEEnergy": f"{_HERE}.vae:VAEEnergy",
     },
 )
 _DISTRIBUTIONS = {

@@ -24,8 +24,8 @@ from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import (
     AutoencoderProposal,
     MeanProposal,
-    make_proposal,
     posterior_mean,
+    proposal_of,
 )
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import NoiseSchedule
@@ -158,7 +158,7 @@ class NoisedImages(Features):
         labels = None
         if model.labels:
             labels = torch.zeros(len(u), len(model.labels), dtype=torch.int64, device=u.device)
-        proposal = make_proposal(model.initializer, labels)
+        proposal = proposal_of(model, labels)
         return cls(NeuralEnergy(model.ebm, labels), proposal, model.schedule, u, noise)
 
     @property

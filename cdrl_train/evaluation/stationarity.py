@@ -15,7 +15,7 @@ from cdrl_infer.likelihood.stationary import ERRORS, LIMIT, STARTS_LIMIT
 from cdrl_infer.options import SamplingOptions
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.processes import Arrays, Processes
-from cdrl_infer.proposals import make_proposal
+from cdrl_infer.proposals import proposal_of
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.sampler import LevelEnd
 from cdrl_train.data.image_set import same_labels
@@ -173,7 +173,7 @@ class Stationarity:
 
         sampler.sample(
             NeuralEnergy(model.ebm, labels),
-            make_proposal(model.initializer, labels),
+            proposal_of(model, labels),
             PerImageRandom.from_seeds(seeds, device),
             model.image.shape,
             on_level_end=keep,

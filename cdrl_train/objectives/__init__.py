@@ -14,6 +14,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "persistent": "cdrl_train.objectives.persistent:Persistent",
         "snl": "cdrl_train.objectives.snl:SelfNormalised",
         "normalised": "cdrl_train.objectives.normalised:Normalised",
+        "snelbo": "cdrl_train.objectives.snelbo:SelfNormalisedELBO",
         "nce": "cdrl_train.objectives.nce:NoiseContrastive",
     },
 )

@@ -15,7 +15,7 @@ from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.model import ImageShape
 from cdrl_infer.networks.registry import ENERGIES, INITIALIZERS
-from cdrl_infer.proposals import InitializerProposal, make_proposal, proposal_class
+from cdrl_infer.proposals import InitializerProposal, proposal_class, proposal_of
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train.spectral import evaluating
@@ -50,8 +50,8 @@ class Models:
         return NeuralEnergy(self.frozen_ebm, labels)
 
     def proposal(self, labels: Tensor | None) -> Any:
-        """The proposal of the initializer, see `cdrl_infer.proposals.make_proposal`."""
-        return make_proposal(self.initializer, labels)
+        """The proposal, see `cdrl_infer.proposals.proposal_of`."""
+        return proposal_of(self, labels)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """A context that turns off the dropout of the energy network."""

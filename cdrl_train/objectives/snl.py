@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.likelihood.bar import effective_sample_size, log_mean_exp, pareto_k
+from cdrl_infer.networks.tilted import TiltedEnergy
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Limit, Losses, Models, Objective
@@ -86,25 +87,40 @@ class SelfNormalised(Objective):
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The loss of the energy, and that of the proposal; b moves."""
         found = weigh(models, batch, self.draws, self.fit, random)
+        positive, penalty, observed = self.bounded(models.ebm, found)
+        totals = {"ebm": positive.mean() + penalty}
+        if found.fit is not None:
+            totals["initializer"] = found.fit
+        return Losses(totals, observed)
+
+    def bounded(
+        self, ebm: TiltedEnergy, found: Weighted
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The terms of the bound; b moves.
+
+        Args:
+            ebm: the energy, which has b.
+            found: data and weights.
+
+        Returns:
+            E of the data (B,), ``e^-b Ẑ - 1`` or log Ẑ (), and what is logged, (B,) each.
+        """
         ratio = found.log_ratio.detach()
         start = (1 - self.begun) * ratio  # at the first step, b becomes log Ẑ before it is used
         log_weights = found.log_weights - start
         if self.bound == "snl":
             penalty = log_mean_exp(log_weights.flatten()).exp() - 1
-        elif models.ebm.num_given:
+        elif ebm.num_given:
             penalty = log_mean_exp(log_weights).mean()
         else:
             penalty = log_mean_exp(log_weights.flatten())
         positive = found.positive + start
-        totals = {"ebm": positive.mean() + penalty}
-        if found.fit is not None:
-            totals["initializer"] = found.fit
         with torch.no_grad():
             left = ratio - start
             step = left if self.update == "newton" else left.exp() - 1
-            models.ebm.log_normaliser += start + self.rate * step
+            ebm.log_normaliser.add_(start + self.rate * step)
             self.begun.fill_(1.0)
-        return Losses(totals, self._observed(found, positive, left))
+        return positive, penalty, self._observed(found, positive, left)
 
     def _observed(self, found: Weighted, positive: Tensor, left: Tensor) -> dict[str, Tensor]:
         """What is logged, (B,) each."""

@@ -47,16 +47,35 @@ def weigh(models: Models, batch: Batch, draws: int, fit: Fit, random: RandomSour
 
     Args:
         models: the networks.
-        batch: the images.
+        batch: the images, which get the noise of the level.
+        draws, fit, random: see `weigh_points`.
+    """
+    level = models.schedule.level(1, batch.x.device)
+    positive = level.scale * level.diffused(batch.x, random.normal(batch.x.shape[1:]))
+    return weigh_points(models, positive, batch.labels, draws, fit, random)
+
+
+def weigh_points(
+    models: Models,
+    positive: Tensor,
+    labels: Tensor | None,
+    draws: int,
+    fit: Fit,
+    random: RandomSource,
+) -> Weighted:
+    """Draw from the proposal and weigh the draws beside points y⁺.
+
+    Args:
+        models: the networks.
+        positive: (B, ...) y⁺.
+        labels: (B, A), or None.
         draws: k, the draws for each image.
         fit: what the proposal learns: "likelihood" of the data, "kl" ``KL(p ‖ q)`` from the energy by
             the weights of the draws, or nothing.
         random: the noise.
     """
-    level = models.schedule.level(1, batch.x.device)
-    shape = batch.x.shape[1:]
-    positive = level.scale * level.diffused(batch.x, random.normal(shape))
-    energy, proposal = models.energy(batch.labels).at(level), models.proposal(batch.labels)
+    level, shape = models.schedule.level(1, positive.device), positive.shape[1:]
+    energy, proposal = models.energy(labels).at(level), models.proposal(labels)
     given = models.ebm.num_given
     if given:
         proposal = proposal.given(positive.repeat_interleave(draws, 0))
@@ -65,7 +84,7 @@ def weigh(models: Models, batch: Batch, draws: int, fit: Fit, random: RandomSour
     drawn = proposal.sample(many, level, Repeated(random, draws))
     with torch.set_grad_enabled(fit != "fixed"):
         log_q = proposal.log_prob(drawn, many, level)
-        log_q_data = proposal.log_prob(positive, x_t, level)
+        log_q_data = proposal.log_prob(positive.detach(), x_t, level)
     values = energy(positive)
     log_p_data, log_p = -values, -energy(drawn)
     if given:

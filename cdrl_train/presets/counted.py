@@ -27,5 +27,6 @@ COUNTED = {
     "snl-2d": Counted(0.0285e6, 3.97e11),
     "snl-regression": Counted(0.0562e6, 3.54e11),
     "mpdr-mnist": Counted(0.889e6, 8.81e13),
+    "snl-vae-mnist": Counted(0.425e6, 2.11e12),
     "toy-2d": Counted(0.0489e6, 7.33e11),
 }
