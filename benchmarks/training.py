@@ -26,7 +26,7 @@ from transcription import Transcription, in_default_layout
 import cdrl_train.engine.trainer as trainer_module
 import cdrl_train.objectives.drl as drl_module
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.device import usable_device
+from cdrl_infer.device import fastest_precision, usable_device
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.schedule import Level
 from cdrl_infer.version import __version__
@@ -34,7 +34,6 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.distributed import fastest_precision
 from cdrl_train.engine.state import TrainState
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.objectives.losses import score_matching_loss

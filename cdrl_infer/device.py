@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import torch
+from torch.nn import functional
 
 from cdrl_infer.errors import InputError, quoted
+
+FASTER = 0.8  # bfloat16 is chosen if it takes at most this share of float32's time
 
 
 @contextmanager
@@ -49,3 +55,29 @@ def usable_device(name: torch.device | str) -> torch.device:
         raise InputError(
             f"device {quoted(name)} cannot be used here ({reason}); try 'cpu'"
         ) from None
+
+
+def fastest_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Measure which precision convolves faster on a device; this takes less than a second.
+
+    A processor without bfloat16 instructions emulates them and takes several times as long. One thread
+    measures, because several would measure how busy the machine is.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
+    if device.type != "cpu":
+        return "float32"
+    x, kernel = torch.ones(4, 64, 14, 14), torch.ones(64, 64, 3, 3)
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(6):
+        for dtype in best:
+            a, b = x.to(dtype), kernel.to(dtype)
+            started = time.perf_counter()
+            functional.conv2d(a, b, padding=1)
+            best[dtype] = min(best[dtype], time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    faster = best[torch.bfloat16] < FASTER * best[torch.float32]
+    return "bfloat16" if faster else "float32"

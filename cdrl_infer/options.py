@@ -19,6 +19,7 @@ from cdrl_infer.arguments import (
     number,
     positive,
 )
+from cdrl_infer.device import fastest_precision
 from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.habits import CALLS, refuse_unknown
 from cdrl_infer.kernels import KERNELS
@@ -29,6 +30,7 @@ from cdrl_infer.sampler import CooperativeSampler, LevelEnd
 
 OutputType = Literal["pil", "np", "pt"]
 DrawOn = Literal["cpu", "device"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class SamplingOptions:
             ``tqdm``.
         draw_on: where noise is drawn: "cpu" gives the same images on every device, "device" is quicker
             on an accelerator.
+        precision: "bfloat16" computes the convolutions of the chains in bfloat16; steps, last denoising
+            and energies stay float32. Pictures differ a little, see docs/control.md. "auto": the faster
+            of the two on the device, for a kernel that accepts every move.
         processes: those that share the batches, ``Processes.join()`` of `cdrl_infer.processes`. Each of
             them makes the same call and gets the result of one process. callback_on_level_end is called
             in the process that draws the batch; the first one shows the bar.
@@ -81,11 +86,13 @@ class SamplingOptions:
     callback_on_level_end: Callable[[LevelEnd, int], None] | None = None
     progress: Progress = None
     draw_on: DrawOn = "cpu"
+    precision: Precision = "float32"
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         check_choice("output_type", self.output_type, get_args(OutputType))
         check_choice("draw_on", self.draw_on, get_args(DrawOn))
+        check_choice("precision", self.precision, get_args(Precision))
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
@@ -148,6 +155,11 @@ class SamplingOptions:
         own = model.sampler
         kernel = find_kernel(own.kernel if self.kernel is None else self.kernel)
         usual = own.step_scale if kernel == find_kernel(own.kernel) else 1.0
+        precision = self.precision
+        if precision == "auto":
+            exact = kernel.optimal_acceptance is not None
+            device = next(model.ebm.parameters()).device
+            precision = "float32" if exact else fastest_precision(device)
         return CooperativeSampler(
             model.schedule,
             own.langevin_steps if self.langevin_steps is None else self.langevin_steps,
@@ -155,6 +167,7 @@ class SamplingOptions:
             usual if self.step_scale is None else self.step_scale,
             own.score_scale,
             restarts if self.restarts is None else self.restarts,
+            precision,
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,10 +78,12 @@ class CooperativeSampler:
             transitions, or T floats in the order t = T … 1.
         score_scale: κ; 1 is Tweedie's formula, see `cdrl_infer.storage.authors`.
         restarts: R; each restart costs as much as sampling without restarts.
+        precision: "bfloat16" computes the convolutions of the chains in bfloat16; the steps, the last
+            denoising and the energies stay float32.
 
     Raises:
-        InputError: a number of steps or restarts is negative, a step scale is not positive and finite, or
-            the number of values is not 1 or T.
+        InputError: a number of steps or restarts is negative, a step scale is not positive and finite,
+            the number of values is not 1 or T, or the kernel needs float32.
     """
 
     schedule: NoiseSchedule
@@ -89,6 +92,7 @@ class CooperativeSampler:
     step_scale: float | Sequence[float] = 1.0
     score_scale: float = 1.0
     restarts: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         num = self.schedule.num_levels
@@ -102,6 +106,12 @@ class CooperativeSampler:
             raise InputError(
                 f"step_scale must be one positive, finite number, or {num}, one per transition, "
                 f"got {self.step_scale}"
+            )
+        if self.precision == "bfloat16" and self.kernel.optimal_acceptance is not None:
+            raise InputError(
+                "precision='bfloat16' is for a kernel that accepts every move, such as 'langevin': "
+                f"{type(self.kernel).__name__} decides by differences of energies, which are too coarse "
+                "in bfloat16; leave the precision out"
             )
         if self.restarts < 0:
             raise InputError(f"restarts must be at least 0, got {self.restarts}")
@@ -168,13 +178,20 @@ class CooperativeSampler:
         """Propose and refine once: from x_t to x_{t-1}."""
         if pinned is not None and isinstance(proposal, DistributionProposal):
             proposal = proposal.holding(level.scale * pinned.path[t - 1], pinned.mask)
-        start = proposal.sample(x, level, random)
+        low = (
+            torch.autocast(x.device.type, torch.bfloat16)
+            if self.precision == "bfloat16"
+            else nullcontext()
+        )
+        with low:
+            start = proposal.sample(x, level, random)
         step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)
         if pinned is not None:
             conditional = PinnedEnergy(conditional, pinned)
         potential = conditional.at(level)
-        end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
+        with low:
+            end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
         proposed, x = start / level.scale, end.y / level.scale
         if pinned is not None:
             proposed, x = pinned.hold(proposed, t - 1), pinned.hold(x, t - 1)

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from runs import TINY, write_data
 from torch import Tensor
 
+from cdrl_infer.device import fastest_precision
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.cli import main
-from cdrl_train.engine.distributed import fastest_precision
 
 
 @pytest.fixture

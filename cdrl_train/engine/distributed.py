@@ -11,9 +11,7 @@ passes through the network take much longer than the exchange.
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from cdrl_infer.device import fastest_precision
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.optional import needed
 from cdrl_infer.processes import RANKS, launched
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 MIXED = {"float32": "no", "bfloat16": "bf16"}
-FASTER = 0.8  # bfloat16 is chosen if it takes at most this share of float32's time
 PATIENCE = timedelta(hours=2)  # how long processes wait while the main one samples or saves
 
 
@@ -98,32 +95,6 @@ def make_accelerator(
             "out, or start another process"
         )
     return accelerator
-
-
-def fastest_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
-    """Measure which precision convolves faster on a device; this takes less than a second.
-
-    A processor without bfloat16 instructions emulates them and takes several times as long. One thread
-    measures, because several would measure how busy the machine is.
-    """
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if native else "float32"
-    if device.type != "cpu":
-        return "float32"
-    x, kernel = torch.ones(4, 64, 14, 14), torch.ones(64, 64, 3, 3)
-    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for _ in range(6):
-        for dtype in best:
-            a, b = x.to(dtype), kernel.to(dtype)
-            started = time.perf_counter()
-            functional.conv2d(a, b, padding=1)
-            best[dtype] = min(best[dtype], time.perf_counter() - started)
-    torch.set_num_threads(threads)
-    faster = best[torch.bfloat16] < FASTER * best[torch.float32]
-    return "bfloat16" if faster else "float32"
 
 
 def precision_of(accelerator: Accelerator) -> Literal["float32", "bfloat16"]:
