@@ -102,7 +102,7 @@ class NoiseSchedule:
                 f"step_size must lie in (0, {limit:g}) for step_rule={self.step_rule!r}, "
                 f"got {self.step_size}"
             )
-        object.__setattr__(self, "_table", self._compute())
+        object.__setattr__(self, "_tables", {torch.device("cpu"): self._compute()})
 
     @default_switches()
     def _compute(self) -> dict[str, Tensor]:
@@ -148,15 +148,26 @@ class NoiseSchedule:
         Raises:
             ValueError: ``t`` lies outside 1 … T.
         """
-        table: dict[str, Tensor] = getattr(self, "_table")  # noqa: B009
         if isinstance(t, Tensor) and t.device.type != "cpu":
-            values = {name: column.to(t.device)[t - 1] for name, column in table.items()}
+            values = {name: column[t - 1] for name, column in self._table(t.device).items()}
             return Level(t=t, **values)
         index = torch.as_tensor(t, dtype=torch.int64, device="cpu")
         if index.numel() and not bool(((index >= 1) & (index <= self.num_levels)).all()):
             raise ValueError(f"t must lie in 1 … {self.num_levels}, got {t}")
+        table = self._table(torch.device("cpu"))
         values = {name: column[index - 1].to(device) for name, column in table.items()}
         return Level(t=index.to(device), **values)
+
+    def _table(self, device: torch.device) -> dict[str, Tensor]:
+        """The constants of all transitions on a device; sending them there waits, so it is done once."""
+        tables: dict[torch.device, dict[str, Tensor]] = getattr(self, "_tables")  # noqa: B009
+        if device in tables:
+            return tables[device]
+        columns = tables[torch.device("cpu")].items()
+        sent = {name: column.to(device) for name, column in columns}
+        if device.type != "meta":  # there, work is counted and nothing is kept
+            tables[device] = sent
+        return sent
 
     def config(self) -> dict[str, int | float | str]:
         """The arguments of the constructor, by name."""

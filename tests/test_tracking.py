@@ -41,7 +41,9 @@ def test_results_are_sums_by_transition() -> None:
     results.add("loss", torch.tensor(4.0))
     for _ in range(2):
         results.add_by_level("moved", torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3, 1, 3]))
-    found = results.shared(make_accelerator(device=torch.device("cpu")))
+    norms = {"ebm": torch.tensor(0.5)}
+    found, same = results.shared(make_accelerator(device=torch.device("cpu")), norms)
+    assert same == {"ebm": 0.5}
     assert found == {"loss": (6.0, 2), "moved/1": (4.0, 2), "moved/3": (10.0, 4)}
     assert found["moved/3"].mean == 2.5
 

@@ -88,11 +88,15 @@ class BatchStream:
             )
             return whole[rows]
 
-        x = self.images[chosen.to(self.images.device)].to(self.device).float()
+        sent = chosen
+        if self.device.type == "cuda":  # from pinned memory, so that nobody waits for the device
+            sent = chosen.pin_memory().to(self.device, non_blocking=True)
+        here = sent if self.images.device == sent.device else chosen.to(self.images.device)
+        x = self.images[here].to(self.device).float()
         x = (x + uniform(*x.shape[1:])) / 128 - 1 if self.config.dequantise else x / 127.5 - 1
         if self.config.flip:
             x = torch.where(uniform(1, 1, 1) < 0.5, x, x.flip(-1))
         if self.labels is None:
             return Batch(x, None)
-        labels = self.labels[chosen.to(self.device)] + 1
+        labels = self.labels[sent.to(self.device)] + 1
         return Batch(x, labels * (uniform(*labels.shape[1:]) >= self.config.label_dropout))

@@ -55,20 +55,33 @@ class Results:
     def _by_level(self, name: str) -> list[str]:
         return [f"{name}/{t}" for t in range(1, self.num_levels + 1)]
 
-    def shared(self, accelerator: Accelerator) -> dict[str, Sum]:
-        """The sums over all processes, which have to have added the same names in the same order."""
+    def shared(
+        self, accelerator: Accelerator, norms: dict[str, Tensor]
+    ) -> tuple[dict[str, Sum], dict[str, float]]:
+        """The sums over all processes, which have to have added the same names in the same order.
+
+        This waits for the device, once a step.
+
+        Args:
+            accelerator: connects the processes.
+            norms: numbers () that are the same in all processes; they come back as they are.
+        """
         columns = [found.reshape(2, -1) for found in self._found.values()]
-        flat: Tensor = accelerator.reduce(torch.cat(columns, dim=1), "sum")
+        reduced: Tensor = accelerator.reduce(torch.cat(columns, dim=1), "sum")
+        own = torch.stack([norm.detach().float() for norm in norms.values()])
+        read = torch.cat([reduced.flatten(), own]).tolist()
+        totals, counts = read[: reduced.shape[1]], read[reduced.shape[1] : 2 * reduced.shape[1]]
         keys = [
             key
             for name, found in self._found.items()
             for key in ([name] if found.ndim == 1 else self._by_level(name))
         ]
-        return {
+        sums = {
             key: Sum(total, int(count))
-            for key, (total, count) in zip(keys, flat.T.tolist(), strict=True)
+            for key, total, count in zip(keys, totals, counts, strict=True)
             if count
         }
+        return sums, dict(zip(norms, read[2 * reduced.shape[1] :], strict=True))
 
 
 class Metrics:

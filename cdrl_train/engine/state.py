@@ -72,7 +72,9 @@ class TrainState:
             for name, module in candidates.items()
             if module is not None and _learns(module)
         }
-        self.averages = {name: self._average(module) for name, module in self.trained.items()}
+        self.averages = {
+            name: _averaged(module, config.ema_decay) for name, module in self.trained.items()
+        }
         self.models = Models(
             self.ebm,
             self._compiled(self.frozen_ebm),
@@ -86,9 +88,6 @@ class TrainState:
 
     def _place(self, network: Any) -> Any:
         return network.to(device=self.device, memory_format=torch.channels_last)
-
-    def _average(self, module: nn.Module) -> AveragedModel:
-        return AveragedModel(module, multi_avg_fn=_ema(self.config.ema_decay)).eval()
 
     def _compiled(self, network: nn.Module) -> Any:
         return torch.compile(network) if self.config.compile else network
@@ -118,7 +117,7 @@ class TrainState:
         groups = [
             {"params": [*module.parameters()], "name": name} for name, module in self.active.items()
         ]
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, fused=True if self.device.type == "cuda" else None)
 
     def begin_step(self, lr_scale: float) -> None:
         """Set the learning rates; at the first step of a phase, start its objective and optimizer.
@@ -132,7 +131,7 @@ class TrainState:
             self.objective.begin(self.objectives[:k], self.models)
             for name, module in self.active.items():
                 if not _alike(before[name], module.state_dict()):
-                    self.averages[name] = self._average(module)
+                    self.averages[name] = _averaged(module, self.config.ema_decay)
             self.optimizer = self._new_optimizer()
         rates = self.config.phases[k].learning_rates(step)
         for group in self.optimizer.param_groups:
@@ -228,12 +227,16 @@ def _learns(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _ema(decay: float) -> Callable[..., None]:
+def _averaged(module: nn.Module, decay: float) -> AveragedModel:
     """``W_ema ← d W_ema + (1-d) W``, ``d = min(decay, (1+n)/(10+n))``: young averages forget fast."""
+    average = AveragedModel(module).eval()
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        n = int(count)
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = int(
+            average.n_averaged
+        )  # on the CPU; ``count`` is on the device, and reading it would wait
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return update
+    average.multi_avg_fn = update
+    return average

@@ -152,8 +152,8 @@ class Trainer:
         state = self.state
         active = state.active
         average_gradients(self.accelerator, active.values())
-        norms = {name: _clipped(module, self.config.grad_clip) for name, module in active.items()}
-        found = results.shared(self.accelerator)
+        clipped = {name: _clipped(module, self.config.grad_clip) for name, module in active.items()}
+        found, norms = results.shared(self.accelerator, clipped)
         losses = {key: found.pop(key).mean for key in list(found) if key.startswith("loss/")}
         self._watch(found, losses, norms)
         state.apply_gradients()
@@ -263,6 +263,6 @@ def _keep_quiet(text: str) -> None:
     """On all processes but the main one."""
 
 
-def _clipped(module: nn.Module, limit: float) -> float:
-    """Scale the gradient down to that norm; returns the norm it had."""
-    return float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+def _clipped(module: nn.Module, limit: float) -> Tensor:
+    """Scale the gradient down to that norm; returns the norm () that it had, on the device."""
+    return nn.utils.clip_grad_norm_(module.parameters(), limit)
