@@ -135,6 +135,31 @@ class Transcription:
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()}
 
+    def sample(self, shape: tuple[int, int, int, int], labels: Tensor | None) -> Tensor:
+        """Draw images (B, C, H, W) in [-1, 1], in float32 and the default layout.
+
+        From x_T down, each transition proposes and makes K steps of the sampler's defaults; at the end
+        Tweedie's formula takes the noise of level 0 away.
+
+        Args:
+            shape: of the images.
+            labels: (B, A) integers, 0 = not given; None for an unconditional model.
+        """
+        x = self._noise(torch.empty(shape, device=self.stream.device))
+        schedule = self.config.schedule
+        for t in range(schedule.num_levels, 0, -1):
+            level = schedule.level(torch.full(shape[:1], t, device=x.device), x.device)
+            with torch.no_grad():
+                y = x
+                if self.initializer is not None:
+                    mean = self.initializer(x, self.initializer.condition(level, labels))
+                    y = mean + _each(level.proposal_variance.sqrt()) * self._noise(x)
+            x = self._langevin(y, x, level, labels) / _each(level.scale)
+        y = (x * _each(level.scale)).requires_grad_(True)
+        (score,) = torch.autograd.grad(self._log_density(y, level, labels).sum(), y)
+        clean: Tensor = x + _each(level.sigma_bar**2 * level.scale) * score
+        return clean / _each(level.alpha)
+
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=torch.float32)
 

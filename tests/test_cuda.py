@@ -1,0 +1,97 @@
+"""What needs a CUDA device: the same images as on the CPU, and training there. Skipped elsewhere.
+
+`benchmarks/accelerator.py` runs this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, make_model
+from runs import fit, images, tiny
+from torch import Tensor
+
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_train.config import TrainConfig
+from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.saving import resume
+from cdrl_train.engine.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+GREY = 1 / 255
+CALL = {"class_labels": ["Bag", "Shirt", None], "seeds": [3, 4, 5], "output_type": "pt"}
+
+
+def drawn(pipe: CDRLPipeline, **options: object) -> Tensor:
+    return torch.as_tensor(pipe(**{**CALL, **options}).images)
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "hmc"])
+def test_images_are_those_of_the_cpu_within_a_grey_level(folder: Path, kernel: str) -> None:
+    """With a kernel that can reject a move, rounding may tip a decision; not for these seeds."""
+    on_cpu = drawn(CDRLPipeline.from_pretrained(folder), kernel=kernel)
+    on_cuda = drawn(CDRLPipeline.from_pretrained(folder).to("cuda"), kernel=kernel)
+    assert (on_cpu - on_cuda).abs().max() <= GREY
+
+
+def test_a_bundled_model_draws_the_same_clothes() -> None:
+    call = {"class_labels": ["Sneaker", "Bag"], "seeds": [0, 1], "output_type": "pt"}
+    on_cpu, on_cuda = (
+        torch.as_tensor(CDRLPipeline.from_pretrained().to(place)(**call).images)
+        for place in ("cpu", "cuda")
+    )
+    assert (on_cpu - on_cuda).abs().max() <= GREY
+
+
+def test_energies_and_scores_are_those_of_the_cpu(folder: Path) -> None:
+    x = drawn(CDRLPipeline.from_pretrained(folder))
+    on_cpu, on_cuda = (
+        CDRLPipeline.from_pretrained(folder).to(place).energy_and_gradient(x)
+        for place in ("cpu", "cuda")
+    )
+    for a, b in zip(on_cpu, on_cuda, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
+def test_noise_drawn_on_the_device_depends_on_the_seed_alone() -> None:
+    pipe = CDRLPipeline(make_model(CLASSES)).to("cuda")
+    first, again = (drawn(pipe, draw_on="device") for _ in range(2))
+    assert torch.equal(first, again)
+    alone = drawn(pipe, draw_on="device", class_labels=["Shirt"], seeds=[4])
+    assert (alone - first[1:2]).abs().max() <= GREY
+    assert not torch.equal(first, drawn(pipe))  # other bits than those of the CPU's generator
+
+
+def losses(config: TrainConfig, place: str, folder: Path) -> list[dict[str, float]]:
+    stream = BatchStream(images(), config.data, config.seed, torch.device(place))
+    run = Trainer(config, stream, folder)
+    return [run.train_step() for _ in range(config.total_steps)]
+
+
+def test_training_is_repeatable_and_lower_precision_is_near(tmp_path: Path) -> None:
+    exact, again, low = (
+        losses(tiny(precision=precision), "cuda", tmp_path)
+        for precision in ("float32", "float32", "bfloat16")
+    )
+    for a, b, c in zip(exact, again, low, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+        assert a == pytest.approx(c, rel=0.1, abs=0.1)
+
+
+def test_compiled_training_is_that_without(tmp_path: Path) -> None:
+    plain, compiled = (losses(tiny(compile=compile), "cuda", tmp_path) for compile in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-2)
+
+
+def test_a_run_resumes_on_the_device(tmp_path: Path) -> None:
+    config = tiny()
+    stream = BatchStream(images(), config.data, config.seed, torch.device("cuda"))
+    run = Trainer(config, stream, tmp_path)
+    fit(run, until=5)
+    second = Trainer(config, BatchStream(images(), config.data, 0, torch.device("cuda")), tmp_path)
+    assert resume(second) and second.step == 5
+    fit(second)
+    assert second.step == config.total_steps
