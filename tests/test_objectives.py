@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy, FunctionPotential
+from cdrl_infer.errors import ConfigError
+from cdrl_infer.kernels.base import Kernel
+from cdrl_infer.kernels.langevin import Langevin
+from cdrl_infer.kernels.leimkuhler_matthews import LeimkuhlerMatthews
 from cdrl_infer.proposals import InitializerProposal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
@@ -206,3 +211,30 @@ def test_chains_of_training_sample_the_recovery_energy() -> None:
     assert torch.equal(refined.start, x_t - 3.0)
     assert abs(float(refined.end.mean()) - 1.5) < 5 * math.sqrt(expected / N)
     assert abs(float(refined.end.var()) / expected - 1) < 5 * math.sqrt(2 / N)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("langevin", Langevin()),
+        ("leimkuhler-matthews", LeimkuhlerMatthews()),
+        ({"name": "langevin", "noise_scale": 0.9}, Langevin(0.9)),
+    ],
+)
+def test_chains_use_the_kernel_of_the_options(
+    kernel: str | dict[str, Any], expected: Kernel[Any]
+) -> None:
+    assert RecoveryLikelihood(kernel=kernel).kernel == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("nuts", "unknown kernel 'nuts'"),
+        ({"noise_scale": 0.9}, "unknown kernel None"),
+        ({"name": "langevin", "noise": 0.9}, "did you mean 'noise_scale'"),
+    ],
+)
+def test_a_wrong_kernel_is_told(kernel: str | dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RecoveryLikelihood(kernel=kernel)

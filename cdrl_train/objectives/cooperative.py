@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -56,7 +56,7 @@ class Cooperative(RecoveryLikelihood):
         coupling: Coupling = "shared",
         langevin_steps: int = 15,
         step_scale: float = 1.0,
-        kernel: str = "langevin",
+        kernel: str | dict[str, Any] = "langevin",
         weight: ContrastiveWeight = "paper",
         score_matching: float = 0.0,
         regression: float = 0.0,

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from cdrl_infer.config import from_config
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.kernels import KERNELS
+from cdrl_infer.kernels.base import Kernel
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Limit, Losses, Models, Objective
@@ -38,7 +40,8 @@ class RecoveryLikelihood(Objective):
         coupling: how x_t and x_{t-1} share noise, see `noised_pair`.
         langevin_steps: K.
         step_scale: multiplies the schedule's Langevin step variance.
-        kernel: of the chains, a name in `cdrl_infer.kernels.KERNELS`; the paper has "langevin".
+        kernel: of the chains: a name in `cdrl_infer.kernels.KERNELS`, the paper's is "langevin", or
+            ``{"name": NAME, **options}``.
         weight: weights of the levels, see `contrastive_weight`.
         score_matching: weight of an additional score matching loss; 0 in the paper.
         max_energy_gap: a step counts as diverged if a transition's mean of |E(y⁺) - E(y⁻)| reaches this
@@ -64,7 +67,7 @@ class RecoveryLikelihood(Objective):
         coupling: Coupling = "markov",
         langevin_steps: int = 30,
         step_scale: float = 1.0,
-        kernel: str = "langevin",
+        kernel: str | dict[str, Any] = "langevin",
         weight: ContrastiveWeight = "paper",
         score_matching: float = 0.0,
         max_energy_gap: float = 1e4,
@@ -74,7 +77,7 @@ class RecoveryLikelihood(Objective):
         self.coupling: Coupling = coupling
         self.langevin_steps = langevin_steps
         self.step_scale = step_scale
-        self.kernel = KERNELS.find(kernel, "kernel")()
+        self.kernel = _kernel(kernel)
         self.weight: ContrastiveWeight = weight
         self.score_matching = score_matching
         self.max_energy_gap = max_energy_gap
@@ -162,3 +165,11 @@ class RecoveryLikelihood(Objective):
     def summary(self) -> str:
         """The text ``K = …``."""
         return f"K = {self.langevin_steps}"
+
+
+def _kernel(chosen: str | dict[str, Any]) -> Kernel[Any]:
+    """The kernel of a name, or of a name and options."""
+    options = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+    name = options.pop("name", None)
+    kernel: Kernel[Any] = from_config(KERNELS.find(name, "kernel"), options, f"kernel {name!r}")
+    return kernel

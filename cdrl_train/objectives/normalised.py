@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Normalised(Cooperative):
         coupling: Coupling = "markov",
         langevin_steps: int = 15,
         step_scale: float = 1.0,
-        kernel: str = "langevin",
+        kernel: str | dict[str, Any] = "langevin",
         weight: ContrastiveWeight = "noise",
         score_matching: float = 0.0,
         regression: float = 0.0,

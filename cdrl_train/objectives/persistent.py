@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Persistent(Cooperative):
         coupling: Coupling = "markov",
         langevin_steps: int = 5,
         step_scale: float = 1.0,
-        kernel: str = "langevin",
+        kernel: str | dict[str, Any] = "langevin",
         weight: ContrastiveWeight = "noise",
         score_matching: float = 1.0,
         regression: float = 0.0,
