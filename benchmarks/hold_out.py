@@ -221,7 +221,6 @@ def trained_vae(setting: Setting, digit: str, seed: int) -> SmallVAE:
     return model
 
 
-@torch.no_grad()
 def scores(
     setting: Setting, method: str, digit: str, seed: int, sets: Sequence[Tensor]
 ) -> list[Any]:
@@ -243,6 +242,7 @@ def scores(
     return [pipe.score(images, score, batch_size=250).scores.numpy() for images in sets]
 
 
+@torch.no_grad()
 def _batched(of: Any, images: Tensor) -> Floats:
     parts = [of(part.float() / 127.5 - 1).double() for part in torch.split(images, 250)]
     return np.asarray(torch.cat(parts))

@@ -71,6 +71,23 @@ def test_all_test_images_are_scored_and_a_run_is_not_repeated(
     assert len(calls) == 10  # another time is another run
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_models_are_trained_with_gradients(
+    method: str, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(Exception): ...
+
+    def train(*_: Any) -> Any:
+        assert torch.is_grad_enabled()
+        raise Trained
+
+    monkeypatch.setattr(hold_out, "trained", train)
+    monkeypatch.setattr(hold_out, "trained_vae", train)
+    setting = hold_out.Setting(digits, tmp_path, None, False, None, ())
+    with pytest.raises(Trained):
+        hold_out.measured(setting, method, "1", 0)
+
+
 def test_the_table_has_the_published_figures_beside_ours() -> None:
     results = [{"method": "mpdr-s", "digit": "9", "aupr": value} for value in (0.4, 0.6)]
     found = {row[0]: row[1:] for row in rows(results, ["9", "3"])}
