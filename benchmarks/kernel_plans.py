@@ -137,7 +137,7 @@ class Bench:
                 output = pipe(
                     class_labels=labels[start:stop],
                     seeds=range(start, stop),
-                    kernel=asked.option,
+                    kernel=asked.kernel,
                     langevin_steps=asked.steps,
                     step_scale=step_scale,
                     batch_size=pools.batch_size,
