@@ -250,6 +250,18 @@ def test_the_energy_is_minus_the_bound_at_the_mean_and_has_a_gradient() -> None:
     )
 
 
+@torch.no_grad()
+def test_the_energy_of_images_unlike_the_data_stays_finite() -> None:
+    network = vae("gaussian")
+    last = network.encoder[2]
+    assert isinstance(last, torch.nn.Linear)
+    last.bias[1] = 1000.0  # log σ
+    x = every_image()
+    found = NeuralEnergy(network)((2 * x - 1).reshape(-1, 1, 1, PIXELS), LEVEL)
+    assert bool(found.isfinite().all())
+    assert bool((found > 0.4 * math.exp(6)).all())  # most of KL(N(μ, e^6) ‖ N(0, 1))
+
+
 def test_pixels_become_black_and_white() -> None:
     grey = torch.tensor([-1.0, -0.5, 0.5, 1.0]).expand(COUNT, 1, 1, 4)
     found = binarised(grey, "dynamic", BatchRandom(COUNT, generator()))

@@ -18,6 +18,8 @@ from cdrl_infer.networks.tilted import TiltedCondition, TiltedEnergy
 from cdrl_infer.random import RandomSource, Repeated
 from cdrl_infer.schedule import Level
 
+MAX_LOG_SCALE = 3.0  # of the encoder, whose values grow without bound for images unlike the data
+
 
 class VAECondition(NamedTuple):
     """Constants of a level: those of the prior, None for a Gaussian, and 1/m, () or (B,)."""
@@ -102,7 +104,7 @@ class VAEEnergy(GenerativeNetwork):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, D) in [0, 1] -> μ and log σ, (B, L) each."""
         mean, log_scale = self.encoder(2 * x - 1).chunk(2, 1)
-        return mean, log_scale
+        return mean, log_scale.clamp(max=MAX_LOG_SCALE)
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, L) -> the log-odds of white, (B, D)."""
