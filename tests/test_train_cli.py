@@ -96,7 +96,7 @@ def test_automatic_precision_is_the_faster_one_and_is_kept(
     def without_instructions(x: Tensor, *_: object, **__: object) -> None:
         time.sleep(0.002 if x.dtype == torch.bfloat16 else 0.001)
 
-    monkeypatch.setattr("cdrl_train.engine.distributed.functional.conv2d", without_instructions)
+    monkeypatch.setattr("cdrl_infer.device.functional.conv2d", without_instructions)
     assert fastest_precision(torch.device("cpu")) == "float32"
     monkeypatch.undo()
     command = ["--data", data, "--out", str(tmp_path / "run"), *TINY]
