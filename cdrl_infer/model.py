@@ -160,11 +160,7 @@ class CDRLModel:
         Where a network was compiled by `torch.compile`, it is the original.
         """
         roles = {"ebm": self.ebm, "initializer": self.initializer}
-        return {
-            role: getattr(network, "_orig_mod", network)
-            for role, network in roles.items()
-            if network is not None
-        }
+        return {role: original(network) for role, network in roles.items() if network is not None}
 
     def config(self) -> dict[str, Any]:
         """What ``config.json`` holds of the model, as objects of JSON."""
@@ -175,6 +171,11 @@ class CDRLModel:
             "labels": [asdict(attribute) for attribute in self.labels],
             "training": self.training,
         }
+
+
+def original(network: Any) -> Any:
+    """A network itself, where `torch.compile` has wrapped it."""
+    return getattr(network, "_orig_mod", network)
 
 
 def state_of(network: Any) -> dict[str, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cdrl_infer.model import original
 from cdrl_infer.networks.autoencoder import SphereNetwork
 from cdrl_infer.networks.base import GenerativeNetwork
 from cdrl_infer.networks.distributions import Distribution
+from cdrl_infer.networks.gaussian import log_normal
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 
@@ -85,9 +86,7 @@ class InitializerProposal:
 
     def log_prob(self, y: Tensor, x_t: Tensor, level: Level) -> Tensor:
         """``log q(y | x_t)``, (B,) nats."""
-        square = (y - self.mean(x_t, level)).square().flatten(1).sum(1)
-        variance = level.proposal_variance
-        return -0.5 * (square / variance + y[0].numel() * (2 * math.pi * variance).log())
+        return log_normal(y - self.mean(x_t, level), level.proposal_variance)
 
 
 class ComposedProposal(InitializerProposal):
@@ -252,11 +251,11 @@ def make_proposal(
     """
     if network is None:
         return IdentityProposal()
-    original = getattr(network, "_orig_mod", network)  # of a compiled network
-    if isinstance(original, Distribution):
-        return DistributionProposal(original)
-    if isinstance(original, SphereNetwork):
-        return AutoencoderProposal(original)
+    own = original(network)
+    if isinstance(own, Distribution):
+        return DistributionProposal(own)
+    if isinstance(own, SphereNetwork):
+        return AutoencoderProposal(own)
     if labels is None or weights is None:
         return InitializerProposal(network, labels)
     return ComposedProposal(network, labels, weights)
@@ -278,7 +277,7 @@ def proposal_of(
             initializer.
         labels, weights: see `make_proposal`.
     """
-    energy = getattr(model.ebm, "_orig_mod", model.ebm)  # of a compiled network
+    energy = original(model.ebm)
     if model.initializer is None and isinstance(energy, GenerativeNetwork):
         return GenerativeProposal(energy)
     return make_proposal(model.initializer, labels, weights)

@@ -40,6 +40,11 @@ class Level:
     step_variance: Tensor  # s_t², the variance of the noise in one Langevin step
     proposal_variance: Tensor  # τ_t² = β̃_t m_t²
 
+    @property
+    def gain(self) -> Tensor:
+        """``√r_t / m_t``: what the forward transition multiplies ``y = m_t x_{t-1}`` by, () or (B,)."""
+        return (1 - self.noise_variance).sqrt() / self.scale
+
     def diffused(self, x: Tensor, noise: Tensor) -> Tensor:
         """Add the noise of level t-1 to clean images x: ``x_{t-1} = α_{t-1} x + σ̄_{t-1} ε``, (B, ...)."""
         return self.expand(self.alpha, x) * x + self.expand(self.sigma_bar, x) * noise

@@ -85,7 +85,7 @@ class Transition:
         self.potential = InParts(energy.at(self.level), batch_size)
         self.proposal = proposal
         self.batch_size = batch_size
-        self.gain = (1 - self.level.noise_variance).sqrt() / self.level.scale
+        self.gain = self.level.gain
         self.above: StandardNormal | InParts = StandardNormal()
         self.above_scale = torch.ones((), device=device)
         if t < schedule.num_levels:

@@ -202,7 +202,7 @@ class MixtureDistribution(Distribution):
         if given is not None:
             given_z, terms = self._terms(given)
             logits = logits + terms[:, :, :known].sum(2)
-        chosen = (logits.softmax(1).cumsum(1) < uniform[:, None]).sum(1).clamp(max=len(means) - 1)
+        chosen = choose(logits, uniform)
         if given is not None:
             rows = given_z[torch.arange(len(z), device=z.device), chosen]
             z = torch.cat([rows[:, :known], z[:, known:]], 1)
@@ -239,3 +239,17 @@ class GaussianDistribution(MixtureDistribution):
         num_classes: tuple[int, ...] = (),
     ) -> None:
         super().__init__(in_channels, num_pixels, 1, covariance, scale, 0.0, num_given, num_classes)
+
+
+def choose(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One of K for each row, with the probabilities ``softmax(logits)``.
+
+    Args:
+        logits: (B, K).
+        uniform: (B,) in [0, 1], which decides.
+
+    Returns:
+        (B,) indices.
+    """
+    ends = logits.softmax(1).cumsum(1)
+    return (ends < uniform[:, None]).sum(1).clamp(max=logits.shape[1] - 1)

@@ -1,6 +1,8 @@
-"""The Gaussian at which energies start; its mean square is that of the noised data."""
+"""The Gaussian at which energies start, whose mean square is that of the noised data; its density."""
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor
 
@@ -21,3 +23,9 @@ def gaussian_constants(level: Level, data_variance: float) -> tuple[Tensor, Tens
     precision = 1 / (signal + level.sigma_bar**2)
     weight = (signal * precision).sqrt() / level.sigma_bar
     return 1 / level.scale, precision, weight
+
+
+def log_normal(difference: Tensor, variance: Tensor) -> Tensor:
+    """The log-density of ``N(0, variance · I)`` at (B, ...), (B,) nats; the variance is () or (B,)."""
+    square = difference.square().flatten(1).sum(1)
+    return -0.5 * (square / variance + difference[0].numel() * (2 * math.pi * variance).log())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.networks.base import GenerativeNetwork
-from cdrl_infer.networks.distributions import GaussianDistribution, MixtureDistribution
+from cdrl_infer.networks.distributions import GaussianDistribution, MixtureDistribution, choose
 from cdrl_infer.networks.tilted import TiltedCondition, TiltedEnergy
 from cdrl_infer.random import RandomSource, Repeated
 from cdrl_infer.schedule import Level
@@ -145,10 +145,9 @@ class VAEEnergy(GenerativeNetwork):
         drawn = self.proposal.draw((self.latents,), Repeated(random, self.candidates))
         log_prior = self.prior(drawn, self.condition(level).prior)
         log_weights = log_prior - self.proposal.log_prob(drawn)
-        ends = log_weights.reshape(-1, self.candidates).softmax(1).cumsum(1)
-        chosen = (ends < random.uniform()[:, None]).sum(1, keepdim=True)
-        rows = chosen.clamp(max=self.candidates - 1)[:, :, None].expand(-1, -1, self.latents)
-        return drawn.reshape(-1, self.candidates, self.latents).gather(1, rows)[:, 0]
+        chosen = choose(log_weights.reshape(-1, self.candidates), random.uniform())
+        rows = torch.arange(len(chosen), device=chosen.device)
+        return drawn.reshape(-1, self.candidates, self.latents)[rows, chosen]
 
     def draw(self, shape: Sequence[int], random: RandomSource, level: Level) -> Tensor:
         """The decoder's probabilities of white for a z of the prior, as values in [-1, 1]."""

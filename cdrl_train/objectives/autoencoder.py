@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.model import original
 from cdrl_infer.networks.autoencoder import SphereAutoencoder, SphereNetwork, on_sphere
 from cdrl_infer.networks.registry import INITIALIZERS
 from cdrl_infer.random import RandomSource
@@ -30,11 +31,6 @@ def check_sphere(initializer: dict[str, Any] | None, schedule: NoiseSchedule) ->
         raise ConfigError(
             f"is for models of one transition: set schedule.num_levels=1, got {schedule.num_levels}"
         )
-
-
-def original(network: Any) -> Any:
-    """A network itself where it was compiled."""
-    return getattr(network, "_orig_mod", network)
 
 
 def shared(network: SphereNetwork, count: int) -> list[tuple[SphereAutoencoder, slice]]:

@@ -13,6 +13,7 @@ from cdrl_infer.energies.base import FunctionPotential, Potential
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.kernels.langevin import BoxedLangevin
 from cdrl_infer.kernels.sphere import SphereDescent
+from cdrl_infer.model import original
 from cdrl_infer.networks.autoencoder import (
     Autoencoder,
     ConvEnergy,
@@ -24,7 +25,7 @@ from cdrl_infer.networks.autoencoder import (
 from cdrl_infer.networks.registry import ENERGIES
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
-from cdrl_train.objectives.autoencoder import check_sphere, original, shared
+from cdrl_train.objectives.autoencoder import check_sphere, shared
 from cdrl_train.objectives.base import Losses, Models, Objective
 
 if TYPE_CHECKING:

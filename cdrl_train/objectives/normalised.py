@@ -11,6 +11,7 @@ from torch import Tensor
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.likelihood.bar import log_mean_exp
 from cdrl_infer.model import ImageShape
+from cdrl_infer.networks.gaussian import log_normal
 from cdrl_infer.random import RandomSource, Repeated
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Losses, Models
@@ -146,22 +147,13 @@ def log_ratios(
     y = proposal.around(centre, many, Repeated(random, draws))
     row = None if labels is None else labels.repeat_interleave(draws, 0)
     log_weight = (
-        _log_normal(x_t.repeat_interleave(draws, 0) - _gain(many, y) * y, many.noise_variance)
+        log_normal(
+            x_t.repeat_interleave(draws, 0) - many.expand(many.gain, y) * y, many.noise_variance
+        )
         - models.frozen_energy(row)(y, many)
-        - _log_normal(y - centre, many.proposal_variance)
+        - log_normal(y - centre, many.proposal_variance)
     )
     return _energy_above(models, labels, x_t, level) + log_mean_exp(log_weight.reshape(-1, draws))
-
-
-def _gain(level: Level, y: Tensor) -> Tensor:
-    """What the forward kernel multiplies y = m x by."""
-    return level.expand((1 - level.noise_variance).sqrt() / level.scale, y)
-
-
-def _log_normal(difference: Tensor, variance: Tensor) -> Tensor:
-    """The log-density of N(0, variance I) at (B, ...), (B,) nats."""
-    square = difference.square().flatten(1).sum(1)
-    return -0.5 * (square / variance + difference[0].numel() * (2 * math.pi * variance).log())
 
 
 def _energy_above(models: Models, labels: Tensor | None, x_t: Tensor, level: Level) -> Tensor:
@@ -169,5 +161,5 @@ def _energy_above(models: Models, labels: Tensor | None, x_t: Tensor, level: Lev
     top = level.t == models.schedule.num_levels
     above = models.schedule.level((level.t + 1).clamp(max=models.schedule.num_levels), x_t.device)
     values = models.frozen_energy(labels)(above.expand(above.scale, x_t) * x_t, above)
-    normal = -_log_normal(x_t, torch.ones_like(level.alpha))
+    normal = -log_normal(x_t, torch.ones_like(level.alpha))
     return torch.where(top, normal, values)
