@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import (
     Any,
     ClassVar,
@@ -76,7 +76,8 @@ class Configurable:
     """Mixin for classes whose constructor arguments are recorded in `config`.
 
     A class with a ``registry`` can be an argument of another: a config then holds
-    ``{"class": NAME, **arguments}`` for it.
+    ``{"class": NAME, **arguments}`` for it. A constructor that ends in ``**options`` also takes the
+    arguments of its parent's, which it passes on; its own have the defaults that it gives them.
     """
 
     registry: ClassVar[Registry[Any] | None] = None
@@ -85,7 +86,7 @@ class Configurable:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         init = cls.__init__
-        signature = inspect.signature(init)
+        signature, hints = _inherited(init, super(cls, cls).__init__)
 
         @functools.wraps(init)
         def recording_init(self: Configurable, *args: Any, **kwargs: Any) -> None:
@@ -95,6 +96,8 @@ class Configurable:
             # A subclass's constructor returns after its parent's, so its arguments stay.
             self._arguments = dict(list(bound.arguments.items())[1:])
 
+        recording_init.__annotations__ = hints
+        setattr(recording_init, "__signature__", signature)  # noqa: B010
         setattr(cls, "__init__", recording_init)  # noqa: B010
 
     @property
@@ -110,6 +113,23 @@ class Configurable:
             else value
             for name, value in self._arguments.items()
         }
+
+
+def _inherited(
+    init: Callable[..., None], parent: Callable[..., None]
+) -> tuple[inspect.Signature, dict[str, Any]]:
+    """The signature and annotations of a constructor, with its parent's arguments for ``**options``."""
+    signature, hints = inspect.signature(init), init.__annotations__
+    own = dict(signature.parameters)
+    last = [*own.values()][-1]
+    if last.kind is not last.VAR_KEYWORD:
+        return signature, hints
+    del own[last.name]
+    theirs = dict(inspect.signature(parent).parameters)
+    return (
+        signature.replace(parameters=[*{**theirs, **own}.values()]),
+        {**get_type_hints(parent), **{name: hints[name] for name in own if name in hints}},
+    )
 
 
 def from_config(cls: type[T], config: object, where: str) -> T:

@@ -12,7 +12,6 @@ from cdrl_infer.schedule import Level
 from cdrl_train.objectives.base import Losses, Models
 from cdrl_train.objectives.drl import RecoveryLikelihood
 from cdrl_train.objectives.losses import (
-    ContrastiveWeight,
     Coupling,
     Refined,
     imitation_loss,
@@ -55,24 +54,10 @@ class Cooperative(RecoveryLikelihood):
         self,
         coupling: Coupling = "shared",
         langevin_steps: int = 15,
-        step_scale: float = 1.0,
-        kernel: str | dict[str, Any] = "langevin",
-        weight: ContrastiveWeight = "paper",
-        score_matching: float = 0.0,
         regression: float = 0.0,
-        max_energy_gap: float = 1e4,
-        max_displacement: float = 10.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            coupling,
-            langevin_steps,
-            step_scale,
-            kernel,
-            weight,
-            score_matching,
-            max_energy_gap,
-            max_displacement,
-        )
+        super().__init__(coupling=coupling, langevin_steps=langevin_steps, **options)
         if regression < 0:
             raise ConfigError(f"regression must be at least 0, got {regression}")
         self.regression = regression

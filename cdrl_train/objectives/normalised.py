@@ -54,28 +54,12 @@ class Normalised(Cooperative):
     def __init__(
         self,
         coupling: Coupling = "markov",
-        langevin_steps: int = 15,
-        step_scale: float = 1.0,
-        kernel: str | dict[str, Any] = "langevin",
         weight: ContrastiveWeight = "noise",
-        score_matching: float = 0.0,
-        regression: float = 0.0,
-        max_energy_gap: float = 1e4,
-        max_displacement: float = 10.0,
         draws: int = 16,
         rate: float = 0.05,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            coupling,
-            langevin_steps,
-            step_scale,
-            kernel,
-            weight,
-            score_matching,
-            regression,
-            max_energy_gap,
-            max_displacement,
-        )
+        super().__init__(coupling=coupling, weight=weight, **options)
         if draws < 1 or not 0 < rate <= 1:
             raise ConfigError(
                 f"expected draws of at least 1 and rate in (0, 1], got {draws} and {rate}"
