@@ -163,35 +163,6 @@ def test_config_counts_defaults_and_positions_and_skips_parents() -> None:
     assert Parent(2).config == {"a": 2}
 
 
-def test_options_of_a_parent_are_options() -> None:
-    class Parent(Configurable):
-        def __init__(self, size: int = 1, name: str = "a", share: float = 0.5) -> None:
-            if size < 1:
-                raise ConfigError(f"size must be positive, got {size}")
-            self.size = size
-
-    class Child(Parent):
-        def __init__(self, name: str = "b", depth: int = 3, **options: Any) -> None:
-            super().__init__(name=name, **options)
-
-    class Grandchild(Child):
-        def __init__(self, size: int = 7, **options: Any) -> None:
-            super().__init__(size=size, **options)
-
-    assert Child().config == {"size": 1, "name": "b", "share": 0.5, "depth": 3}
-    assert Grandchild().config == {"size": 7, "name": "b", "share": 0.5, "depth": 3}
-    made = from_config(Grandchild, {"share": 1, "depth": 4}, "here")
-    assert made.config == {"size": 7, "name": "b", "share": 1.0, "depth": 4} and made.size == 7
-    with pytest.raises(
-        ConfigError, match=r"here: unknown key 'sizes', expected .* did you mean 'size'"
-    ):
-        from_config(Child, {"sizes": 2}, "here")
-    with pytest.raises(ConfigError, match="here: 'size' must be an integer, found 'x'"):
-        from_config(Grandchild, {"size": "x"}, "here")
-    with pytest.raises(ConfigError, match="here: size must be positive, got 0"):
-        from_config(Child, {"size": 0}, "here")
-
-
 def test_a_constructor_says_its_types() -> None:
     class Bare(Configurable):
         def __init__(self, a, b: list[int]) -> None:  # type: ignore[no-untyped-def]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import RESIDUAL, tiny
 
+from cdrl_infer.config import Configurable, from_config
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_train.config import DataConfig, Phase, TrainConfig
 from cdrl_train.networks import check_networks
@@ -135,3 +137,32 @@ def test_a_file_of_no_options_is_told(text: str, tmp_path: Path) -> None:
 def test_absurd_networks_are_told(width: int) -> None:
     with pytest.raises(ConfigError, match=r"are absurd|may have at most"):
         check_networks(tiny(ebm={"class": "MLPEnergy", "num_pixels": 4, "width": width}))
+
+
+def test_options_of_a_parent_are_options() -> None:
+    class Parent(Configurable):
+        def __init__(self, size: int = 1, name: str = "a", share: float = 0.5) -> None:
+            if size < 1:
+                raise ConfigError(f"size must be positive, got {size}")
+            self.size = size
+
+    class Child(Parent):
+        def __init__(self, name: str = "b", depth: int = 3, **options: Any) -> None:
+            super().__init__(name=name, **options)
+
+    class Grandchild(Child):
+        def __init__(self, size: int = 7, **options: Any) -> None:
+            super().__init__(size=size, **options)
+
+    assert Child().config == {"size": 1, "name": "b", "share": 0.5, "depth": 3}
+    assert Grandchild().config == {"size": 7, "name": "b", "share": 0.5, "depth": 3}
+    made = from_config(Grandchild, {"share": 1, "depth": 4}, "here")
+    assert made.config == {"size": 7, "name": "b", "share": 1.0, "depth": 4} and made.size == 7
+    with pytest.raises(
+        ConfigError, match=r"here: unknown key 'sizes', expected .* did you mean 'size'"
+    ):
+        from_config(Child, {"sizes": 2}, "here")
+    with pytest.raises(ConfigError, match="here: 'size' must be an integer, found 'x'"):
+        from_config(Grandchild, {"size": "x"}, "here")
+    with pytest.raises(ConfigError, match="here: size must be positive, got 0"):
+        from_config(Child, {"size": 0}, "here")
