@@ -26,6 +26,7 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, count, stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.recording import PLAIN_STEPS
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
 
@@ -106,6 +107,8 @@ class Speed:
             OURS: Runner(Trainer(self.config, self.stream(), folder)),
             PLAIN: Runner(Transcription(self.config, self.stream())),
         }
+        for _ in range(PLAIN_STEPS + 1):  # until its step is recorded
+            runners[OURS].work.train_step()
         seconds = in_turns(runners, steps, rounds)
         self.profiles["training"] = self._profile(runners[OURS].work.train_step)
         work = self.cost.phases[-1]

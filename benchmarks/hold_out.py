@@ -29,6 +29,7 @@ from report import table
 from torch import Tensor, nn
 
 from cdrl_infer.cli.command import OneLineErrors
+from cdrl_infer.device import usual_device
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.model import ImageShape
 from cdrl_infer.networks.autoencoder import Decoder, Encoder, SphereNetwork
@@ -135,7 +136,7 @@ def options(setting: Setting, training: str, digit: str, seed: int) -> TrainConf
     config = preset(TRAININGS[training]).override(own)
     if setting.minutes is None:
         return config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(usual_device())
     shape = ImageShape(*load_for(setting.source, config.data).images.shape[1:])
     seconds = sum(
         time_phase(config, k, shape, (), device, 5.0).seconds * phase.steps
@@ -165,7 +166,7 @@ def trained(setting: Setting, training: str, digit: str, seed: int) -> CDRLPipel
             repo_id=None,
             private=None,
         )
-    return CDRLPipeline(load_model(run / "model"), name=run.name)
+    return CDRLPipeline(load_model(run / "model"), name=run.name).to(usual_device())
 
 
 class SmallVAE(nn.Module):
@@ -196,11 +197,13 @@ def trained_vae(setting: Setting, digit: str, seed: int) -> SmallVAE:
     data = load_for(setting.source, config)
     torch.manual_seed(seed)
     height, width = data.images.shape[2:]
-    model = SmallVAE(data.images.shape[1], (height, width))
+    device = usual_device()
+    model = SmallVAE(data.images.shape[1], (height, width)).to(device)
     if file.is_file():
-        model.load_state_dict(torch.load(file, weights_only=True))
+        model.load_state_dict(torch.load(file, weights_only=True, map_location=device))
         return model
-    stream, generator = BatchStream(data, config, seed, "cpu"), torch.Generator().manual_seed(seed)
+    stream = BatchStream(data, config, seed, device)
+    generator = torch.Generator(device).manual_seed(seed)
     optimizer, started = torch.optim.Adam(model.parameters(), VAE_RATE), time.monotonic()
     for step in range(VAE_STEPS):
         spent = (time.monotonic() - started) / 60
@@ -211,8 +214,8 @@ def trained_vae(setting: Setting, digit: str, seed: int) -> SmallVAE:
             group["lr"] = VAE_RATE * (1 - 0.95 * done)
         x = stream.next(VAE_BATCH, generator).x
         optimizer.zero_grad()
-        noise = torch.randn(len(x), 32, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        noise = torch.randn(len(x), 32, generator=generator, device=device)
+        with torch.autocast(device, torch.bfloat16):
             loss = model.bound(x, noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -229,7 +232,7 @@ def scores(
     if training == "vae":
         vae = trained_vae(setting, digit, seed).eval()
         return [
-            _batched(lambda u: vae.bound(u, torch.zeros(len(u), 32)), images) for images in sets
+            _batched(lambda u: vae.bound(u, u.new_zeros(len(u), 32)), images) for images in sets
         ]
     pipe = trained(setting, training, digit, seed)
     if score == "reconstruction":
@@ -239,13 +242,13 @@ def scores(
     if score == "combined":
         known = load_for(setting.source, DataConfig(hold_out=digit, attributes=())).images
         pipe.calibrate(known[:FITTED], data="training images", progress=False)
-    return [pipe.score(images, score, batch_size=250).scores.numpy() for images in sets]
+    return [pipe.score(images, score, batch_size=250).scores.cpu().numpy() for images in sets]
 
 
 @torch.no_grad()
 def _batched(of: Any, images: Tensor) -> Floats:
-    parts = [of(part.float() / 127.5 - 1).double() for part in torch.split(images, 250)]
-    return np.asarray(torch.cat(parts))
+    parts = torch.split(images.to(usual_device()), 250)
+    return np.asarray(torch.cat([of(part.float() / 127.5 - 1).double().cpu() for part in parts]))
 
 
 def measured(setting: Setting, method: str, digit: str, seed: int) -> dict[str, Any]:

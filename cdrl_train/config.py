@@ -182,6 +182,9 @@ class TrainConfig:
         accumulate: each process works on its share of a batch in this many parts, to save memory.
         compile: run Langevin and the initializer through ``torch.compile``. Score matching is not:
             a compiled network cannot be differentiated twice.
+        cuda_graphs: on one GPU, record the operations of a step and launch them together, which is
+            faster for small networks. Without effect on a CPU, with several processes, ``accumulate``,
+            ``compile``, or images that do not fit into ``data.in_memory_mib``.
         stored_as: type of the exported weights; float16 halves the file.
         max_grad_norm: a step counts as diverged when the norm of a network's gradient reaches it,
             before clipping. Objectives have limits of their own.
@@ -208,6 +211,7 @@ class TrainConfig:
     precision: Precision = "float32"
     accumulate: int = 1
     compile: bool = False
+    cuda_graphs: bool = True
     stored_as: Storage = "float32"
     max_grad_norm: float = 1e6
     retries: int = 3

@@ -15,6 +15,7 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, Work, count, stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
+from cdrl_train.engine.recording import PLAIN_STEPS
 from cdrl_train.engine.trainer import Trainer
 
 STEPS = 3  # timed, after one to warm up
@@ -128,7 +129,8 @@ def time_steps(
 ) -> Timing:
     """Time some steps of some images, after one that is not timed."""
     phases = [replace(phase, steps=0) for phase in config.phases]
-    phases[index] = replace(phases[index], steps=steps + 1, batch_size=batch_size)
+    untimed = 1 if device.type == "cpu" else PLAIN_STEPS + 2
+    phases[index] = replace(phases[index], steps=steps + untimed, batch_size=batch_size)
     timed = replace(config, phases=tuple(phases), accumulate=1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size, *image.shape), generator=generator, dtype=torch.uint8)
@@ -136,7 +138,8 @@ def time_steps(
     data = ImageSet(images, labels, stand_in_attributes(num_classes))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(timed, BatchStream(data, config.data, 0, device), Path(folder))
-        trainer.train_step()
+        for _ in range(untimed):
+            trainer.train_step()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()

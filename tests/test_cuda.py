@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.data.stream import BatchStream
 from cdrl_train.engine.saving import resume
 from cdrl_train.engine.trainer import Trainer
+from cdrl_train.objectives import Losses
+from cdrl_train.objectives.score_matching import ScoreMatching
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GREY = 1 / 255
+LONGER = ("score_matching.steps=9", "cooperative.steps=9")  # the first three are not recorded
 CALL = {"class_labels": ["Bag", "Shirt", None], "seeds": [3, 4, 5], "output_type": "pt"}
 
 
@@ -83,6 +87,38 @@ def test_training_is_repeatable_and_lower_precision_is_near(tmp_path: Path) -> N
 def test_compiled_training_is_that_without(tmp_path: Path) -> None:
     plain, compiled = (losses(tiny(compile=compile), "cuda", tmp_path) for compile in (False, True))
     for a, b in zip(plain, compiled, strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_steps_are_those_without(tmp_path: Path, precision: str) -> None:
+    plain, recorded = (
+        losses(tiny(*LONGER, precision=precision, cuda_graphs=graphs), "cuda", tmp_path)
+        for graphs in (False, True)
+    )
+    for a, b in zip(plain, recorded, strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-2)
+
+
+def test_a_step_that_reads_a_value_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ScoreMatching.losses
+
+    def reading(self: ScoreMatching, *args: Any) -> Losses:
+        found = original(self, *args)
+        assert found.total.item() >= 0
+        return found
+
+    plain = losses(tiny(*LONGER, cuda_graphs=False), "cuda", tmp_path)
+    monkeypatch.setattr(ScoreMatching, "losses", reading)
+    told: list[str] = []
+    config = tiny(*LONGER)
+    stream = BatchStream(images(), config.data, config.seed, torch.device("cuda"))
+    run = Trainer(config, stream, tmp_path, told.append)
+    found = [run.train_step() for _ in range(run.config.total_steps)]
+    assert "not recorded" in told[0]
+    for a, b in zip(plain, found, strict=True):
         assert a == pytest.approx(b, rel=1e-2, abs=1e-2)
 
 

@@ -142,6 +142,11 @@ class TrainState:
         """Give the frozen EBM the weights that the EBM has now."""
         self.frozen_ebm.load_state_dict(folded_state(self.ebm))
 
+    def renew_generator(self, state: Tensor) -> None:
+        """Draw from a new generator in that state."""
+        self.generator = torch.Generator(self.device)
+        self.generator.set_state(state)
+
     def learning_rates(self) -> dict[str, float]:
         """The current learning rate of each active module."""
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}

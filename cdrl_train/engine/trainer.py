@@ -20,6 +20,7 @@ from cdrl_train.engine.distributed import average_gradients, make_accelerator, p
 from cdrl_train.engine.guard import Guard
 from cdrl_train.engine.log import Log
 from cdrl_train.engine.metrics import Metrics, Results, Sum
+from cdrl_train.engine.recording import Recorder
 from cdrl_train.engine.state import Start, TrainState
 from cdrl_train.objectives import OBJECTIVES, Losses
 from cdrl_train.spectral import normalised, power_iteration
@@ -85,11 +86,28 @@ class Trainer:
         self.data_fingerprint = stream.data.fingerprint()
         num_classes = stream.data.num_classes
         self.state = TrainState(config, self.image, num_classes, self.device, start)
+        self._compute = (
+            Recorder(self._gradients, self.state, self.tell)
+            if self.recorded
+            else self._gradients
+        )
         self.metrics = Metrics()
         self.guard = Guard(config.retries)
         self.saved_step: int | None = None  # the newest on the disk
         if not self.is_main:
             self.seed_global_generator()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are recorded as CUDA graphs: see `TrainConfig.cuda_graphs`."""
+        return (
+            self.config.cuda_graphs
+            and self.device.type == "cuda"
+            and self.stream.images.device.type == "cuda"
+            and self.accelerator.num_processes == 1
+            and self.config.accumulate == 1
+            and not self.config.compile
+        )
 
     @property
     def step(self) -> int:
@@ -110,22 +128,26 @@ class Trainer:
         """
         state, phase = self.state, self.phase
         state.begin_step(self.guard.lr_scale)
-        power_iteration(state.ebm)
-        if state.objective.runs_chains:
-            state.refresh_frozen()
-        index = self.stream.take(phase.batch_size)
-        drawn = state.generator.get_state()
-        results = Results(self.config.schedule.num_levels, self.device)
-        parts = self.shares[state.phase]
-        for rows in parts:
-            state.generator.set_state(drawn)  # every part draws the noise of the whole batch
-            with normalised(state.ebm), self.accelerator.autocast():
-                losses = self._losses(phase, index, rows, results)
-            (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
-        means = self._update(results)
+        means = self._update(self._compute(self.stream.take(phase.batch_size)))
         state.step += 1
         state.images_seen += phase.batch_size
         return means
+
+    def _gradients(self, index: Tensor) -> Results:
+        """Leave the gradients of a batch at the parameters; returns what was observed."""
+        state, parts = self.state, self.shares[self.state.phase]
+        power_iteration(state.ebm)
+        if state.objective.runs_chains:
+            state.refresh_frozen()
+        drawn = state.generator.get_state() if len(parts) > 1 else None
+        results = Results(self.config.schedule.num_levels, self.device)
+        for rows in parts:
+            if drawn is not None:  # every part draws the noise of the whole batch
+                state.generator.set_state(drawn)
+            with normalised(state.ebm), self.accelerator.autocast():
+                losses = self._losses(self.phase, index, rows, results)
+            (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+        return results
 
     def _losses(self, phase: Phase, index: Tensor, rows: slice, results: Results) -> Losses:
         """The objective's losses of these rows of a batch, each image at a level of its own."""

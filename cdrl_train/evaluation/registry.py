@@ -13,6 +13,7 @@ EXTRACTORS: Registry[type[Extractor]] = Registry(
     "extractor",
     {
         "inception-v3-compat": "cdrl_train.evaluation.inception:Inception",
+        "cifar10-resnet56": "cdrl_train.evaluation.resnet:CifarResNet",
         "efficientnet-lite0": "cdrl_train.evaluation.efficientnet:EfficientNetLite0",
     },
 )

@@ -115,6 +115,8 @@ class Objective(Configurable, nn.Module, ABC):
             schedule one level.
         one_process: whether the objective keeps tensors from step to step (its buffers, which are saved),
             so that several processes, or parts of a batch, cannot share a step.
+        recordable: whether `losses` never reads a value of a tensor, nor does anything else every few steps,
+            so that a GPU can replay what it did.
         titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
     """
 
@@ -123,6 +125,7 @@ class Objective(Configurable, nn.Module, ABC):
     needs_density: ClassVar[bool] = False
     needs_normaliser: ClassVar[bool] = False
     one_process: ClassVar[bool] = False
+    recordable: ClassVar[bool] = True
     titles: ClassVar[dict[str, str]] = {}
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:

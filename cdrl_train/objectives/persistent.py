@@ -126,7 +126,7 @@ class Persistent(Cooperative):
             )
         step = self.cooperate(models, batch, level, random)
         slots = (self.next + torch.arange(len(batch.x), device=batch.x.device)) % self.chains
-        self.next = (self.next + len(batch.x)) % self.chains
+        self.next.add_(len(batch.x)).remainder_(self.chains)
         chains = self._begin_or_go_on(
             slots, self._starts(models, batch, step, level, random), random
         )

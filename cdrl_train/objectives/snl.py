@@ -49,6 +49,7 @@ class SelfNormalised(Objective):
 
     needs_density = True
     needs_normaliser = True
+    recordable = False  # it computes Pareto k̂ every few steps
     one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
     begun: Tensor
     titles: ClassVar[dict[str, str]] = {
