@@ -136,6 +136,7 @@ class Speed:
                 batch_size=self.batch_size,
                 output_type="pt",
                 draw_on="device",
+                precision="auto",
                 progress=False,
             )
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl_infer.errors import ConfigError
+from cdrl_infer.networks.activations import silu
 from cdrl_infer.networks.base import Backbone
 from cdrl_infer.networks.layers import LabelEmbedding, add_labels, noise_angle, start_at_zero
 
@@ -40,8 +41,8 @@ class ModulatedBlock(nn.Module):
     def forward(self, x: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
         """(B, width, H, W) -> the same."""
         scale, shift = condition
-        h: Tensor = self.conv1(F.silu(x)) * scale + shift
-        out: Tensor = x + self.conv2(F.silu(h))
+        h: Tensor = self.conv1(silu(x)) * scale + shift
+        out: Tensor = x + self.conv2(silu(h))
         return out
 
 
@@ -135,4 +136,4 @@ class PatchUNet(Backbone):
                 h = self.merge[k](torch.cat([h, skips[k]], dim=1))
             for block in _members(self.up[k]):
                 h = block(h, next(conditions))
-        return F.pixel_shuffle(self.head(F.silu(h)), self.patch_size)
+        return F.pixel_shuffle(self.head(silu(h)), self.patch_size)

@@ -87,9 +87,7 @@ class Trainer:
         num_classes = stream.data.num_classes
         self.state = TrainState(config, self.image, num_classes, self.device, start)
         self._compute = (
-            Recorder(self._gradients, self.state, self.tell)
-            if self.recorded
-            else self._gradients
+            Recorder(self._gradients, self.state, self.tell) if self.recorded else self._gradients
         )
         self.metrics = Metrics()
         self.guard = Guard(config.retries)
@@ -174,7 +172,8 @@ class Trainer:
         state = self.state
         active = state.active
         average_gradients(self.accelerator, active.values())
-        clipped = {name: _clipped(module, self.config.grad_clip) for name, module in active.items()}
+        limit = self.config.grad_clip
+        clipped = {name: _clipped(m, limit, self.device) for name, m in active.items()}
         found, norms = results.shared(self.accelerator, clipped)
         losses = {key: found.pop(key).mean for key in list(found) if key.startswith("loss/")}
         self._watch(found, losses, norms)
@@ -285,6 +284,6 @@ def _keep_quiet(text: str) -> None:
     """On all processes but the main one."""
 
 
-def _clipped(module: nn.Module, limit: float) -> Tensor:
-    """Scale the gradient down to that norm; returns the norm () that it had, on the device."""
-    return nn.utils.clip_grad_norm_(module.parameters(), limit)
+def _clipped(module: nn.Module, limit: float, device: torch.device) -> Tensor:
+    """Scale the gradient down to that norm; returns the norm () that it had, 0 without any gradient."""
+    return nn.utils.clip_grad_norm_(module.parameters(), limit).to(device)
