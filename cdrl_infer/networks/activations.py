@@ -14,7 +14,9 @@ from torch import Tensor
 
 def silu(x: Tensor) -> Tensor:
     """``x sigmoid(x)``, the same shape. It can be differentiated twice, not three times."""
-    return cast(Tensor, _Silu.apply(x)) if x.requires_grad else torch.nn.functional.silu(x)
+    if x.requires_grad and not torch.compiler.is_compiling():  # compiled, it is differentiated once
+        return cast(Tensor, _Silu.apply(x))
+    return torch.nn.functional.silu(x)
 
 
 class _Silu(torch.autograd.Function):

@@ -115,8 +115,8 @@ class Objective(Configurable, nn.Module, ABC):
             schedule one level.
         one_process: whether the objective keeps tensors from step to step (its buffers, which are saved),
             so that several processes, or parts of a batch, cannot share a step.
-        recordable: whether `losses` never reads a value of a tensor, nor does anything else every few steps,
-            so that a GPU can replay what it did.
+        recordable: whether `losses` does the same operations in every step and reads no value of a
+            tensor, so that a GPU can replay them.
         titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
     """
 
