@@ -113,7 +113,8 @@ class Setting:
 
 def validation_data(source: str, out: Path) -> Path:
     """An .npz whose test split is the last sixth of a source's training images, and train the others."""
-    file = out / "validation.npz"
+    name = Path(source).stem.replace(":", "-")  # it tells the names of the classes
+    file = out / f"validation-{name}.npz"
     if not file.is_file():
         data = load_images(source, "train")
         if data.labels is None:
@@ -266,17 +267,23 @@ def measured(setting: Setting, method: str, digit: str, seed: int) -> dict[str, 
     }
 
 
-def rows(results: Sequence[dict[str, Any]], digits: Sequence[str]) -> list[list[str]]:
-    """The table: AUPR of each method and digit, mean and standard deviation over seeds."""
+def rows(
+    results: Sequence[dict[str, Any]], digits: Sequence[str], metric: str = "aupr"
+) -> list[list[str]]:
+    """The table: AUPR (or AUROC) of each method and class, mean and standard deviation over seeds.
+
+    Published figures follow if there are any of these digits.
+    """
     found = []
     for method in METHODS:
         mine = [r for r in results if r["method"] == method]
         if mine:
-            cells = [_cell([r["aupr"] for r in mine if r["digit"] == digit]) for digit in digits]
+            cells = [_cell([r[metric] for r in mine if r["digit"] == digit]) for digit in digits]
             found.append([method, *cells])
-    for name, values in PUBLISHED.items():
-        known = dict(zip(DIGITS, values, strict=True))
-        found.append([name, *(f"{known[d]:.3f}" if d in known else "" for d in digits)])
+    if metric == "aupr" and not set(digits).isdisjoint(DIGITS):
+        for name, values in PUBLISHED.items():
+            known = dict(zip(DIGITS, values, strict=True))
+            found.append([name, *(f"{known[d]:.3f}" if d in known else "" for d in digits)])
     return found
 
 
@@ -287,8 +294,13 @@ def _cell(values: Sequence[float]) -> str:
 
 
 @click.command(cls=OneLineErrors)
-@click.option("--data", required=True, help="MNIST: .npz or torchvision:MNIST.")
-@click.option("--digits", default=",".join(DIGITS), show_default=True, help="Classes to hold out.")
+@click.option("--data", required=True, help="Images with labels: .npz or torchvision:MNIST.")
+@click.option(
+    "--digits",
+    default=",".join(DIGITS),
+    show_default=True,
+    help="Classes to hold out, such as 9 or Sneaker.",
+)
 @click.option("--seeds", default="0", show_default=True, help="Seeds of training.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="What to measure.")
 @click.option("--minutes", type=float, help="Training time of a run. [steps of its preset]")
@@ -313,7 +325,7 @@ def main(
     changes: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Train without one digit, and find it."""
+    """Train without one class, and find it."""
     chosen = methods.split(",")
     for method in chosen:
         if method not in METHODS:
@@ -337,7 +349,9 @@ def main(
     same = [
         r for r in results if setting.key(r["method"], r["digit"], r["seed"]).items() <= r.items()
     ]
-    click.echo(table(["AUPR", *digits.split(",")], rows(same, digits.split(","))))
+    classes = digits.split(",")
+    click.echo(table(["AUPR", *classes], rows(same, classes)))
+    click.echo("\n" + table(["AUROC", *classes], rows(same, classes, "auroc")))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ood_autoencoder import (
     training_minutes,
 )
 from ood_baselines import PYTORCH_OOD, Detector, PixelGaussian, judge_detectors
+from ood_beside import second_model
 from ood_report import (
     WANTED_ON,
     Row,
@@ -81,6 +82,12 @@ HEAT, ERROR = "heat map", "autoencoder's error map"
     multiple=True,
     help="Another set, as mnist=mnist.npz: its test images, of the model's size. Repeatable.",
 )
+@click.option(
+    "--beside",
+    metavar="NAME=FOLDER",
+    multiple=True,
+    help="A second model of the data: its score, and both models together. Repeatable.",
+)
 @click.option("--n", "count", type=click.IntRange(20), default=2000, help="Images of each set.")
 @click.option(
     "--seed",
@@ -123,6 +130,7 @@ def evaluate(
     model: str | None,
     data: str,
     sources: Sequence[str],
+    beside: Sequence[str],
     count: int,
     seed: int,
     bootstrap: int,
@@ -137,6 +145,7 @@ def evaluate(
     """The text that the command prints, the additional text that it writes, and the JSON."""
     sklearn_metrics()  # checked now rather than after hours of work
     subject = Subject.load(model, data, device, labels=False)
+    others = {name: Subject.load(f, data, device, labels=False) for name, f in named(beside)}
     pipe, train, test = subject.pipe, subject.train, subject.test
     own_minutes = training_minutes(pipe.model.training)
     minutes = autoencoder_minutes or own_minutes
@@ -154,11 +163,15 @@ def evaluate(
     usual = choose(train.images, reference_images, seed)
     features = FeatureCache(cache)
 
-    statistics = reference_statistics(
-        pipe, usual, data_name(data), seed, batch_size, cache, subject.digest
-    )
-    reference = statistics_digest(statistics)
-    scores = ModelScores(pipe, statistics, f"{subject.digest}-{reference}", batch_size)
+    def fitted(one: Subject) -> ModelScores:
+        found = reference_statistics(
+            one.pipe, usual, data_name(data), seed, batch_size, cache, one.digest
+        )
+        digest = f"{one.digest}-{statistics_digest(found)}"
+        return ModelScores(one.pipe, found, digest, batch_size)
+
+    scores = fitted(subject)
+    statistics, reference = scores.statistics, statistics_digest(scores.statistics)
     values = count_values(*pipe.model.networks.values())
     trained = load_or_train_autoencoder(
         cache, train, AutoencoderRecipe(values, 60 * minutes), progress=True
@@ -171,6 +184,11 @@ def evaluate(
         features.rows(scores, images, f"scores, {name}")
     detectors = [
         *model_detectors(scores, features),
+        *(
+            detector
+            for name, other in others.items()
+            for detector in second_model(name, scores, DEFAULT, fitted(other), features)
+        ),
         Detector("pixel Gaussian", "unsupervised", gaussian.distance),
         Detector("PCA residual", "unsupervised", gaussian.residual),
         Detector("autoencoder", "unsupervised", lambda x: features.rows(trained, x)),
@@ -215,6 +233,7 @@ def evaluate(
         more,
         {
             **subject.facts(values=values),
+            "beside": {name: other.digest for name, other in others.items()},
             "statistics": {"digest": reference, "images": statistics.count, "stored": stored},
             "n": count,
             "seed": seed,
@@ -224,6 +243,15 @@ def evaluate(
             **_as_json(found, sets),
         },
     )
+
+
+def named(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """``NAME=FOLDER`` as pairs; raise `InputError` for another text."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, folder) in zip(texts, pairs, strict=True):
+        if not (name and folder):
+            raise InputError(f"--beside must be NAME=FOLDER, got {text!r}")
+    return [(name, folder) for name, _, folder in pairs]
 
 
 class Found(NamedTuple):

@@ -112,6 +112,23 @@ def patched(base: Bytes, rng: np.random.Generator) -> Bytes:
     return pasted(base, rng)[0]
 
 
+def joined(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """The left half of an image beside the right half of the next image."""
+    images, half = base.copy(), base.shape[3] // 2
+    images[..., half:] = np.roll(base, -1, axis=0)[..., half:]
+    return images
+
+
+def turned(base: Bytes, rng: np.random.Generator) -> Bytes:
+    """A quarter turn to the left of the square in the middle, which is all of a square image."""
+    images, (height, width) = base.copy(), base.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.s_[:, :, top : top + side, left : left + side]
+    images[square] = np.rot90(base[square], axes=(2, 3))
+    return images
+
+
 # Name -> (function that makes the set, whether it was chosen beforehand)
 MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
     "uniform": (uniform_noise, True),
@@ -125,6 +142,8 @@ MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
     "noisy": (noisy, False),
     "striped": (striped, False),
     "patched": (patched, False),
+    "joined": (joined, False),
+    "turned": (turned, False),
 }
 
 

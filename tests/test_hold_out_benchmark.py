@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from hold_out import METHODS, PUBLISHED, TRAININGS, SmallVAE, rows, validation_data
 
-from cdrl_train.data.sources import load_images
+from cdrl_train.data.sources import load_for, load_images
 from cdrl_train.presets import preset
 
 
@@ -94,6 +94,31 @@ def test_the_table_has_the_published_figures_beside_ours() -> None:
     assert found["mpdr-s"] == ["0.500 ± 0.141 (2)", ""]
     assert found["VAE, published"] == ["0.104", ""]
     assert all(len(values) == 5 for values in PUBLISHED.values())
+    areas = [{"method": "vae", "digit": "9", "auroc": 0.75}]
+    assert rows(areas, ["9"], "auroc") == [["vae", "0.750"]]
+
+
+def test_other_classes_have_no_published_figures() -> None:
+    results = [{"method": "vae", "digit": "Bag", "aupr": 0.5}]
+    assert rows(results, ["Bag", "Coat"]) == [["vae", "0.500", ""]]
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_class_is_held_out_by_its_name(validate: bool, tmp_path: Path) -> None:
+    """Training, test and validation images know the classes of Fashion-MNIST."""
+    images, labels = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 10
+    images[:, 0, 0] = labels
+    source, splits = str(tmp_path / "fashion_mnist.npz"), ("train", "test")
+    arrays = {f"{s}_{k}": v for s in splits for k, v in (("images", images), ("labels", labels))}
+    np.savez(source, **arrays)
+    if validate:
+        source = str(validation_data(source, tmp_path / "out"))
+    setting = hold_out.Setting(source, tmp_path, None, validate, None, ())
+    kept = load_for(source, hold_out.options(setting, "mpdr-s", "Bag", 0).data)
+    assert kept.held_out == ("Bag",) and 8 not in kept.images[:, 0, 0, 0]
+    assert len(kept) == (45 if validate else 54)
+    _, gone = load_images(source, "test").split_off(["Bag"])
+    assert (gone.images[:, 0, 0, 0] == 8).all() and len(gone) == (1 if validate else 6)
 
 
 def test_every_method_has_a_training_and_a_preset() -> None:

@@ -93,10 +93,21 @@ def test_what_the_sets_are() -> None:
     )
     assert (made["flipped"][:, :, 0] == base[:, :, -1]).all()
     assert (made["inverted"].astype(int) + base == 255).all()
+    half = SIDE // 2
+    assert (made["joined"][3, ..., :half] == base[3, ..., :half]).all()
+    assert (made["joined"][3, ..., half:] == base[4, ..., half:]).all()
+    assert (made["turned"][:, :, SIDE - 1, :] == base[:, :, :, 0]).all()  # the left side comes last
     assert np.abs(made["faded"] - base / 2).max() <= 0.5
     grey = np.full((99, 1, SIDE, SIDE), 128, np.uint8)
     assert ood_sets.noisy(grey, rng()).std() == pytest.approx(ood_sets.NOISE, rel=0.05)
     assert (made["striped"] == made["striped"][:, :, :1]).all() and np.ptp(made["striped"]) > 200
+
+
+def test_a_turn_of_a_wide_image_turns_its_middle() -> None:
+    base = rng().integers(0, 256, (2, 3, 4, 6), dtype=np.uint8)
+    found = ood_sets.turned(base, rng())
+    assert (found[..., 1:5] == np.rot90(base[..., 1:5], axes=(2, 3))).all()
+    assert (found[..., [0, 5]] == base[..., [0, 5]]).all()
 
 
 def test_more_constants_than_grey_levels() -> None:

@@ -14,7 +14,9 @@ import ood
 import ood_autoencoder
 import ood_scores
 import pytest
+import torch
 from click.testing import CliRunner
+from conftest import make_mpdr
 from numpy.typing import NDArray
 from test_ood_baselines import RECIPE, SIDE, bright_images, rng, slow_clock
 
@@ -29,6 +31,10 @@ from cdrl_infer.storage.folder import save_model
 from cdrl_train.calibrate import choose
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.sources import load_images
+
+
+class Measured(Exception):
+    """Raised in place of measuring."""
 
 
 @pytest.fixture
@@ -67,6 +73,7 @@ def options(calibrated_folder: Path, data: str, tmp_path: Path) -> dict[str, Any
         "model": str(calibrated_folder),
         "data": data,
         "sources": [f"mnist={tmp_path / 'mnist.npz'}"],
+        "beside": [],
         "count": 22,
         "seed": 3,
         "bootstrap": 40,
@@ -129,6 +136,38 @@ def test_everything_is_measured_and_found_again(
     assert sorted(file.name for file in options["cache"].iterdir()) == kept
 
 
+def test_a_second_model_and_both_together(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are those of the pipeline's scores; together is -log p - log q of both p-values."""
+    pytest.importorskip("sklearn")
+    slow_clock(monkeypatch)
+    save_model(make_mpdr(), tmp_path / "second")
+    scored: dict[str, Any] = {}
+
+    def watch(detectors: Any, inside: Any, *_: Any) -> Any:
+        scored.update({d.name: d.score(inside) for d in detectors}, inside=inside)
+        raise Measured
+
+    monkeypatch.setattr(ood, "measure", watch)
+    with pytest.raises(Measured):
+        ood.evaluate(**{**options, "beside": [f"mpdr={tmp_path / 'second'}"]})
+    data = load_images(options["data"], "train").images
+    first = CDRLPipeline.from_pretrained(options["model"])
+    second = CDRLPipeline.from_pretrained(tmp_path / "second")
+    images = torch.from_numpy(scored["inside"])
+    for pipe in (first, second):
+        pipe.calibrate(choose(data, None, 3), seed=3, progress=False)
+    ours, theirs = first.score(images, progress=False), second.score(images, progress=False)
+    assert scored["mpdr energy"] == pytest.approx(theirs.scores.numpy(), rel=1e-4)
+    u = images / 127.5 - 1
+    error = (u - second.model.initializer.reconstruct(u)).square().flatten(1).sum(1)
+    assert scored["mpdr reconstruction"] == pytest.approx(error.numpy(), rel=1e-4)
+    assert ours.p_values is not None and theirs.p_values is not None
+    expected = -(ours.p_values * theirs.p_values).log().numpy()
+    assert scored["combined and mpdr"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_scores_are_those_of_the_pipeline(calibrated_folder: Path, train: ImageSet) -> None:
     pipe = CDRLPipeline.from_pretrained(calibrated_folder)
     assert pipe.model.statistics is not None
@@ -169,6 +208,7 @@ def test_statistics_that_are_stored_may_be_others(calibrated_folder: Path, train
         (["--autoencoder-minutes", "0"], "--autoencoder-minutes"),
         (["--n", "23"], "--n must be at most 22"),
         (["--n", "22", "--outside", "mnist"], "must be NAME=DATA"),
+        (["--beside", "second"], "--beside must be NAME=FOLDER, got 'second'"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -25,7 +25,7 @@ COUNTED = {
     "imagenet32-cond": Counted(38.5e6, 1.04e20),
     "mnist": Counted(1.57e6, 7.25e14),
     "mpdr-mnist": Counted(0.889e6, 8.06e13),
-    "mpdr-r-mnist": Counted(1.07e6, 8.05e13),
+    "mpdr-r-mnist": Counted(1.07e6, 1.658e14),
     "snl-2d": Counted(0.0285e6, 3.97e11),
     "snl-regression": Counted(0.0562e6, 3.54e11),
     "snl-vae-mnist": Counted(0.425e6, 2.11e12),
