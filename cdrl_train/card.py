@@ -73,6 +73,13 @@ with these options:
 {config.to_json()}
 ```
 """
+    method = config.phases[-1].make_objective().method
     return card.render(
-        model, config.name, facts=facts, text=text, licence=licence, datasets=datasets
+        model,
+        config.name,
+        facts=facts,
+        text=text,
+        method=method,
+        licence=licence,
+        datasets=datasets,
     )

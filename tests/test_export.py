@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import make_model
+from conftest import make_model, make_mpdr
 from huggingface_hub import ModelCard
 from PIL import Image
 from runs import RESIDUAL, TINY, energy, initializer, write_data
@@ -20,6 +21,7 @@ from cdrl_infer.cli.hub import main as hub
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.storage.folder import load_model
 from cdrl_infer.untrusted import MAX_PICTURE
+from cdrl_train.card import render
 from cdrl_train.cli import main as train
 from cdrl_train.engine import checkpoints
 from cdrl_train.export import DataRecord, record_data
@@ -115,6 +117,23 @@ def test_options(run: Path, models: dict[int, CDRLModel], tmp_path: Path) -> Non
     for variant, dtype in ((None, torch.float32), ("bf16", torch.bfloat16)):
         stored = load_model(tmp_path / "out", variant=variant).ebm.state_dict()[name]
         assert torch.equal(stored, weight.to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "paper"),
+    [
+        ("fashion-mnist", "A CDRL model, an energy-based model over 3 noise levels", "2309.05153"),
+        ("mpdr-mnist", "An MPDR model, an anomaly score, an energy-based model w", "2310.18677"),
+        ("snl-2d", "An SNL model, normalised by its training, an energy-based", "2503.07021"),
+        ("drl", "A DRL model, an energy-based model over 3 noise levels", "2012.08125"),
+    ],
+)
+def test_the_card_says_the_method(name: str, named: str, paper: str) -> None:
+    model = make_mpdr() if name == "mpdr-mnist" else make_model(seed=1)
+    model = dataclasses.replace(model, training={"steps": 1, "images": 2, "hours": 0.1})
+    card = render(model, preset(name), data="x.npz")
+    assert f"\n{named}" in card and f"arxiv.org/abs/{paper}" in card
+    assert ("without noise levels" in card) == (name == "mpdr-mnist")
 
 
 @pytest.mark.parametrize("large", [False, True])

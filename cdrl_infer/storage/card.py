@@ -15,9 +15,10 @@ from cdrl_infer.storage.folder import PICTURE
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-PAPER = (
+METHOD = (
+    "A CDRL model",
     "[Learning Energy-Based Models by Cooperative Diffusion Recovery Likelihood]"
-    "(https://arxiv.org/abs/2309.05153) (Zhu, Xie, Wu, Gao, ICLR 2024)"
+    "(https://arxiv.org/abs/2309.05153) (Zhu, Xie, Wu, Gao, ICLR 2024)",
 )
 TASK = "unconditional-image-generation"
 MAX_FRONT = 100_000  # characters of front matter; longer ones take seconds to read
@@ -32,6 +33,7 @@ def render(
     *,
     facts: Mapping[str, str],
     text: str,
+    method: tuple[str, str] = METHOD,
     licence: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
@@ -42,6 +44,7 @@ def render(
         title: heading.
         facts: rows of the table, after the rows that come from the model.
         text: what follows the table.
+        method: what the model is called, such as "An MPDR model", and the paper in Markdown.
         licence: the Hub's identifier of a licence, for example "mit"; None leaves it out.
         datasets: names of data sets on the Hub.
     """
@@ -64,6 +67,9 @@ def render(
     cells = {name: value.replace("|", "\\|") for name, value in rows.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in cells.items())
     picture = f"\n![Samples]({PICTURE})\n" if model.samples else ""
+    named, paper = method
+    levels = model.schedule.num_levels
+    over = f"over {levels} noise levels" if levels > 1 else "without noise levels"
     initializer = "" if model.initializer is None else " and its initializer"
     return f"""---
 {front.to_yaml()}
@@ -71,8 +77,8 @@ def render(
 
 # {title}
 
-A CDRL model, an energy-based model over {model.schedule.num_levels} noise levels{initializer}:
-{PAPER}.
+{named}, an energy-based model {over}{initializer}:
+{paper}.
 {picture}
 ```python
 from cdrl_infer import CDRLPipeline

@@ -18,6 +18,7 @@ from cdrl_infer.networks.registry import ENERGIES, INITIALIZERS
 from cdrl_infer.proposals import InitializerProposal, proposal_class, proposal_of
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
+from cdrl_infer.storage.card import METHOD
 from cdrl_train.spectral import evaluating
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Objective(Configurable, nn.Module, ABC):
             so that several processes, or parts of a batch, cannot share a step.
         recordable: whether `losses` does the same operations in every step and reads no value of a
             tensor, so that a GPU can replay them.
+        method: what the card calls a model whose last phase it was, and the method's paper.
         titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
     """
 
@@ -126,6 +128,7 @@ class Objective(Configurable, nn.Module, ABC):
     needs_normaliser: ClassVar[bool] = False
     one_process: ClassVar[bool] = False
     recordable: ClassVar[bool] = True
+    method: ClassVar[tuple[str, str]] = METHOD
     titles: ClassVar[dict[str, str]] = {}
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:

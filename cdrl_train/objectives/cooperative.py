@@ -9,6 +9,7 @@ from torch import Tensor
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
+from cdrl_infer.storage.card import METHOD
 from cdrl_train.objectives.base import Losses, Models
 from cdrl_train.objectives.drl import RecoveryLikelihood
 from cdrl_train.objectives.losses import (
@@ -45,6 +46,7 @@ class Cooperative(RecoveryLikelihood):
     """
 
     needs_initializer = True
+    method = METHOD
     titles: ClassVar[dict[str, str]] = {
         **RecoveryLikelihood.titles,
         "imitation": "Imitation, ‖y⁻ - y⁰‖² after the step, by transition, per image",

@@ -54,6 +54,11 @@ class RecoveryLikelihood(Objective):
     """
 
     runs_chains = True
+    method = (
+        "A DRL model",
+        "[Learning Energy-Based Models by Diffusion Recovery Likelihood]"
+        "(https://arxiv.org/abs/2012.08125) (Gao, Song, Poole, Wu, Kingma, ICLR 2021)",
+    )
     titles: ClassVar[dict[str, str]] = {
         "energy_gap": "E(y⁺) - E(y⁻) by transition, nats",
         "energy_gap_size": "mean of |E(y⁺) - E(y⁻)| by transition, nats",

@@ -112,6 +112,11 @@ class ManifoldRecovery(Objective):
 
     runs_chains = True
     needs_initializer = True
+    method = (
+        "An MPDR model, an anomaly score",
+        "[Energy-Based Models for Anomaly Detection: A Manifold Diffusion Recovery Approach]"
+        "(https://arxiv.org/abs/2310.18677) (Yoon, Jin, Noh, Park, NeurIPS 2023)",
+    )
     titles: ClassVar[dict[str, str]] = {
         "energy_positive": "Energy of data, E(x), in the paper's units",
         "energy_negative": "Energy of the chains' ends, E(x⁻), in the paper's units",

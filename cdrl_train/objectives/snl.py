@@ -52,6 +52,11 @@ class SelfNormalised(Objective):
     recordable = False  # it computes Pareto k̂ every few steps
     one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
     begun: Tensor
+    method = (
+        "An SNL model, normalised by its training",
+        "[Self-normalised likelihood](https://arxiv.org/abs/2503.07021) "
+        "(Senetaire, Jeha, Mattei, Frellsen, 2025)",
+    )
     titles: ClassVar[dict[str, str]] = {
         "normaliser_error": "b - log Ẑ, nats",
         "normaliser_error_size": "|b - log Ẑ|, nats",
