@@ -269,7 +269,7 @@ def main(out: Path | None, measured: tuple[str, ...], steps: int, rounds: int) -
         if out:
             write_json(out, found)
         return
-    costs = {name: of_preset(name) for name in NAMES}
+    costs = {name: of_preset(name) for name in NAMES if preset(name).data.source}
     changed = {name: count(config, image, ()) for name, (config, image) in variants().items()}
     rate = 0.25 * PEAKS["A100, bfloat16"]
     header = ["preset, phase", "M values", "batch", "GFLOP an image", "TFLOP a step", "GB moved"]
