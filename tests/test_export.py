@@ -123,8 +123,8 @@ def test_options(run: Path, models: dict[int, CDRLModel], tmp_path: Path) -> Non
     ("name", "named", "paper"),
     [
         ("fashion-mnist", "A CDRL model, an energy-based model over 3 noise levels", "2309.05153"),
-        ("mpdr-mnist", "An MPDR model, an anomaly score, an energy-based model w", "2310.18677"),
-        ("snl-2d", "An SNL model, normalised by its training, an energy-based", "2503.07021"),
+        ("mpdr-mnist", "An MPDR model, an energy-based model without noise levels", "2310.18677"),
+        ("snl-2d", "An SNL model, an energy-based model", "2503.07021"),
         ("drl", "A DRL model, an energy-based model over 3 noise levels", "2012.08125"),
     ],
 )

@@ -113,7 +113,7 @@ class ManifoldRecovery(Objective):
     runs_chains = True
     needs_initializer = True
     method = (
-        "An MPDR model, an anomaly score",
+        "An MPDR model",
         "[Energy-Based Models for Anomaly Detection: A Manifold Diffusion Recovery Approach]"
         "(https://arxiv.org/abs/2310.18677) (Yoon, Jin, Noh, Park, NeurIPS 2023)",
     )

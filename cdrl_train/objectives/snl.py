@@ -53,7 +53,7 @@ class SelfNormalised(Objective):
     one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
     begun: Tensor
     method = (
-        "An SNL model, normalised by its training",
+        "An SNL model",
         "[Self-normalised likelihood](https://arxiv.org/abs/2503.07021) "
         "(Senetaire, Jeha, Mattei, Frellsen, 2025)",
     )
