@@ -129,14 +129,15 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]] | None:
     """The command that these words start, and the words after it; None for a program that is not ours."""
     if words[0] in COMMANDS:
         found, rest = importlib.import_module(COMMANDS[words[0]]).main, words[1:]
-        if isinstance(found, click.Group) and rest and not rest[0].startswith("-"):
-            sub = found.get_command(click.Context(found), rest[0])
-            assert sub is not None, f"{words[0]} has no command {rest[0]}"
-            return sub, rest[1:]
-        return found, rest
-    if words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
-        return script(words[1]), words[2:]
-    return None
+    elif words[0] == "python" and words[1].startswith(("examples/", "benchmarks/")):
+        found, rest = script(words[1]), words[2:]
+    else:
+        return None
+    if isinstance(found, click.Group) and rest and not rest[0].startswith("-"):
+        sub = found.get_command(click.Context(found), rest[0])
+        assert sub is not None, f"{found.name} has no command {rest[0]}"
+        return sub, rest[1:]
+    return found, rest
 
 
 def unknown_options(words: list[str]) -> list[str]:
