@@ -378,7 +378,7 @@ def test_captions_and_problems_are_text_not_html() -> None:
 
 
 def test_models_are_the_bundled_ones_or_one_and_the_plane() -> None:
-    assert tuple(open_models()) == ("fashion-mnist", "coloured-fashion-mnist", "toy-2d")
+    assert tuple(open_models()) == ("fashion-mnist", "cifar10", "coloured-fashion-mnist", "toy-2d")
     assert list(open_models("coloured-fashion-mnist")) == ["coloured-fashion-mnist", "toy-2d"]
     assert list(open_models("toy-2d")) == ["toy-2d"]
 

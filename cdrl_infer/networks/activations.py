@@ -15,7 +15,7 @@ from torch import Tensor
 def silu(x: Tensor) -> Tensor:
     """``x sigmoid(x)``, the same shape. It can be differentiated twice, not three times."""
     if x.requires_grad and not torch.compiler.is_compiling():  # compiled, it is differentiated once
-        return cast(Tensor, _Silu.apply(x))
+        return cast(Tensor, _Silu.apply(x))  # type: ignore[no-untyped-call]
     return torch.nn.functional.silu(x)
 
 
@@ -28,14 +28,14 @@ class _Silu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return cast(Tensor, _SiluGradient.apply(x, grad))
+        return cast(Tensor, _SiluGradient.apply(x, grad))  # type: ignore[no-untyped-call]
 
 
 class _SiluGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(x, grad)
-        return torch.ops.aten.silu_backward(grad, x)
+        return cast(Tensor, torch.ops.aten.silu_backward(grad, x))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

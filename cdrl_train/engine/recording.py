@@ -71,7 +71,7 @@ class Recorder:
 
     def _aside(self, index: Tensor) -> Results:
         """The function on a stream of its own, as recording will use it."""
-        stream = torch.cuda.Stream(self.state.device)
+        stream = torch.cuda.Stream(self.state.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.state.device))
         with torch.cuda.stream(stream):
             results = self.compute(index)

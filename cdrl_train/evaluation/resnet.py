@@ -37,6 +37,9 @@ class Block(nn.Module):
 class CifarResNet56(nn.Module):
     """(B, 3, 32, 32) in [0, 1] -> (B, 10) logits. The weights' names are those of the usual files."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
