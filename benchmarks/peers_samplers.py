@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import click
 import torch
 from options import writes
 from peers_targets import Function, Target, double_well, gaussian
-from report import check_target, plus_minus, spread, table, write_json
+from report import check_target, plus_minus, table, write_json
 from subject import MADE_WITH, VERSIONS
 from torch import Tensor
 from turns import Timed, in_turns
@@ -222,20 +223,15 @@ def measure(
     return found
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean."""
-    return spread(values)[0]
-
-
 def best_step(found: dict[float, list[Efficiency]]) -> float | None:
     """The step with the most effective draws of the worse moment among those that are good.
 
     None if every step's variance is wrong by more than `ALLOWED`.
     """
     worth = {
-        step: mean([min(one.first, one.second) for one in each])
+        step: fmean([min(one.first, one.second) for one in each])
         for step, each in found.items()
-        if abs(mean([one.bias for one in each])) <= ALLOWED
+        if abs(fmean([one.bias for one in each])) <= ALLOWED
     }
     return max(worth, key=worth.__getitem__) if worth else None
 
@@ -289,7 +285,7 @@ def speed_lines(found: Results, steps: Sequence[float]) -> list[str]:
             for ours, theirs in zip(found[mine][step], found[other][step], strict=True)
         ]
         lines.append(
-            f"* A draw of {other} takes {mean(ratios):.2f} times as long as one of {mine} "
+            f"* A draw of {other} takes {fmean(ratios):.2f} times as long as one of {mine} "
             f"({min(ratios):.2f} - {max(ratios):.2f})."
         )
     return lines
@@ -317,7 +313,7 @@ def parse_steps(text: str) -> tuple[float, ...]:
     help="s² times the largest curvature.",
 )
 @click.option("--equal", type=float, default=0.5, help="The step of the table of equal steps.")
-@click.option("--rounds", type=click.IntRange(1), default=3)
+@click.option("--rounds", type=click.IntRange(1), default=5)
 @writes("samplers.json")
 def main(steps: str, out: Path, **options: Any) -> None:
     """Effective samples per second on two known densities, beside TorchEBM."""

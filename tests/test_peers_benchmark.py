@@ -105,7 +105,7 @@ def test_a_pair_makes_the_same_chains_in_law(own: str) -> None:
 
 def test_the_best_step_is_the_fastest_of_the_good_ones() -> None:
     def one(rate: float, bias: float) -> list[Efficiency]:
-        return [Efficiency(rate, 2 * rate, 1.0, 1.0, bias)]
+        return [Efficiency(rate, 2 * rate, 1.0, 1.0, bias)] * 2
 
     found = {0.1: one(5, 0.01), 0.2: one(9, -0.04), 0.5: one(90, 0.2), 3.0: one(0, math.nan)}
     assert peers_samplers.best_step(found) == 0.2
@@ -129,7 +129,7 @@ def test_work_is_timed_in_turns() -> None:
 @needs_arviz
 @needs_torchebm
 def test_the_command_for_samplers(tmp_path: Path) -> None:
-    options = ["--chains", "4", "--gradients", "100", "--rounds", "1", "--steps", "0.5,9"]
+    options = ["--chains", "4", "--gradients", "100", "--rounds", "2", "--steps", "0.5,9"]
     out = tmp_path / "samplers.json"
     result = CliRunner().invoke(peers.main, ["samplers", *options, "--out", str(out)])
     assert result.exit_code == 0, result.output
