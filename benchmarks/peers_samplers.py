@@ -308,7 +308,7 @@ def parse_steps(text: str) -> tuple[float, ...]:
 @click.option("--leapfrog-steps", type=click.IntRange(2), default=10, help="Of both HMC.")
 @click.option(
     "--steps",
-    default="0.15,0.5,1,2,3",
+    default="0.1,0.25,0.5,1,2,3",
     metavar="S,…",
     help="s² times the largest curvature.",
 )
