@@ -26,7 +26,6 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.cost import SAMPLE_BATCH, count, stand_in_attributes
 from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import BatchStream
-from cdrl_train.engine.recording import PLAIN_STEPS
 from cdrl_train.engine.trainer import Trainer
 from cdrl_train.networks import build_network
 
@@ -103,14 +102,15 @@ class Speed:
     def training(self, steps: int, rounds: int) -> dict[str, Any]:
         """Steps of the trainer and of the transcription, in turns."""
         folder = Path(tempfile.gettempdir())  # nothing is written there
+        trainer = Trainer(self.config, self.stream(), folder)
         runners = {
-            OURS: Runner(Trainer(self.config, self.stream(), folder)),
+            OURS: Runner(trainer),
             PLAIN: Runner(Transcription(self.config, self.stream())),
         }
-        for _ in range(PLAIN_STEPS + 1):  # until its step is recorded
-            runners[OURS].work.train_step()
+        for _ in range(trainer.steps_until_recorded):
+            trainer.train_step()
         seconds = in_turns(runners, steps, rounds)
-        self.profiles["training"] = self._profile(runners[OURS].work.train_step)
+        self.profiles["training"] = self._profile(trainer.train_step)
         work = self.cost.phases[-1]
         assert work is not None  # the phase has steps
         return self._compared(seconds, self.batch_size, work.flops / self.batch_size)

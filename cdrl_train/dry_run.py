@@ -127,10 +127,10 @@ def time_steps(
     device: torch.device,
     steps: int = 1,
 ) -> Timing:
-    """Time some steps of some images, after one that is not timed."""
+    """Time some steps of some images, after one that is not timed and those until steps are recorded."""
     phases = [replace(phase, steps=0) for phase in config.phases]
-    untimed = 1 if device.type == "cpu" else PLAIN_STEPS + 2
-    phases[index] = replace(phases[index], steps=steps + untimed, batch_size=batch_size)
+    most = steps + 1 + PLAIN_STEPS + 1
+    phases[index] = replace(phases[index], steps=most, batch_size=batch_size)
     timed = replace(config, phases=tuple(phases), accumulate=1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size, *image.shape), generator=generator, dtype=torch.uint8)
@@ -138,7 +138,7 @@ def time_steps(
     data = ImageSet(images, labels, stand_in_attributes(num_classes))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(timed, BatchStream(data, config.data, 0, device), Path(folder))
-        for _ in range(untimed):
+        for _ in range(trainer.steps_until_recorded + 1):
             trainer.train_step()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -89,9 +89,8 @@ class BatchStream:
             return whole[rows]
 
         sent = chosen
-        if (
-            self.device.type == "cuda" and chosen.device.type == "cpu"
-        ):  # from pinned memory, so that nobody waits for the device
+        if self.device.type == "cuda" and chosen.device.type == "cpu":
+            # From pinned memory, so that nobody waits for the device.
             sent = chosen.pin_memory().to(self.device, non_blocking=True)
         here = sent if self.images.device == sent.device else chosen.to(self.images.device)
         x = self.images[here].to(self.device).float()

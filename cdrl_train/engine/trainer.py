@@ -20,7 +20,7 @@ from cdrl_train.engine.distributed import average_gradients, make_accelerator, p
 from cdrl_train.engine.guard import Guard
 from cdrl_train.engine.log import Log
 from cdrl_train.engine.metrics import Metrics, Results, Sum
-from cdrl_train.engine.recording import Recorder
+from cdrl_train.engine.recording import PLAIN_STEPS, Recorder
 from cdrl_train.engine.state import Start, TrainState
 from cdrl_train.objectives import OBJECTIVES, Losses
 from cdrl_train.spectral import normalised, power_iteration
@@ -108,6 +108,11 @@ class Trainer:
         )
 
     @property
+    def steps_until_recorded(self) -> int:
+        """Steps of a phase until its steps are replayed; 0 if they never are."""
+        return PLAIN_STEPS + 1 if self.recorded else 0
+
+    @property
     def step(self) -> int:
         """Steps done, over all phases."""
         return self.state.step
@@ -143,23 +148,23 @@ class Trainer:
             if drawn is not None:  # every part draws the noise of the whole batch
                 state.generator.set_state(drawn)
             with normalised(state.ebm), self.accelerator.autocast():
-                losses = self._losses(self.phase, index, rows, results)
+                losses = self._losses(index, rows, results)
             (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
         return results
 
-    def _losses(self, phase: Phase, index: Tensor, rows: slice, results: Results) -> Losses:
+    def _losses(self, index: Tensor, rows: slice, results: Results) -> Losses:
         """The objective's losses of these rows of a batch, each image at a level of its own."""
-        state = self.state
+        state, batch_size = self.state, len(index)
         batch = self.stream.load(index, state.generator, rows)
         t = torch.randint(
             1,
             self.config.schedule.num_levels + 1,
-            (phase.batch_size,),
+            (batch_size,),
             generator=state.generator,
             device=self.device,
         )[rows]
         level = self.config.schedule.level(t, self.device)
-        random = BatchRandom(phase.batch_size, state.generator, rows)
+        random = BatchRandom(batch_size, state.generator, rows)
         losses = state.objective.losses(state.models, batch, level, random)
         for name, value in losses.totals.items():
             results.add(f"loss/{name}", value)

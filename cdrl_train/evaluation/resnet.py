@@ -67,6 +67,11 @@ class CifarResNet56(nn.Module):
         logits: Tensor = self.linear(self.features(images))
         return logits
 
+    def rows(self, images: Tensor) -> Tensor:
+        """(B, 3, 32, 32) in [0, 1] -> (B, 74): features, then logits."""
+        features = self.features(images)
+        return torch.cat([features, self.linear(features)], dim=1)
+
     @classmethod
     def load(cls, weights: Path) -> CifarResNet56:
         """The network with the weights of a safetensors file.
@@ -121,10 +126,4 @@ class CifarResNet(Extractor):
             )
         network = CifarResNet56.load(weights)
         digest = digest_of(cls.convention, network.state_dict())
-        network.to(device)
-
-        def rows(images: Tensor) -> Tensor:
-            features = network.features(images)
-            return torch.cat([features, network.linear(features)], dim=1)
-
-        return cls(rows, digest, device)
+        return cls(network.to(device).rows, digest, device)
