@@ -25,6 +25,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ood_beside import in_batches
 from report import table
 from torch import Tensor, nn
 
@@ -230,26 +231,22 @@ def scores(
 ) -> list[Any]:
     """The scores of images (N, C, H, W) uint8 by a method, one array for each set."""
     training, score = METHODS[method]
+    there = [images.to(usual_device()) for images in sets]
     if training == "vae":
         vae = trained_vae(setting, digit, seed).eval()
         return [
-            _batched(lambda u: vae.bound(u, u.new_zeros(len(u), 32)), images) for images in sets
+            in_batches(lambda u: vae.bound(u, u.new_zeros(len(u), 32)), images, 250)
+            for images in there
         ]
     pipe = trained(setting, training, digit, seed)
     if score == "reconstruction":
         autoencoder = pipe.model.initializer
         assert isinstance(autoencoder, SphereNetwork)
-        return [_batched(autoencoder.errors, images) for images in sets]
+        return [in_batches(autoencoder.errors, images, 250) for images in there]
     if score == "combined":
         known = load_for(setting.source, DataConfig(hold_out=digit, attributes=())).images
         pipe.calibrate(known[:FITTED], data="training images", progress=False)
     return [pipe.score(images, score, batch_size=250).scores.cpu().numpy() for images in sets]
-
-
-@torch.no_grad()
-def _batched(of: Any, images: Tensor) -> Floats:
-    parts = torch.split(images.to(usual_device()), 250)
-    return np.asarray(torch.cat([of(part.float() / 127.5 - 1).double().cpu() for part in parts]))
 
 
 def measured(setting: Setting, method: str, digit: str, seed: int) -> dict[str, Any]:

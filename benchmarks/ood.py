@@ -67,6 +67,7 @@ from cdrl_train.evaluation.ood_metrics import (
     resamplings,
     sklearn_metrics,
 )
+from cdrl_train.evaluation.outside import name_and_source
 
 DEFAULT = "combined"
 HEAT, ERROR = "heat map", "autoencoder's error map"
@@ -145,7 +146,8 @@ def evaluate(
     """The text that the command prints, the additional text that it writes, and the JSON."""
     sklearn_metrics()  # checked now rather than after hours of work
     subject = Subject.load(model, data, device, labels=False)
-    others = {name: Subject.load(f, data, device, labels=False) for name, f in named(beside)}
+    named = [name_and_source(text, "--beside must be NAME=FOLDER") for text in beside]
+    others = {name: Subject.load(f, data, device, labels=False) for name, f in named}
     pipe, train, test = subject.pipe, subject.train, subject.test
     own_minutes = training_minutes(pipe.model.training)
     minutes = autoencoder_minutes or own_minutes
@@ -243,15 +245,6 @@ def evaluate(
             **_as_json(found, sets),
         },
     )
-
-
-def named(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """``NAME=FOLDER`` as pairs; raise `InputError` for another text."""
-    pairs = [text.partition("=") for text in texts]
-    for text, (name, _, folder) in zip(texts, pairs, strict=True):
-        if not (name and folder):
-            raise InputError(f"--beside must be NAME=FOLDER, got {text!r}")
-    return [(name, folder) for name, _, folder in pairs]
 
 
 class Found(NamedTuple):

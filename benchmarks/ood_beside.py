@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,11 +11,19 @@ import torch
 from ood_baselines import Detector
 from ood_scores import ModelScores
 from ood_sets import Bytes
+from torch import Tensor
 
 from cdrl_infer.networks.autoencoder import SphereNetwork
 from cdrl_infer.scoring.scorer import default_score
 from cdrl_train.evaluation.cache import FeatureCache
 from cdrl_train.evaluation.ood_metrics import Floats
+
+
+@torch.no_grad()
+def in_batches(of: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Floats:
+    """Numbers (N,) of images (N, C, H, W) uint8 by a function of images in [-1, 1], on their device."""
+    parts = torch.split(images, batch_size)
+    return torch.cat([of(part / 127.5 - 1).double().cpu() for part in parts]).numpy()
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,11 @@ class Reconstruction:
     batch_size: int
     name: ClassVar[str] = "reconstruction"
 
-    @torch.no_grad()
     def __call__(self, images: Bytes) -> Floats:
         """(N, C, H, W) -> (N,)."""
         device = next(self.network.parameters()).device
-        parts = torch.from_numpy(images).split(self.batch_size)
-        errors = [self.network.errors(part.to(device) / 127.5 - 1) for part in parts]
-        return torch.cat(errors).double().cpu().numpy()
+        pixels = torch.from_numpy(images).to(device)
+        return in_batches(self.network.errors, pixels, self.batch_size)
 
 
 def together(p: Floats, q: Floats) -> Floats:

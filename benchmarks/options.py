@@ -23,13 +23,14 @@ EXTRACTOR = click.option(
 )
 
 
-def draws(kept: str, on: str = "Device of the model.") -> Decorator:
+def draws(kept: str, on: str | None = "Device of the model.") -> Decorator:
     """``--batch-size``, ``--device`` and ``--cache``.
 
     Args:
         kept: the help text of ``--cache``, which says what it contains.
-        on: the help text of ``--device``.
+        on: the help text of ``--device``; None leaves the option out.
     """
+    device = [] if on is None else [click.option("--device", default="cpu", help=on)]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
@@ -39,7 +40,7 @@ def draws(kept: str, on: str = "Device of the model.") -> Decorator:
                 default=Path("runs/benchmarks"),
                 help=kept,
             ),
-            click.option("--device", default="cpu", help=on),
+            *device,
             click.option("--batch-size", type=click.IntRange(1), default=64),
         ):
             function = option(function)

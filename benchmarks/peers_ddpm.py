@@ -131,7 +131,10 @@ def start(recipe: DDPMRecipe, data: ImageSet, total: int) -> State:
     """A run with no step done."""
     if data.labels is None or data.labels.shape[1] != 1:
         raise InputError("a DDPM needs data with one label per image")
-    shape, classes = tuple(data.images.shape[1:]), data.num_classes[0]
+    return _fresh(recipe, tuple(data.images.shape[1:]), data.num_classes[0], total)
+
+
+def _fresh(recipe: DDPMRecipe, shape: tuple[int, ...], classes: int, total: int) -> State:
     network, average = (build(recipe, shape, classes) for _ in range(2))
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate)
     return State(network, average, optimizer, recipe, shape, classes, 0, total, 0.0)
@@ -148,14 +151,10 @@ def load(folder: Path) -> State:
         raise InputError(f"{folder} holds no DDPM: train one with benchmarks/peers.py train")
     values = torch.load(file, map_location="cpu", weights_only=True)
     recipe = DDPMRecipe(**values["recipe"])
-    shape, classes = tuple(values["shape"]), values["classes"]
-    network, average = (build(recipe, shape, classes) for _ in range(2))
-    network.load_state_dict(values["network"])
-    average.load_state_dict(values["average"])
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate)
-    optimizer.load_state_dict(values["optimizer"])
-    done = values["steps"], values["total"], values["seconds"]
-    return State(network, average, optimizer, recipe, shape, classes, *done)
+    state = _fresh(recipe, tuple(values["shape"]), values["classes"], values["total"])
+    for part in ("network", "average", "optimizer"):
+        getattr(state, part).load_state_dict(values[part])
+    return state._replace(steps=values["steps"], seconds=values["seconds"])
 
 
 def resume(folder: Path, recipe: DDPMRecipe, data: ImageSet, total: int) -> State:

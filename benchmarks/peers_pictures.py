@@ -13,7 +13,7 @@ import torch
 from classifier import Recipe
 from kept import kept
 from ood_autoencoder import count_values
-from options import DATA, EXTRACTOR, MODEL, writes
+from options import DATA, EXTRACTOR, MODEL, draws, writes
 from peers_ddpm import NOISE_STEPS, Diffusion, State, diffusers, load, step_flops
 from peers_train import PETA, training_flops
 from quality import Comparison, compare, real_features
@@ -171,13 +171,7 @@ def draw_curves(results: Sequence[Result], real: float, file: Path) -> None:
 @click.option("--timed-images", type=click.IntRange(1), default=32, help="Of each in a round.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Of timing.")
 @click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Plot the curves.")
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/benchmarks"),
-    help="Samples, features and the classifier; an interrupted run resumes from there.",
-)
+@draws("Samples, features and the classifier; an interrupted run resumes from there.", None)
 @writes("pictures.json")
 def main(out: Path, figure: Path | None, **options: Any) -> None:
     """Quality and time of an image, of the model and of a DDPM trained by `peers.py train`."""

@@ -22,6 +22,7 @@ from parts import Clock, breakdown
 from report import check_target, table, write_json
 from torch import Tensor, nn
 from transcription import Transcription, in_default_layout
+from turns import turn
 
 import cdrl_train.engine.trainer as trainer_module
 import cdrl_train.objectives.drl as drl_module
@@ -167,11 +168,9 @@ def in_turns(
 
     Every round starts with another runner, so no runner always follows the same one.
     """
-    names = [*found]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in found}
     for k in range(rounds + 1):
-        first = k % len(names)
-        for name in (*names[first:], *names[:first]):
+        for name in turn(found, k):
             spent = found[name].seconds(steps if k else 1, clock)
             if k:
                 seconds[name].append(spent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
@@ -30,6 +30,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def turn(names: Iterable[str], k: int) -> list[str]:
+    """The names in the order of round k. Every round starts with another one."""
+    ordered = [*names]
+    first = k % len(ordered)
+    return ordered[first:] + ordered[:first]
+
+
 def in_turns(
     work: Mapping[str, Callable[[], T]],
     rounds: int,
@@ -40,12 +47,10 @@ def in_turns(
     The clock counts the time that the processor spends on this process, so other programs do not count,
     though they may slow it down. Every round starts with another piece, so none always follows the same.
     """
-    names = [*work]
-    found: dict[str, list[Timed[T]]] = {name: [] for name in names}
+    found: dict[str, list[Timed[T]]] = {name: [] for name in work}
     with one_thread():
         for k in range(rounds + 1):
-            first = k % len(names)
-            for name in (*names[first:], *names[:first]):
+            for name in turn(work, k):
                 started = time.process_time()
                 result = work[name]()
                 if k:

@@ -32,6 +32,22 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *name.encode()])
 
 
+def name_and_source(text: str, expected: str) -> tuple[str, str]:
+    """The parts of a text ``NAME=SOURCE``.
+
+    Args:
+        text: of the command line.
+        expected: how the message of the error begins.
+
+    Raises:
+        InputError: a part is missing, or the name cannot be printed.
+    """
+    name, _, source = text.partition("=")
+    if not name or not source or not name.isprintable():
+        raise InputError(f"{expected}, got {text!r}")
+    return name, source
+
+
 def read_outside(
     sources: Sequence[str],
     shape: tuple[int, int, int],
@@ -57,9 +73,7 @@ def read_outside(
     """
     found: dict[str, Bytes] = {}
     for text in sources:
-        name, _, source = text.partition("=")
-        if not name or not source or not name.isprintable():
-            raise InputError(f"--outside must be NAME=DATA, such as mnist=mnist.npz, got {text!r}")
+        name, source = name_and_source(text, "--outside must be NAME=DATA, such as mnist=mnist.npz")
         if name in taken or name in found:
             raise InputError(f"--outside: two sets have the name {name!r}; choose another name")
         images = load_images(source, "test", channels=shape[0]).images
