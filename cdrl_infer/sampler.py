@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from cdrl_infer.device import default_switches
+from cdrl_infer.device import OwnPrecision, computing_in, default_switches
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
@@ -92,7 +91,7 @@ class CooperativeSampler:
     step_scale: float | Sequence[float] = 1.0
     score_scale: float = 1.0
     restarts: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: OwnPrecision = "float32"
 
     def __post_init__(self) -> None:
         num = self.schedule.num_levels
@@ -178,19 +177,14 @@ class CooperativeSampler:
         """Propose and refine once: from x_t to x_{t-1}."""
         if pinned is not None and isinstance(proposal, DistributionProposal):
             proposal = proposal.holding(level.scale * pinned.path[t - 1], pinned.mask)
-        low = (
-            torch.autocast(x.device.type, torch.bfloat16)
-            if self.precision == "bfloat16"
-            else nullcontext()
-        )
-        with low:
+        with computing_in(self.precision, x.device):
             start = proposal.sample(x, level, random)
         step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)
         if pinned is not None:
             conditional = PinnedEnergy(conditional, pinned)
         potential = conditional.at(level)
-        with low:
+        with computing_in(self.precision, x.device):
             end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
         proposed, x = start / level.scale, end.y / level.scale
         if pinned is not None:

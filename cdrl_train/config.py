@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdrl_infer.config import from_config
+from cdrl_infer.device import Precision
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.model import SamplerDefaults
@@ -24,7 +25,6 @@ from cdrl_train.assignments import (
 )
 from cdrl_train.objectives import OBJECTIVES, Objective
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16"]
 AUTO = "auto"  # an option that the device or the data decide
 TOP_LEVEL = ("ebm", "initializer", "phases", "schedule", "sampler", "data")  # groups of options

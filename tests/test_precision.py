@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from conftest import CLASSES, make_model
 
+from cdrl_infer import device as device_module
 from cdrl_infer import options as options_module
 from cdrl_infer.cli.sample import main
 from cdrl_infer.energies.neural import NeuralEnergy
@@ -76,7 +77,7 @@ def test_auto_takes_what_is_faster_but_not_where_it_decides(
 ) -> None:
     model = make_model(CLASSES)
     for faster in ("float32", "bfloat16"):
-        monkeypatch.setattr(options_module, "fastest_precision", lambda device, f=faster: f)
+        monkeypatch.setattr(device_module, "fastest_precision", lambda device, f=faster: f)
         options = options_module.SamplingOptions(precision="auto")
         assert options.sampler(model).precision == faster
         options = options_module.SamplingOptions(precision="auto", kernel=Langevin(0.5))

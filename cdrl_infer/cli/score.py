@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from cdrl_infer.device import Precision
     from cdrl_infer.images import Header
     from cdrl_infer.processes import Processes
     from cdrl_infer.scoring.scorer import Plan, ScoreOutput, Scorer
@@ -83,6 +84,14 @@ class Row(NamedTuple):
     "--grey", is_flag=True, help="Take the brightness of coloured images, for a model of grey ones."
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="bfloat16: compute in fewer bits; quicker where the machine has instructions for it, and scores "
+    "differ a little. auto: what is quicker here.",
+)
+@click.option(
     "--out", metavar="FILE.csv|FILE.json", help="Where to write the table. [CSV on stdout]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
@@ -106,6 +115,7 @@ def main(
     threshold_fpr: float | None,
     resize: bool,
     grey: bool,
+    precision: Precision,
     out: str | None,
     as_json: bool,
     plot: str | None,
@@ -134,6 +144,7 @@ def main(
         if score_name is not None:
             SCORES.find(score_name, "--score")
         from cdrl_infer.arguments import positive
+        from cdrl_infer.device import decided
         from cdrl_infer.scoring import plots
         from cdrl_infer.scoring.scorer import Scorer
 
@@ -154,7 +165,13 @@ def main(
         pipe = open_model(model, revision, variant, device, processes)
         scorer = Scorer(pipe.model, pipe.name)
         check_pictures(scorer, headers, resize, grey, processes)
-        plan = scorer.plan(score_name, level=level, seed=seed, threshold_fpr=threshold_fpr)
+        plan = scorer.plan(
+            score_name,
+            level=level,
+            seed=seed,
+            threshold_fpr=threshold_fpr,
+            precision=processes.by_main(lambda: decided(precision, scorer.device)),
+        )
         batch_size = positive("batch_size", batch_size)
         made_with = _facts(scorer, plan, level, threshold_fpr)
         if processes.main:
@@ -240,6 +257,7 @@ def _facts(
         "score": plan.score,
         "level": level,
         "seed": plan.seed,
+        "precision": plan.precision,
         "threshold_fpr": threshold_fpr,
         "threshold": plan.threshold,
     }

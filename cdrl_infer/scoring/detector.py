@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from cdrl_infer.arguments import check_choice, check_seed, number, positive
+from cdrl_infer.device import Precision
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
 from cdrl_infer.model import CDRLModel, ImageShape
@@ -44,6 +45,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             half of X fits the scores and the other half sets the threshold, so the threshold holds for
             new images. The share of outliers in X itself is near this share.
         seed: the seed of the noise and of the halves.
+        precision: that of `Scorer.score`; the fit computes in float32.
         batch_size: number of images to score at once.
 
     Attributes:
@@ -61,12 +63,14 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         score_name: str | None = None,
         contamination: float = 0.1,
         seed: int = 0,
+        precision: Precision = "float32",
         batch_size: int = 64,
     ) -> None:
         self.pipe = pipe
         self.score_name = score_name
         self.contamination = contamination
         self.seed = seed
+        self.precision = precision
         self.batch_size = batch_size
 
     def fit(self, X: Any, y: Any = None) -> CDRLDetector:
@@ -86,6 +90,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"expected a CDRLPipeline or a Scorer, got {self.pipe!r}")
         if self.score_name is not None:
             check_choice("score_name", self.score_name, tuple(SCORES))
+        check_choice("precision", self.precision, get_args(Precision))
         contamination = number("contamination", self.contamination)
         if not 0 < contamination <= 0.5:
             raise InputError(f"contamination must lie in (0, 0.5], got {contamination:g}")
@@ -114,7 +119,11 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         images = self._images(X, self.scorer_.model)
         try:
             found = self.scorer_.score(
-                images, self.score_name, batch_size=self.batch_size, progress=False
+                images,
+                self.score_name,
+                precision=self.precision,
+                batch_size=self.batch_size,
+                progress=False,
             )
         except ConfigError:
             raise ConfigError(

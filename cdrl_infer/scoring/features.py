@@ -68,11 +68,26 @@ class Features:
         """``‖ m σ̄ ∇_y E(y_t) ‖²``, (B,)."""
         return self.score_norms[:, t - 1]
 
+    def log_score_error(self, t: int) -> Tensor:
+        """log D_t, (B,)."""
+        return self.log_score_errors[:, t - 1]
+
+    def log_initializer_error(self, t: int) -> Tensor:
+        """log I_t, (B,)."""
+        return self.log_initializer_errors[:, t - 1]
+
+    def at(self, transitions: Sequence[int]) -> Tensor:
+        """(B, 3L): the E_t, then the log D_t, then the log I_t of L transitions t."""
+        errors = [
+            *map(self.log_score_error, transitions)
+        ]  # first: it finds the energies on the way
+        proposals = map(self.log_initializer_error, transitions)
+        return torch.stack([*map(self.energy, transitions), *errors, *proposals], 1)
+
     @property
     def all(self) -> Tensor:
         """(B, 3T): E_1 … E_T, log D_1 … log D_T, log I_1 … log I_T."""
-        errors = self.log_score_errors  # first: `NoisedImages` then knows the energies
-        return torch.cat([self.energies, errors, self.log_initializer_errors], 1)
+        return self.at(range(1, self.num_levels + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +139,10 @@ class NoisedImages(Features):
         noise: (T, ...) ε_t, see `draw_noise`.
     """
 
-    log_score_errors: Tensor = _lazy(lambda self: self._logs(self.score_error))
+    log_score_errors: Tensor = _lazy(lambda self: self._each(self.log_score_error))
     energies: Tensor = _lazy(lambda self: self._each(self.energy))
     score_norms: Tensor = _lazy(lambda self: self._each(self.score_norm))
-    log_initializer_errors: Tensor = _lazy(lambda self: self._logs(self.initializer_error))
+    log_initializer_errors: Tensor = _lazy(lambda self: self._each(self.log_initializer_error))
     compressed_size: Tensor = _lazy(lambda self: _png_nats(to_uint8(self.u)))
 
     def __init__(
@@ -185,25 +200,22 @@ class NoisedImages(Features):
         """``‖ m σ̄ ∇_y E(y_t) ‖²``, (B,)."""
         return self._measure(t)[1]
 
-    def score_error(self, t: int) -> Tensor:
-        """``D_t``, (B,)."""
-        return self._measure(t)[2]
+    def log_score_error(self, t: int) -> Tensor:
+        """log D_t, (B,)."""
+        return _log(self._measure(t)[2])
 
     @torch.no_grad()
-    def initializer_error(self, t: int) -> Tensor:
-        """``I_t``, (B,)."""
+    def log_initializer_error(self, t: int) -> Tensor:
+        """log I_t, (B,)."""
         if isinstance(self.proposal, AutoencoderProposal):
-            return _exact(self.proposal.errors(self.u))
+            return _log(_exact(self.proposal.errors(self.u)))
         level = self.schedule.level(t, self.u.device)
         x_t = level.diffused_in(self.u, self.noise[t - 1])
         error = self.proposal.mean(x_t, level) - posterior_mean(self.u, x_t, level)
-        return _squares(_exact(error)) / float(level.noise_variance)
+        return _log(_squares(_exact(error)) / float(level.noise_variance))
 
     def _each(self, of: Callable[[int], Tensor]) -> Tensor:
         return torch.stack([of(t) for t in range(1, self.num_levels + 1)], 1)
-
-    def _logs(self, of: Callable[[int], Tensor]) -> Tensor:
-        return self._each(of).clamp_min(SMALLEST).log()
 
     def _point(self, t: int) -> Tensor:
         level = self.schedule.level(t, self.u.device)
@@ -220,6 +232,11 @@ class NoisedImages(Features):
 def _exact(values: Tensor) -> Tensor:
     """float64, converted on the CPU: not every accelerator has it."""
     return values.detach().cpu().double()
+
+
+def _log(errors: Tensor) -> Tensor:
+    """The log of squared errors, which may be 0."""
+    return errors.clamp_min(SMALLEST).log()
 
 
 def _squares(values: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,10 @@ class Gaussian:
         covariance = rows.T.cov()
         return cls(rows.mean(0), (covariance + covariance.T) / 2)  # torch's is not quite symmetric
 
-    def part(self, start: int, stop: int) -> Gaussian:
-        """The marginal distribution of the features ``start … stop - 1``."""
-        chosen = slice(start, stop)
-        return Gaussian(self.mean[chosen], self.covariance[chosen, chosen])
+    def part(self, features: Sequence[int]) -> Gaussian:
+        """The marginal distribution of some of the features, by their places 0 … F - 1."""
+        chosen = list(features)
+        return Gaussian(self.mean[chosen], self.covariance[chosen][:, chosen])
 
     def distance(self, features: Tensor) -> Tensor:
         """``√((f - μ)ᵀ C⁻¹ (f - μ))`` (Mahalanobis 1936), (B, F) -> (B,)."""

@@ -14,6 +14,7 @@ SCORES: Registry[Score] = Registry(
     "score",
     {
         "combined": f"{_HOME}:COMBINED",
+        "combined-half": f"{_HOME}:COMBINED_HALF",
         "energy": f"{_HOME}:ENERGY",
         "score-norm": f"{_HOME}:SCORE_NORM",
         "multi-level": f"{_HOME}:MULTI_LEVEL",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,13 @@ from cdrl_infer.arguments import (
     positive,
     progress_bar,
 )
-from cdrl_infer.device import default_switches
+from cdrl_infer.device import (
+    OwnPrecision,
+    Precision,
+    computing_in,
+    decided,
+    default_switches,
+)
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import each_image
 from cdrl_infer.model import CDRLModel
@@ -85,6 +91,7 @@ class Plan(NamedTuple):
     reference: ReferenceStatistics | None  # the calibration for p-values; None for another seed
     threshold: float | None
     noise: Tensor
+    precision: OwnPrecision
 
 
 class Scorer:
@@ -141,6 +148,7 @@ class Scorer:
         return_map: bool = False,
         resize: bool = False,
         grey: bool = False,
+        precision: Precision = "float32",
         batch_size: int = 64,
         progress: Progress = None,
     ) -> Iterator[ScoreOutput]:
@@ -164,6 +172,8 @@ class Scorer:
             resize: resize pictures to the model's size; otherwise another size is an error.
             grey: for a model of grey images, convert coloured images to grey; otherwise they are an
                 error.
+            precision: "bfloat16" computes convolutions in bfloat16, also with a calibration in float32;
+                scores differ a little, see docs/scoring.md. "auto": the faster of the two on the device.
             batch_size: number of images to score at once.
             progress: show a bar on stderr; by default only if stderr is a terminal. A dict has options of
                 ``tqdm``.
@@ -174,7 +184,9 @@ class Scorer:
             ConfigError: the score or the p-values need a calibration, and it belongs to other weights.
             NumericalError: a score is not finite.
         """
-        plan = self.plan(score, level=level, seed=seed, threshold_fpr=threshold_fpr)
+        plan = self.plan(
+            score, level=level, seed=seed, threshold_fpr=threshold_fpr, precision=precision
+        )
         batch_size = positive("batch_size", batch_size)
         resize, return_map = flag("resize", resize), flag("return_map", return_map)
         total, shape = None, self.model.image.shape
@@ -191,10 +203,12 @@ class Scorer:
         level: int | None = None,
         seed: int | None = None,
         threshold_fpr: float | None = None,
+        precision: Precision = "float32",
     ) -> Plan:
         """Check the arguments of `stream`, for `scored`; see there for their meaning and errors."""
         score = default_score(self.model) if score is None else score
         check_choice("score", score, tuple(SCORES))
+        check_choice("precision", precision, get_args(Precision))
         rule, statistics = SCORES[score], self.model.statistics
         fitted = isinstance(rule, FittedScore)
         if fitted and statistics is None:
@@ -230,7 +244,14 @@ class Scorer:
         needs = statistics if fitted else reference
         if needs is not None:
             self._check_weights(needs)
-        return Plan(score, t, seed, needs, reference, threshold, noise)
+        own = decided(precision, self.device)
+        return Plan(score, t, seed, needs, reference, threshold, noise, own)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        device: torch.device = next(self.model.ebm.parameters()).device
+        return device
 
     def _batches(
         self,
@@ -264,8 +285,10 @@ class Scorer:
         """
         batch = torch.stack(list(part))
         fit = None if plan.needs is None else plan.needs.fit
-        values = SCORES[plan.score](NoisedImages.of(self.model, batch, plan.noise), plan.t, fit)
-        _check_finite(values, first, plan.score)
+        with computing_in(plan.precision, self.device):
+            values = SCORES[plan.score](NoisedImages.of(self.model, batch, plan.noise), plan.t, fit)
+            _check_finite(values, first, plan.score)
+            maps = heat_map(self.model, batch, plan.seed) if return_map else None
         reference = plan.reference
         return ScoreOutput(
             scores=values,
@@ -274,7 +297,7 @@ class Scorer:
             p_values=None if reference is None else reference.p_values(plan.score, values, plan.t),
             anomalous=None if plan.threshold is None else values > plan.threshold,
             threshold=plan.threshold,
-            maps=heat_map(self.model, batch, plan.seed) if return_map else None,
+            maps=maps,
         )
 
     def _check_weights(self, statistics: ReferenceStatistics) -> None:

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cdrl_infer.device import fastest_precision
+from cdrl_infer.device import Precision, fastest_precision
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, did_you_mean, listing
 from cdrl_infer.optional import needed
 from cdrl_infer.processes import RANKS, launched
-from cdrl_train.config import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
