@@ -250,16 +250,17 @@ def _asked(
     """The options of a new run, before --set."""
     from cdrl_train.config import TrainConfig
     from cdrl_train.data.sources import split_source
+    from cdrl_train.presets import GO_ON
     from cdrl_train.presets import preset as named_preset
 
     if preset is not None and file is not None:
         raise InputError("--preset and --config both set the options: leave one out")
     if file is not None:
         return TrainConfig.read(file)
-    if preset is None and init_from is not None:
+    if init_from is not None and preset in (None, *GO_ON):
         from cdrl_train.init_from import open_model, with_networks_of
 
-        return with_networks_of(open_model(init_from), named_preset("fine-tune"))
+        return with_networks_of(open_model(init_from), named_preset(preset or GO_ON[0]))
     known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
     return named_preset(preset or ("fashion-mnist" if known else "my-images"))
 

@@ -34,7 +34,8 @@ from cdrl_train.data.image_set import ImageSet
 from cdrl_train.data.stream import Batch
 from cdrl_train.objectives import Models
 from cdrl_train.objectives.autoencoder import Autoencoding, shared
-from cdrl_train.objectives.mpdr import ManifoldRecovery, Negatives, arc
+from cdrl_train.objectives.mpdr import ManifoldRecovery, Negatives
+from cdrl_train.objectives.walk import Walked, arc
 from cdrl_train.presets import preset
 
 B = 6
@@ -183,7 +184,7 @@ def test_the_presets_step_is_the_papers(name: str) -> None:
 def test_the_loss_is_the_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_mpdr(kind)
     end, z = pictures(seed=1), torch.nn.functional.normalize(torch.randn(B, 6), dim=1)
-    found = Negatives(z, z, z, pictures(seed=2), end)
+    found = Negatives(Walked(z, z, z, pictures(seed=2), []), end)
     monkeypatch.setattr(ManifoldRecovery, "negatives", lambda *_: found)
     weights = {"positive_square": 0.3, "negative_square": 0.7}
     if kind == "ReconstructionEnergy":
@@ -213,7 +214,7 @@ def test_negatives_stay_where_the_options_say() -> None:
     level = model.schedule.level(torch.ones(4_000, dtype=torch.int64))
     spread = ManifoldRecovery(latent_steps=0, langevin_steps=0, spread_min=0.05, spread_max=0.05)
     found = spread.negatives(models, many, level, batch_random(4_000))
-    moved = arc(found.projected, found.diffused).square().mean()
+    moved = arc(found.walked.projected, found.walked.diffused).square().mean()
     assert float(moved) == pytest.approx(5 * 0.05**2, rel=0.05)  # D - 1 directions along the sphere
 
 

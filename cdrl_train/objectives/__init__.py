@@ -12,6 +12,8 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "autoencoder": "cdrl_train.objectives.autoencoder:Autoencoding",
         "mpdr": "cdrl_train.objectives.mpdr:ManifoldRecovery",
         "persistent": "cdrl_train.objectives.persistent:Persistent",
+        "reconstruction": "cdrl_train.objectives.manifold:Reconstruction",
+        "manifold": "cdrl_train.objectives.manifold:Manifold",
         "snl": "cdrl_train.objectives.snl:SelfNormalised",
         "normalised": "cdrl_train.objectives.normalised:Normalised",
         "snelbo": "cdrl_train.objectives.snelbo:SelfNormalisedELBO",

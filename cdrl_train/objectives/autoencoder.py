@@ -14,6 +14,7 @@ from cdrl_infer.networks.registry import INITIALIZERS
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train.objectives.base import Losses, Models, Objective
+from cdrl_train.objectives.losses import Loss
 
 if TYPE_CHECKING:
     from cdrl_train.data.stream import Batch
@@ -38,6 +39,29 @@ def shared(network: SphereNetwork, count: int) -> list[tuple[SphereAutoencoder, 
     members = network.members
     ends = [k * count // len(members) for k in range(len(members) + 1)]
     return [(m, slice(a, b)) for m, a, b in zip(members, ends, ends[1:], strict=False)]
+
+
+def reconstruction_loss(
+    network: SphereNetwork, u: Tensor, noise: Tensor | None = None, encoder_l2: float = 1e-4
+) -> Loss:
+    """The loss of `Autoencoding`; the value per image is ``‖u - f_d(f_e(u))‖²``.
+
+    Args:
+        network: the autoencoders, which share the images.
+        u: images (B, C, H, W) in [-1, 1].
+        noise: (B, D), added to the latents before they go back onto the sphere.
+        encoder_l2: γ_e.
+    """
+    errors, norms = [], []
+    for member, rows in shared(network, len(u)):
+        z = member.encode(u[rows])
+        if noise is not None:
+            z = on_sphere(z + noise[rows])
+        errors.append((u[rows] - member.decode(z)).square().flatten(1).sum(1))
+        norms.append(member.encoder_norm())
+    per_image = torch.cat(errors)
+    value = per_image.mean() / (4 * u[0].numel()) + encoder_l2 * torch.stack(norms).mean()
+    return Loss(value, per_image.detach())
 
 
 class Autoencoding(Objective):
@@ -79,22 +103,14 @@ class Autoencoding(Objective):
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The loss of the initializer."""
         network: SphereNetwork = original(models.initializer)
-        u, errors, norms = batch.x, [], []
         noise = self._noise(network, random)
-        for member, rows in shared(network, len(u)):
-            z = member.encode(u[rows])
-            if noise is not None:
-                z = on_sphere(z + self.latent_noise * noise[rows])
-            errors.append((u[rows] - member.decode(z)).square().flatten(1).sum(1))
-            norms.append(member.encoder_norm())
-        per_image = torch.cat(errors)
-        loss = per_image.mean() / (4 * u[0].numel()) + self.encoder_l2 * torch.stack(norms).mean()
-        return Losses({"initializer": loss}, {"reconstruction": per_image.detach()})
+        found = reconstruction_loss(network, batch.x, noise, self.encoder_l2)
+        return Losses({"initializer": found.value}, {"reconstruction": found.per_image})
 
     def _noise(self, network: SphereNetwork, random: RandomSource) -> Tensor | None:
-        """(B, D) standard normals; None without noise."""
+        """(B, D) normals of the standard deviation ``latent_noise``; None without noise."""
         latent = network.members[0].projection.shape[0]
-        return random.normal((latent,)) if self.latent_noise else None
+        return self.latent_noise * random.normal((latent,)) if self.latent_noise else None
 
     def summary(self) -> str:
         """The text ``reconstruction``."""

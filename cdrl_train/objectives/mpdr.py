@@ -4,71 +4,39 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdrl_infer.energies.base import FunctionPotential, Potential
+from cdrl_infer.energies.base import FunctionPotential
 from cdrl_infer.errors import ConfigError
 from cdrl_infer.kernels.langevin import BoxedLangevin
-from cdrl_infer.kernels.sphere import SphereDescent
 from cdrl_infer.model import original
 from cdrl_infer.networks.autoencoder import (
     Autoencoder,
     ConvEnergy,
     ReconstructionEnergy,
     SphereAutoencoder,
-    SphereNetwork,
-    on_sphere,
 )
 from cdrl_infer.networks.registry import ENERGIES
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
-from cdrl_train.objectives.autoencoder import check_sphere, shared
+from cdrl_train.objectives.autoencoder import check_sphere
 from cdrl_train.objectives.base import Losses, Models, Objective
+from cdrl_train.objectives.walk import Distance, LatentWalk, Walked, arc, pulled
 
 if TYPE_CHECKING:
     from cdrl_train.data.stream import Batch
 
 DEFAULTS = inspect.signature(SphereAutoencoder.__init__).parameters
-Distance = Literal["chord", "arc"]
 
 
 class Negatives(NamedTuple):
     """The points of the chains, without gradients."""
 
-    projected: Tensor  # (B, D) f_e(x), on the sphere
-    diffused: Tensor  # (B, D) z̃
-    latent: Tensor  # (B, D) the end of the latent chain
-    start: Tensor  # (B, C, H, W) f_d of it, the start of the visible chain
+    walked: Walked  # the latent chain, and the start of the visible chain
     end: Tensor  # (B, C, H, W) x⁻
-
-
-class Pull(NamedTuple):
-    """``R(x') = d(f_e(x'), z̃)² / 2s²`` of some rows: how far an image is from its place (Yoon, eq. 9)."""
-
-    autoencoder: SphereAutoencoder
-    place: Tensor  # (b, D) z̃
-    spread: Tensor  # (b,) s
-    distance: Distance
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(b, C, H, W) -> (b,)."""
-        z = self.autoencoder.encode(images)
-        squared = (z - self.place).square().sum(1)
-        if self.distance == "arc":
-            squared = arc(z, self.place).square()
-        return squared / (2 * self.spread.square())
-
-
-def arc(a: Tensor, b: Tensor) -> Tensor:
-    """The angle between points of the unit sphere, (B, D) each -> (B,).
-
-    ``2 atan2(‖a - b‖, ‖a + b‖)`` and its gradient are finite everywhere, also where a = ±b; those of
-    ``arccos ⟨a, b⟩`` are not.
-    """
-    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
 
 
 class ManifoldRecovery(Objective):
@@ -143,30 +111,31 @@ class ManifoldRecovery(Objective):
         encoder_l2: float = 0.0,
     ) -> None:
         super().__init__()
-        self.latent_steps = latent_steps
-        self.latent_step = latent_step
-        self.latent_noise = latent_noise
+        self.walk = LatentWalk(
+            latent_steps, latent_step, latent_noise, distance, spread_min, spread_max
+        )
+        weights = {
+            "latent_pull": latent_pull,
+            "langevin_steps": langevin_steps,
+            "noise_scale": noise_scale,
+            "pull": pull,
+            "positive_square": positive_square,
+            "negative_square": negative_square,
+            "encoder_l2": encoder_l2,
+        }
+        for name, value in weights.items():
+            if value < 0:
+                raise ConfigError(f"{name} must be at least 0, got {value}")
+        if not step_scale > 0:
+            raise ConfigError(f"step_scale must be positive, got {step_scale}")
         self.latent_pull = latent_pull
         self.langevin_steps = langevin_steps
         self.step_scale = step_scale
         self.noise_scale = noise_scale
         self.pull = pull
-        self.distance: Distance = distance
         self.positive_square = positive_square
         self.negative_square = negative_square
         self.encoder_l2 = encoder_l2
-        for name, value in vars(self).items():
-            if isinstance(value, int | float) and name != "training" and value < 0:
-                raise ConfigError(f"{name} must be at least 0, got {value}")
-        for name in ("step_scale", "latent_noise"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 < spread_min <= spread_max:
-            raise ConfigError(
-                "expected 0 < spread_min <= spread_max, "
-                f"got spread_min={spread_min}, spread_max={spread_max}"
-            )
-        self.spread_min, self.spread_max = spread_min, spread_max
 
     def check(
         self, ebm: dict[str, Any], initializer: dict[str, Any] | None, schedule: NoiseSchedule
@@ -212,14 +181,14 @@ class ManifoldRecovery(Objective):
         )
         if self.encoder_l2:
             loss = loss + self.encoder_l2 * models.ebm.encoder_norm()
-        moved = (found.end - found.start).square().flatten(1).mean(1).sqrt()
+        moved = (found.end - found.walked.images).square().flatten(1).mean(1).sqrt()
         return Losses(
             {"ebm": loss},
             {
                 "energy_positive": positive.detach(),
                 "energy_negative": negative.detach(),
                 "energy_gap": (positive - negative).detach(),
-                "latent_move": arc(found.projected, found.latent),
+                "latent_move": arc(found.walked.projected, found.walked.latent),
                 "displacement": moved,
             },
         )
@@ -227,52 +196,22 @@ class ManifoldRecovery(Objective):
     @torch.no_grad()
     def negatives(self, models: Models, x: Tensor, level: Level, random: RandomSource) -> Negatives:
         """Project, diffuse and run the two chains from images x (B, C, H, W)."""
-        network: SphereNetwork = original(models.initializer)
-        parts = shared(network, len(x))
-        projected = torch.cat([member.encode(x[rows]) for member, rows in parts])
-        spread = self.spread_min + (self.spread_max - self.spread_min) * random.uniform()
-        diffused = on_sphere(projected + spread[:, None] * random.normal(projected.shape[1:]))
-        pulls = [
-            (Pull(member, diffused[rows], spread[rows], self.distance), rows)
-            for member, rows in parts
-        ]
         energy, unit = models.frozen_energy(None).at(level), models.ebm.temperature
-
-        def decoded(z: Tensor) -> Tensor:
-            return torch.cat([pull.autoencoder.decode(z[rows]) for pull, rows in pulls])
-
-        latent = SphereDescent(self.latent_step / self.latent_noise).run(
-            diffused,
-            FunctionPotential(
-                lambda z: _pulled(decoded(z), energy, pulls, self.latent_pull / unit)
-            ),
-            torch.full_like(spread, self.latent_noise**2),
-            random,
-            self.latent_steps,
-        )
-        start = decoded(latent.y)
+        walked = self.walk(original(models.initializer), x, energy, random, self.latent_pull / unit)
         visible = BoxedLangevin(self.noise_scale).run(
-            start,
-            FunctionPotential(lambda images: _pulled(images, energy, pulls, self.pull / unit)),
+            walked.images,
+            FunctionPotential(
+                lambda images: pulled(images, energy, walked.pulls, self.pull / unit)
+            ),
             self.step_scale * level.step_variance,
             random,
             self.langevin_steps,
         )
-        return Negatives(projected, diffused, latent.y, start, visible.y)
+        return Negatives(walked, visible.y)
 
     def summary(self) -> str:
         """The text ``latent steps …, K = …``."""
-        return f"{self.latent_steps} latent steps, K = {self.langevin_steps}"
-
-
-def _pulled(
-    images: Tensor, energy: Potential, pulls: Sequence[tuple[Pull, slice]], weight: float
-) -> Tensor:
-    """``E(x)/T + weight · R(x)``, (B,)."""
-    total = energy(images)
-    if not weight:
-        return total
-    return total + weight * torch.cat([pull(images[rows]) for pull, rows in pulls])
+        return f"{self.walk.steps} latent steps, K = {self.langevin_steps}"
 
 
 def _autoencoder(network: Autoencoder) -> dict[str, Tensor]:
