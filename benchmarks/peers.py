@@ -1,6 +1,7 @@
-"""The package beside what a user would pick instead: TorchEBM's samplers, diffusers' DDPM.
+"""The package beside what a user would pick instead: TorchEBM, diffusers, an autoencoder, pytorch-ood.
 
-``python benchmarks/peers.py samplers``, ``… train`` and ``… pictures``; see benchmarks/README.md.
+``python benchmarks/peers.py samplers``, ``… train``, ``… pictures``, ``… anomalies``; see
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ COMMANDS = {
     "samplers": "peers_samplers:main",
     "train": "peers_train:main",
     "pictures": "peers_pictures:main",
+    "anomalies": "peers_anomalies:main",
 }
 
 
