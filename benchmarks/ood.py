@@ -47,7 +47,7 @@ from ood_scores import (
     statistics_digest,
     stored_ones,
 )
-from ood_sets import OutSet, generator, make_sets, pasted, read_sets
+from ood_sets import OutSet, generator, inside_and_sets, pasted
 from options import DATA, MODEL, draws, writes
 from report import check_target, table, write_json
 from subject import MADE_WITH, Subject
@@ -155,13 +155,7 @@ def evaluate(
         raise InputError(
             "--autoencoder-minutes is needed: the model's config does not tell its training time"
         )
-    if 2 * count > len(test):
-        raise InputError(
-            f"--n must be at most {len(test) // 2}, half of the test images (the second half makes other "
-            f"sets), got {count}"
-        )
-    inside, base = test.images[:count].numpy(), test.images[count : 2 * count].numpy()
-    sets = read_sets(sources, pipe.model.image.shape, count, seed) + make_sets(base, seed)
+    inside, base, sets = inside_and_sets(test.images, sources, count, seed)
     usual = choose(train.images, reference_images, seed)
     features = FeatureCache(cache)
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cdrl_infer.errors import InputError
 from cdrl_train.evaluation.outside import generator, read_outside
 
 Bytes = NDArray[np.uint8]  # (N, C, H, W)
@@ -145,6 +147,31 @@ MADE: dict[str, tuple[Callable[[Bytes, np.random.Generator], Bytes], bool]] = {
     "joined": (joined, False),
     "turned": (turned, False),
 }
+
+
+def inside_and_sets(
+    images: Tensor, sources: Sequence[str], count: int, seed: int
+) -> tuple[Bytes, Bytes, list[OutSet]]:
+    """The first test images, those that the other sets are made of, and all other sets.
+
+    Args:
+        images: (N, C, H, W) uint8, the test images.
+        sources: other sets, ``NAME=SOURCE``, see `read_sets`.
+        count: images of each set.
+        seed: of the sets.
+
+    Raises:
+        InputError: there are fewer than twice as many test images; or see `read_outside`.
+    """
+    if 2 * count > len(images):
+        raise InputError(
+            f"--n must be at most {len(images) // 2}, half of the test images (the second half makes "
+            f"other sets), got {count}"
+        )
+    inside, base = images[:count].numpy(), images[count : 2 * count].numpy()
+    _, channels, height, width = images.shape
+    found = read_sets(sources, (channels, height, width), count, seed)
+    return inside, base, found + make_sets(base, seed)
 
 
 def make_sets(base: Bytes, seed: int) -> list[OutSet]:

@@ -21,7 +21,7 @@ from ood_baselines import (
 )
 from ood_report import Row, measure
 from ood_scores import reference_statistics
-from ood_sets import Bytes, OutSet, make_sets, read_sets
+from ood_sets import Bytes, OutSet, inside_and_sets
 from options import DATA, MODEL, draws, writes
 from report import check_target, table, write_json
 from subject import MADE_WITH, Subject
@@ -30,7 +30,6 @@ from turns import in_turns
 
 from cdrl_infer.cli.command import OneLineErrors
 from cdrl_infer.device import Precision
-from cdrl_infer.errors import InputError
 from cdrl_infer.scoring.scorer import Scorer
 from cdrl_train.calibrate import choose
 from cdrl_train.data.image_set import ImageSet
@@ -120,15 +119,8 @@ def evaluate(
     recipe: Recipe = Recipe(),  # noqa: B008 - a frozen dataclass
 ) -> tuple[str, dict[str, Any]]:
     """The table, and the JSON."""
-    if 2 * wanted.count > len(subject.test):
-        raise InputError(
-            f"--n must be at most {len(subject.test) // 2}, half of the test images (the second half "
-            f"makes other sets), got {wanted.count}"
-        )
     cache.mkdir(parents=True, exist_ok=True)
-    images, shape = subject.test.images, subject.pipe.model.image.shape
-    inside, base = images[: wanted.count].numpy(), images[wanted.count : 2 * wanted.count].numpy()
-    sets = read_sets(wanted.sources, shape, wanted.count, 0) + make_sets(base, 0)
+    inside, _, sets = inside_and_sets(subject.test.images, wanted.sources, wanted.count, 0)
     usual = choose(subject.train.images, wanted.reference_images, 0)
     detectors = [
         *own_detectors(subject, usual, data_name(data), batch_size, cache),
@@ -136,11 +128,11 @@ def evaluate(
         *with_labels(subject, cache, recipe),
     ]
     rows = list(measure(detectors, inside, sets, 300, 0))
-    few = images[-wanted.timed :].numpy()
+    few = subject.test.images[-wanted.timed :].numpy()
     work: dict[str, Callable[[], Floats]] = {d.name: partial(d.score, few) for d in detectors}
     took = in_turns(work, wanted.rounds, lambda line: click.echo(line, err=True))
     spent = {name: [1000 * one.seconds / len(few) for one in each] for name, each in took.items()}
-    return _report(subject, rows, sets, spent, wanted)
+    return _report(subject, rows, sets, spent, wanted._replace(timed=len(few)))
 
 
 def own_detectors(

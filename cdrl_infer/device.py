@@ -14,7 +14,7 @@ from torch.nn import functional
 from cdrl_infer.errors import InputError, quoted
 
 Precision = Literal["float32", "bfloat16", "auto"]
-OwnPrecision = Literal["float32", "bfloat16"]  # with "auto" decided
+ResolvedPrecision = Literal["float32", "bfloat16"]  # with "auto" decided
 
 FASTER = 0.8  # bfloat16 is chosen if it takes at most this share of float32's time
 
@@ -60,19 +60,21 @@ def usable_device(name: torch.device | str) -> torch.device:
         ) from None
 
 
-def decided(precision: Precision, device: torch.device) -> OwnPrecision:
+def resolved_precision(precision: Precision, device: torch.device) -> ResolvedPrecision:
     """The precision itself, or for "auto" the `fastest_precision` of the device."""
     return fastest_precision(device) if precision == "auto" else precision
 
 
-def computing_in(precision: OwnPrecision, device: torch.device) -> AbstractContextManager[object]:
+def autocast_to(
+    precision: ResolvedPrecision, device: torch.device
+) -> AbstractContextManager[object]:
     """A block whose convolutions and matrix products have that precision."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def fastest_precision(device: torch.device) -> OwnPrecision:
+def fastest_precision(device: torch.device) -> ResolvedPrecision:
     """Measure which precision convolves faster on a device; this takes less than a second.
 
     A processor without bfloat16 instructions emulates them and takes several times as long. One thread

@@ -19,7 +19,7 @@ from cdrl_infer.arguments import (
     number,
     positive,
 )
-from cdrl_infer.device import Precision, decided
+from cdrl_infer.device import Precision, resolved_precision
 from cdrl_infer.errors import InputError, quoted
 from cdrl_infer.habits import CALLS, refuse_unknown
 from cdrl_infer.kernels import KERNELS
@@ -158,7 +158,7 @@ class SamplingOptions:
         if precision == "auto":
             exact = kernel.optimal_acceptance is not None
             device = next(model.ebm.parameters()).device
-            precision = "float32" if exact else decided(precision, device)
+            precision = "float32" if exact else resolved_precision(precision, device)
         return CooperativeSampler(
             model.schedule,
             own.langevin_steps if self.langevin_steps is None else self.langevin_steps,

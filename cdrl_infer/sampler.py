@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from cdrl_infer.device import OwnPrecision, computing_in, default_switches
+from cdrl_infer.device import ResolvedPrecision, autocast_to, default_switches
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
 from cdrl_infer.energies.recovery import RecoveryEnergy
@@ -91,7 +91,7 @@ class CooperativeSampler:
     step_scale: float | Sequence[float] = 1.0
     score_scale: float = 1.0
     restarts: int = 0
-    precision: OwnPrecision = "float32"
+    precision: ResolvedPrecision = "float32"
 
     def __post_init__(self) -> None:
         num = self.schedule.num_levels
@@ -177,14 +177,14 @@ class CooperativeSampler:
         """Propose and refine once: from x_t to x_{t-1}."""
         if pinned is not None and isinstance(proposal, DistributionProposal):
             proposal = proposal.holding(level.scale * pinned.path[t - 1], pinned.mask)
-        with computing_in(self.precision, x.device):
+        with autocast_to(self.precision, x.device):
             start = proposal.sample(x, level, random)
         step_size = level.step_variance * self.scale_at(t)
         conditional: Energy = RecoveryEnergy(energy, x)
         if pinned is not None:
             conditional = PinnedEnergy(conditional, pinned)
         potential = conditional.at(level)
-        with computing_in(self.precision, x.device):
+        with autocast_to(self.precision, x.device):
             end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
         proposed, x = start / level.scale, end.y / level.scale
         if pinned is not None:

@@ -196,8 +196,8 @@ def _run(
     from cdrl_train.config import TrainConfig
     from cdrl_train.settle import for_data
 
-    def started(data: str | None) -> tuple[TrainConfig, str]:
-        config = _asked(preset, file, data, init_from).override(assignments)
+    def started(data: str | None, first: str | None = init_from) -> tuple[TrainConfig, str]:
+        config = _asked(preset, file, data, first).override(assignments)
         data = data or config.data.source
         return for_data(config, data), data
 
@@ -220,7 +220,8 @@ def _run(
     if resuming == "auto" or preset is not None or file is not None:
         from cdrl_train.run import check_same
 
-        check_same(started(former or data)[0], config, out)  # a moved folder keeps its name
+        asked, _ = started(former or data, init_from or first)  # a moved folder keeps its name
+        check_same(asked, config, out)
     if init_from is not None:
         from cdrl_train.init_from import absolute_model
 
@@ -250,17 +251,18 @@ def _asked(
     """The options of a new run, before --set."""
     from cdrl_train.config import TrainConfig
     from cdrl_train.data.sources import split_source
-    from cdrl_train.presets import GO_ON
+    from cdrl_train.presets import FINE_TUNING
     from cdrl_train.presets import preset as named_preset
 
     if preset is not None and file is not None:
         raise InputError("--preset and --config both set the options: leave one out")
     if file is not None:
         return TrainConfig.read(file)
-    if init_from is not None and preset in (None, *GO_ON):
+    name = preset or FINE_TUNING[0]
+    if init_from is not None and name.partition("+")[0] in FINE_TUNING:
         from cdrl_train.init_from import open_model, with_networks_of
 
-        return with_networks_of(open_model(init_from), named_preset(preset or GO_ON[0]))
+        return with_networks_of(open_model(init_from), named_preset(name))
     known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
     return named_preset(preset or ("fashion-mnist" if known else "my-images"))
 

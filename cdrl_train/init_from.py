@@ -41,8 +41,17 @@ def absolute_model(name: str) -> str:
 
 
 def with_networks_of(model: CDRLModel, config: TrainConfig) -> TrainConfig:
-    """The options with the networks, the noise levels and the sampler of a model."""
+    """The options with the networks, the noise levels and the sampler of a model.
+
+    Raises:
+        InputError: the last phase needs an initializer, the model has none, and DRL cannot stand in.
+    """
     if model.initializer is None and config.initializer is not None:
+        if config.phases[-1].name != "cooperative":
+            raise InputError(
+                f"the preset {config.name} goes on from a model with an initializer, and this one has "
+                "none; choose another model, or leave the preset out"
+            )
         config = drl(config)
     trained = model.training.get("config")
     normed = isinstance(trained, dict) and trained.get("spectral_norm") is True

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import make_model
 from PIL import Image
 from runs import SMALL, fit, images, initializer, tiny, trainer, write_data
 from torch import Tensor
@@ -24,6 +25,7 @@ from cdrl_train.data.sources import fit_of, load_for, stand_in
 from cdrl_train.engine.state import build_networks
 from cdrl_train.export import to_model
 from cdrl_train.init_from import start_from, with_networks_of
+from cdrl_train.presets import preset
 from cdrl_train.settle import for_data, settled, sized
 
 GARMENTS = Attribute("class", ("a", "b", "c"))
@@ -217,3 +219,10 @@ def test_a_folder_of_photographs_becomes_a_model_of_its_own_name(
     assert fit_of(load_model(tmp_path / "runs/my-photos/model")) == Fit((96, 72), "crop")
     wrong = CliRunner().invoke(main, ["--data", "my photos", "--image-size", "big"])
     assert (wrong.exit_code, wrong.output.count("\n")) == (2, 1)
+
+
+def test_a_preset_that_needs_an_initializer_refuses_a_model_without_one() -> None:
+    model = dataclasses.replace(make_model(), initializer=None)
+    assert with_networks_of(model, preset("fine-tune")).phases[0].name == "drl"
+    with pytest.raises(InputError, match="manifold goes on from a model with an initializer"):
+        with_networks_of(model, preset("manifold"))

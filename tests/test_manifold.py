@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def lowest(of: Models) -> Level:
 def test_negatives_are_noised_images_of_the_autoencoder() -> None:
     """Without steps and nearly without spread a negative is the reconstruction at the lowest level."""
     objective, of, x = made(latent_steps=0), models(), pictures()
-    object.__setattr__(objective.walk, "spread_min", 1e-7)
-    object.__setattr__(objective.walk, "spread_max", 1e-7)
+    objective.walk = dataclasses.replace(objective.walk, spread_min=1e-7, spread_max=1e-7)
     objective.chain_steps = 0
     level = lowest(of)
     found = objective._negatives(
@@ -101,7 +101,7 @@ def loss_at_the_bottom(margin: float | None) -> tuple[Loss, float]:
     bowl = Bowl()
     of = Models(bowl, bowl, None, models().schedule)
     batch = Batch(torch.zeros(B, 1, 8, 8), None)
-    found = made(margin=margin, latent_steps=0)._beside(of, batch, lowest(of), batch_random())
+    found = made(margin=margin, latent_steps=0).manifold_loss(of, batch, lowest(of), batch_random())
     (gradient,) = torch.autograd.grad(found.value, bowl.steepness)
     return found, float(gradient)
 
@@ -124,7 +124,7 @@ def test_labels_of_the_batch_do_not_matter_to_the_negatives() -> None:
     """The scores that these negatives are for do not see labels."""
     objective, of = made(), models()
     found = [
-        objective._beside(of, Batch(pictures(), labels), lowest(of), batch_random()).per_image
+        objective.manifold_loss(of, Batch(pictures(), labels), lowest(of), batch_random()).per_image
         for labels in (torch.ones(B, 1).long(), torch.full((B, 1), 3))
     ]
     assert torch.equal(*found)
@@ -182,9 +182,9 @@ def test_a_run_resumes_to_the_bit_in_both_phases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -1.0}, "manifold_weight and margin must be at least 0, got 1.0 and -1.0"),
+        ({"margin": -1.0}, "margin must be at least 0, got -1.0"),
         ({"latent_noise": 0.0}, "latent_noise must be positive, got 0.0"),
-        ({"latent_steps": -1}, "latent_steps and latent_step must be at least 0, got -1 and 0.05"),
+        ({"latent_steps": -1}, "latent_steps must be at least 0, got -1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from cdrl_infer.errors import ConfigError
 from cdrl_train.config import TrainConfig
 from cdrl_train.networks import build_network, check_networks
-from cdrl_train.presets import GO_ON, NAMES, preset
+from cdrl_train.presets import FINE_TUNING, NAMES, preset
 from cdrl_train.presets.variations import VARIATIONS
 
 
@@ -19,7 +19,7 @@ from cdrl_train.presets.variations import VARIATIONS
 def test_presets_survive_a_round_trip_and_build(name: str) -> None:
     config = preset(name)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.name == name and (config.data.source or name in ("my-images", *GO_ON))
+    assert config.name == name and (config.data.source or name in ("my-images", *FINE_TUNING))
     check_networks(config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,6 @@ def test_auto_is_one_of_both(calibrated: CDRLPipeline, good: Tensor) -> None:
 
 
 def test_half_of_the_levels_is_a_distance_of_their_features(calibrated: CDRLPipeline) -> None:
-    """Only transitions 1, 3, … are computed, and the distance is that of their features."""
     statistics = calibrated.model.statistics
     assert statistics is not None
     count = statistics.num_levels
@@ -73,15 +73,28 @@ def test_half_of_the_levels_is_a_distance_of_their_features(calibrated: CDRLPipe
 
 
 def test_half_of_the_levels_costs_half(calibrated: CDRLPipeline, good: Tensor) -> None:
-    calls: list[int] = []
-    stem = calibrated.model.ebm.backbone.stem
-    hook = stem.register_forward_hook(lambda module, given, out: calls.append(len(out)))
-    calibrated.score(good[:2], "combined")
-    every, _ = len(calls), calls.clear()
-    half = calibrated.score(good[:2], "combined-half")
-    hook.remove()
+    networks = calibrated.model.networks
+
+    def passes(score: str) -> tuple[Any, list[int]]:
+        """The result, and the passes of energy and initializer."""
+        counts = dict.fromkeys(networks, 0)
+
+        def counted(role: str) -> Any:
+            def hook(module: Any, given: Any, out: Any) -> None:
+                counts[role] += 1
+
+            return networks[role].backbone.stem.register_forward_hook(hook)
+
+        hooks = [counted(role) for role in networks]
+        out = calibrated.score(good[:2], score)
+        for hook in hooks:
+            hook.remove()
+        return out, [*counts.values()]
+
     levels = calibrated.model.schedule.num_levels
-    assert (every, len(calls)) == (levels, (levels + 1) // 2)
+    assert passes("combined")[1] == [levels, levels]
+    half, count = passes("combined-half")
+    assert count == 2 * [(levels + 1) // 2]
     assert half.p_values is not None and bool((half.p_values > 0).all())
 
 

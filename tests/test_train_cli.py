@@ -80,6 +80,27 @@ def test_the_folder_is_all_that_a_resume_needs(
     assert other.exit_code == 2 and "started from fashion-mnist" in other.output
 
 
+def test_presets_for_trained_models_take_their_networks(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", "data.npz", "--preset", "manifold", "--out", "odd"]
+    sizes = ["manifold.batch_size=4", "manifold.chains=4", "manifold.chain_steps=1"]
+    sizes += ["reconstruction.batch_size=4", "reconstruction.steps=1", "manifold.steps=1"]
+    command += [part for text in sizes for part in ("--set", text)]
+    begun = train(*command, "--init-from", "coloured-fashion-mnist", "--grey")
+    assert begun.exit_code == 0, begun.output
+    again = train(*command, "--resume", "--grey")
+    assert again.exit_code == 0 and "resumed at step 2 of 2" in again.output, again.output
+    shown = train(*command, "--print-config", "--init-from", "coloured-fashion-mnist")
+    assert json.loads(shown.stdout)["initializer"]["backbone"]["widths"] == [48, 96]
+    command[3] = "manifold+no-score-matching"
+    varied = train(*command, "--print-config", "--init-from", "coloured-fashion-mnist")
+    found = json.loads(varied.stdout)
+    assert found["initializer"]["backbone"]["widths"] == [48, 96]
+    assert found["phases"][1]["objective"]["score_matching"] == 0
+
+
 def test_what_would_stop_the_model_from_being_written_is_said_before_training(
     data: str, tmp_path: Path
 ) -> None:

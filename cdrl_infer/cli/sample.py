@@ -18,6 +18,7 @@ from cdrl_infer.cli.command import (
     parse_numbers,
     parse_options,
     parse_steps,
+    precision_option,
     sharing,
     uses_a_model,
 )
@@ -107,14 +108,7 @@ ADAPT_IMAGES = 16  # chains of the warm-up
     type=int,
     help="How many times each level is noised again and redone. [1 with --compose alone, else 0]",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "auto"]),
-    default="float32",
-    show_default=True,
-    help="bfloat16: convolutions of the chains in fewer bits; quicker where the machine has instructions "
-    "for it, and the pictures differ a little. auto: what is quicker here.",
-)
+@precision_option("convolutions of the chains", "the pictures")
 @click.option(
     "--out",
     metavar="FILE.png|FOLDER",

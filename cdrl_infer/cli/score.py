@@ -18,6 +18,7 @@ from cdrl_infer.cli.command import (
     OneOfSeveral,
     open_model,
     open_target,
+    precision_option,
     sharing,
     uses_a_model,
 )
@@ -83,14 +84,7 @@ class Row(NamedTuple):
 @click.option(
     "--grey", is_flag=True, help="Take the brightness of coloured images, for a model of grey ones."
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "auto"]),
-    default="float32",
-    show_default=True,
-    help="bfloat16: compute in fewer bits; quicker where the machine has instructions for it, and scores "
-    "differ a little. auto: what is quicker here.",
-)
+@precision_option("convolutions", "scores")
 @click.option(
     "--out", metavar="FILE.csv|FILE.json", help="Where to write the table. [CSV on stdout]"
 )
@@ -144,7 +138,7 @@ def main(
         if score_name is not None:
             SCORES.find(score_name, "--score")
         from cdrl_infer.arguments import positive
-        from cdrl_infer.device import decided
+        from cdrl_infer.device import resolved_precision
         from cdrl_infer.scoring import plots
         from cdrl_infer.scoring.scorer import Scorer
 
@@ -170,7 +164,7 @@ def main(
             level=level,
             seed=seed,
             threshold_fpr=threshold_fpr,
-            precision=processes.by_main(lambda: decided(precision, scorer.device)),
+            precision=processes.by_main(lambda: resolved_precision(precision, scorer.device)),
         )
         batch_size = positive("batch_size", batch_size)
         made_with = _facts(scorer, plan, level, threshold_fpr)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl_infer.arguments import check_choice, check_seed, number, positive
-from cdrl_infer.device import Precision
+from cdrl_infer.device import Precision, resolved_precision
 from cdrl_infer.errors import ConfigError, InputError
 from cdrl_infer.images import read_images
 from cdrl_infer.model import CDRLModel, ImageShape
@@ -50,6 +50,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         statistics_: `ReferenceStatistics` of X.
+        precision_: that of the scores; "auto" is decided once.
         scorer_: the `Scorer` with these statistics and the networks of ``pipe``.
         offset_: minus the threshold: ``decision_function = score_samples - offset_``.
         n_features_in_: H * W * C.
@@ -100,6 +101,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         statistics = measure(
             model, images, data="CDRLDetector.fit", seed=seed, batch_size=batch_size
         )
+        self.precision_ = resolved_precision(self.precision, self.pipe.device)
         self.statistics_ = statistics
         score = default_score(model) if self.score_name is None else self.score_name
         self.offset_ = -statistics.threshold(score, contamination)
@@ -121,7 +123,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             found = self.scorer_.score(
                 images,
                 self.score_name,
-                precision=self.precision,
+                precision=self.precision_,
                 batch_size=self.batch_size,
                 progress=False,
             )

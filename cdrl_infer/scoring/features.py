@@ -129,7 +129,7 @@ def draw_noise(schedule: NoiseSchedule, shape: Sequence[int], seed: int) -> Tens
 
 
 class NoisedImages(Features):
-    """The features of a batch of images. The first use of a feature computes it, in float32.
+    """The features of a batch of images. The first use of a feature computes it.
 
     Args:
         energy: the energy of the model, or any other energy.

@@ -25,11 +25,11 @@ from cdrl_infer.arguments import (
     progress_bar,
 )
 from cdrl_infer.device import (
-    OwnPrecision,
     Precision,
-    computing_in,
-    decided,
+    ResolvedPrecision,
+    autocast_to,
     default_switches,
+    resolved_precision,
 )
 from cdrl_infer.errors import ConfigError, InputError, NumericalError, listing
 from cdrl_infer.images import each_image
@@ -91,7 +91,7 @@ class Plan(NamedTuple):
     reference: ReferenceStatistics | None  # the calibration for p-values; None for another seed
     threshold: float | None
     noise: Tensor
-    precision: OwnPrecision
+    precision: ResolvedPrecision
 
 
 class Scorer:
@@ -244,7 +244,7 @@ class Scorer:
         needs = statistics if fitted else reference
         if needs is not None:
             self._check_weights(needs)
-        own = decided(precision, self.device)
+        own = resolved_precision(precision, self.device)
         return Plan(score, t, seed, needs, reference, threshold, noise, own)
 
     @property
@@ -285,7 +285,7 @@ class Scorer:
         """
         batch = torch.stack(list(part))
         fit = None if plan.needs is None else plan.needs.fit
-        with computing_in(plan.precision, self.device):
+        with autocast_to(plan.precision, self.device):
             values = SCORES[plan.score](NoisedImages.of(self.model, batch, plan.noise), plan.t, fit)
             _check_finite(values, first, plan.score)
             maps = heat_map(self.model, batch, plan.seed) if return_map else None

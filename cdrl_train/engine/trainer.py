@@ -170,6 +170,8 @@ class Trainer:
             results.add(f"loss/{name}", value)
         for name, per_image in losses.by_level.items():
             results.add_by_level(name, per_image, level.t)
+        for name, value in losses.observed.items():
+            results.add(name, value)
         return losses
 
     def _update(self, results: Results) -> dict[str, float]:

@@ -42,15 +42,15 @@ def shared(network: SphereNetwork, count: int) -> list[tuple[SphereAutoencoder, 
 
 
 def reconstruction_loss(
-    network: SphereNetwork, u: Tensor, noise: Tensor | None = None, encoder_l2: float = 1e-4
+    network: SphereNetwork, u: Tensor, encoder_l2: float, noise: Tensor | None = None
 ) -> Loss:
     """The loss of `Autoencoding`; the value per image is ``‖u - f_d(f_e(u))‖²``.
 
     Args:
         network: the autoencoders, which share the images.
         u: images (B, C, H, W) in [-1, 1].
-        noise: (B, D), added to the latents before they go back onto the sphere.
         encoder_l2: γ_e.
+        noise: (B, D), added to the latents before they go back onto the sphere.
     """
     errors, norms = [], []
     for member, rows in shared(network, len(u)):
@@ -104,7 +104,7 @@ class Autoencoding(Objective):
         """The loss of the initializer."""
         network: SphereNetwork = original(models.initializer)
         noise = self._noise(network, random)
-        found = reconstruction_loss(network, batch.x, noise, self.encoder_l2)
+        found = reconstruction_loss(network, batch.x, self.encoder_l2, noise)
         return Losses({"initializer": found.value}, {"reconstruction": found.per_image})
 
     def _noise(self, network: SphereNetwork, random: RandomSource) -> Tensor | None:

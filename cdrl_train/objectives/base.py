@@ -67,10 +67,12 @@ class Losses:
         totals: the losses () by name. The trainer minimises their sum and logs each as ``loss/NAME``.
         by_level: values (B,) per image without gradients, by name. The trainer logs their means by
             transition as ``NAME/t``.
+        observed: values () without gradients that belong to no transition, logged as ``NAME``.
     """
 
     totals: dict[str, Tensor]
     by_level: dict[str, Tensor] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -119,7 +121,8 @@ class Objective(Configurable, nn.Module, ABC):
         recordable: whether `losses` does the same operations in every step and reads no value of a
             tensor, so that a GPU can replay them.
         method: what the card calls a model whose last phase it was, and the method's paper.
-        titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level`.
+        titles: the titles of the charts in ``report.html``, by the names in `Losses.by_level` and
+            `Losses.observed`.
     """
 
     runs_chains: ClassVar[bool] = False

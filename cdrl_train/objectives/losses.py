@@ -29,6 +29,11 @@ class NoisedPair(NamedTuple):
     noise: Tensor  # ε of x_{t-1} = α_{t-1} x + σ̄_{t-1} ε
 
 
+def noised(x: Tensor, level: Level, noise: Tensor) -> Tensor:
+    """``y = m_t x_{t-1}`` for clean images x and their noise ε, both (B, C, H, W)."""
+    return level.expand(level.scale, x) * level.diffused(x, noise)
+
+
 def noised_pair(x: Tensor, level: Level, coupling: Coupling, random: RandomSource) -> NoisedPair:
     """Draw (x_t, y) for clean images x.
 

@@ -16,7 +16,7 @@ from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level
 from cdrl_train.objectives.autoencoder import reconstruction_loss
 from cdrl_train.objectives.base import Losses, Models, Objective
-from cdrl_train.objectives.losses import Loss, contrastive_weight
+from cdrl_train.objectives.losses import Loss, contrastive_weight, noised
 from cdrl_train.objectives.persistent import Persistent
 from cdrl_train.objectives.walk import LatentWalk
 
@@ -25,22 +25,25 @@ if TYPE_CHECKING:
 
 
 class Reconstruction(Objective):
-    """``mean (x - f_d(f_e(x)))²`` of an autoencoder of its own, for a later phase with `Manifold`.
+    """``mean (x - f_d(f_e(x)))² + γ_e ‖θ_e‖²`` of an autoencoder of its own, for a phase with `Manifold`.
 
     The networks of the model do not learn. In a phase of `autoencoder` the autoencoder is the initializer
     of the model instead.
 
+    Args:
+        encoder_l2: γ_e, the weight of the sum of squares of the encoder's weights.
+
     Raises:
-        ConfigError: a side of the images is no multiple of 4.
+        ConfigError: a value is negative, or a side of the images is no multiple of 4.
     """
 
     autoencoder: SphereAutoencoder
-    titles: ClassVar[dict[str, str]] = {
-        "reconstruction": "Error of reconstruction, ‖u - f_d(f_e(u))‖², per image",
-    }
 
-    def __init__(self) -> None:
+    def __init__(self, encoder_l2: float = 1e-4) -> None:
         super().__init__()
+        if encoder_l2 < 0:
+            raise ConfigError(f"encoder_l2 must be at least 0, got {encoder_l2}")
+        self.encoder_l2 = encoder_l2
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:
         """Build the autoencoder."""
@@ -48,8 +51,9 @@ class Reconstruction(Objective):
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The loss of the autoencoder."""
-        found = reconstruction_loss(self.autoencoder, batch.x)
-        return Losses({"autoencoder": found.value}, {"reconstruction": found.per_image})
+        return Losses(
+            {"autoencoder": reconstruction_loss(self.autoencoder, batch.x, self.encoder_l2).value}
+        )
 
     def summary(self) -> str:
         """The text ``reconstruction``."""
@@ -73,9 +77,12 @@ class Manifold(Persistent):
     belongs to the objective. It begins with that of an earlier phase of `Reconstruction`, and learns on.
 
     Args:
-        manifold_weight: weight of this loss.
+        manifold_weight: weight of the loss of the negatives beside the data.
         margin: nats; null: without a bound.
-        latent_steps, latent_step, latent_noise: the walk, see `LatentWalk`.
+        latent_steps: steps of the walk along the manifold.
+        latent_step: length of a step downhill on the sphere.
+        latent_noise: standard deviation of a step's noise.
+        encoder_l2: see `Reconstruction`.
         chain_steps: Langevin steps of the persistent chains, and of the negatives after the walk.
         Others: see `Persistent`.
 
@@ -86,7 +93,6 @@ class Manifold(Persistent):
     autoencoder: SphereAutoencoder
     titles: ClassVar[dict[str, str]] = {
         **Persistent.titles,
-        **Reconstruction.titles,
         "manifold_gap": "E(y⁺) - E(y⁻) of the negatives beside the data, cleanest level, nats",
     }
 
@@ -98,15 +104,17 @@ class Manifold(Persistent):
         latent_steps: int = 2,
         latent_step: float = 0.05,
         latent_noise: float = 0.02,
+        encoder_l2: float = 1e-4,
         **options: Any,
     ) -> None:
         super().__init__(score_matching=score_matching, **options)
-        if manifold_weight < 0 or (margin is not None and margin < 0):
-            raise ConfigError(
-                f"manifold_weight and margin must be at least 0, got {manifold_weight} and {margin}"
-            )
+        bounded = {"manifold_weight": manifold_weight, "margin": margin, "encoder_l2": encoder_l2}
+        for name, value in bounded.items():
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} must be at least 0, got {value}")
         self.manifold_weight = manifold_weight
         self.margin = margin
+        self.encoder_l2 = encoder_l2
         self.walk = LatentWalk(latent_steps, latent_step, latent_noise)
 
     def build(self, image: ImageShape, num_classes: tuple[int, ...]) -> None:
@@ -124,23 +132,25 @@ class Manifold(Persistent):
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The losses of `Persistent`, that of the negatives, and that of the autoencoder."""
         found = super().losses(models, batch, level, random)
-        beside = self._beside(models, batch, level, random)
-        learnt = reconstruction_loss(self.autoencoder, batch.x)
+        # Before the walk: some versions of autocast keep casts that were made without gradients.
+        learnt = reconstruction_loss(self.autoencoder, batch.x, self.encoder_l2)
+        beside = self.manifold_loss(models, batch, level, random)
         totals = {
             **found.totals,
             "ebm": found.totals["ebm"] + self.manifold_weight * beside.value,
             "autoencoder": learnt.value,
         }
-        values = {"manifold_gap": beside.per_image, "reconstruction": learnt.per_image}
-        return Losses(totals, {**found.by_level, **values})
+        return Losses(totals, found.by_level, {"manifold_gap": beside.per_image.mean()})
 
-    def _beside(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Loss:
+    def manifold_loss(
+        self, models: Models, batch: Batch, level: Level, random: RandomSource
+    ) -> Loss:
         """The loss of the negatives beside the data. The value per image is ``E(y⁺) - E(y⁻)``."""
         x = batch.x
         lowest = models.schedule.level(torch.ones_like(level.t), x.device)
         blind = None if batch.labels is None else torch.zeros_like(batch.labels)
         end = self._negatives(models.frozen_energy(blind), x, lowest, random)
-        positive = lowest.expand(lowest.scale, x) * lowest.diffused(x, random.normal(x.shape[1:]))
+        positive = noised(x, lowest, random.normal(x.shape[1:]))
         twice = models.schedule.level(torch.cat([lowest.t, lowest.t]), x.device)
         with models.evaluating():
             energy = models.energy(None if blind is None else torch.cat([blind, blind]))
@@ -155,13 +165,11 @@ class Manifold(Persistent):
         """y⁻ (B, C, H, W) from images x: along the manifold, noised, then a chain."""
         potential = energy.at(lowest)
         noise = random.normal(x.shape[1:])
-
-        def noised(images: Tensor) -> Tensor:
-            return lowest.expand(lowest.scale, images) * lowest.diffused(images, noise)
-
-        walked = self.walk(self.autoencoder, x, lambda u: potential(noised(u)), random)
+        walked = self.walk(
+            self.autoencoder, x, lambda u: potential(noised(u, lowest, noise)), random
+        )
         variance = self.step_scale * lowest.step_variance
-        start = noised(walked.images)
+        start = noised(walked.images, lowest, noise)
         return self.kernel.run(start, potential, variance, random, self.chain_steps).y
 
     def summary(self) -> str:

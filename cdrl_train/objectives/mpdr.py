@@ -211,7 +211,7 @@ class ManifoldRecovery(Objective):
 
     def summary(self) -> str:
         """The text ``latent steps …, K = …``."""
-        return f"{self.walk.steps} latent steps, K = {self.langevin_steps}"
+        return f"{self.walk.latent_steps} latent steps, K = {self.langevin_steps}"
 
 
 def _autoencoder(network: Autoencoder) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from cdrl_train.objectives.losses import (
     Coupling,
     contrastive_loss,
     contrastive_weight,
+    noised,
 )
 
 if TYPE_CHECKING:
@@ -146,9 +147,10 @@ class Persistent(Cooperative):
         at_data = random.uniform() < 0.5
         lowest = at_data & (random.uniform() < self.lowest)
         t = torch.where(lowest, torch.ones_like(level.t), level.t)
-        noised = _noised(batch.x, models.schedule.level(t, batch.x.device), random)
+        fresh = random.normal(batch.x.shape[1:])
+        at = noised(batch.x, models.schedule.level(t, batch.x.device), fresh)
         own = step.refined.end
-        y = torch.where(per_chain(at_data, own), noised, own)
+        y = torch.where(per_chain(at_data, own), at, own)
         return Particles(y, self._labels(batch), t)
 
     def _begin_or_go_on(self, slots: Tensor, starts: Particles, random: RandomSource) -> Particles:
@@ -177,7 +179,7 @@ class Persistent(Cooperative):
             random,
             self.chain_steps,
         ).y
-        positive = _noised(batch.x, level, random)
+        positive = noised(batch.x, level, random.normal(batch.x.shape[1:]))
         labels = None if given is None else torch.cat([self._labels(batch), given])
         both = schedule.level(torch.cat([chains.t, chains.t]), device)
         with models.evaluating():
@@ -205,8 +207,3 @@ class Persistent(Cooperative):
     def summary(self) -> str:
         """The text ``K = …, persistent chains``."""
         return f"{super().summary()}, persistent chains"
-
-
-def _noised(x: Tensor, level: Level, random: RandomSource) -> Tensor:
-    """New draws of ``y = m_t x_{t-1}`` for clean images x, (B, C, H, W)."""
-    return level.expand(level.scale, x) * level.diffused(x, random.normal(x.shape[1:]))

@@ -62,14 +62,14 @@ class LatentWalk:
     ::
 
         s ~ U(spread_min, spread_max);   z̃ = proj(f_e(x) + s ε)
-        z ← proj(z - length ĝ + noise ε'),   ĝ the unit tangent of ∇_z [E(f_d(z)) + pull R(f_d(z))]
+        z ← proj(z - latent_step ĝ + latent_noise ε'),   ĝ ∝ ∇_z [E(f_d(z)) + pull R(f_d(z))], tangent
 
     The first half of the negatives of MPDR (Yoon et al. 2023).
 
     Args:
-        steps: of the latent chain.
-        length: of a step downhill on the sphere.
-        noise: standard deviation of its noise.
+        latent_steps: steps of the walk.
+        latent_step: length of a step downhill on the sphere.
+        latent_noise: standard deviation of a step's noise.
         distance: that of R.
         spread_min, spread_max: the least and the largest s.
 
@@ -77,20 +77,19 @@ class LatentWalk:
         ConfigError: a value is out of range.
     """
 
-    steps: int
-    length: float
-    noise: float
+    latent_steps: int
+    latent_step: float
+    latent_noise: float
     distance: Distance = "chord"
     spread_min: float = 0.05
     spread_max: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.length < 0:
-            raise ConfigError(
-                f"latent_steps and latent_step must be at least 0, got {self.steps} and {self.length}"
-            )
-        if not self.noise > 0:
-            raise ConfigError(f"latent_noise must be positive, got {self.noise}")
+        for name in ("latent_steps", "latent_step"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.latent_noise > 0:
+            raise ConfigError(f"latent_noise must be positive, got {self.latent_noise}")
         if not 0 < self.spread_min <= self.spread_max:
             raise ConfigError(
                 "expected 0 < spread_min <= spread_max, "
@@ -127,12 +126,12 @@ class LatentWalk:
         def decoded(z: Tensor) -> Tensor:
             return torch.cat([member.decode(z[rows]) for member, rows in parts])
 
-        latent = SphereDescent(self.length / self.noise).run(
+        latent = SphereDescent(self.latent_step / self.latent_noise).run(
             diffused,
             FunctionPotential(lambda z: pulled(decoded(z), energy, pulls, pull)),
-            torch.full_like(spread, self.noise**2),
+            torch.full_like(spread, self.latent_noise**2),
             random,
-            self.steps,
+            self.latent_steps,
         )
         return Walked(projected, diffused, latent.y, decoded(latent.y), pulls)
 
@@ -143,7 +142,7 @@ def pulled(
     pulls: Sequence[tuple[Pull, slice]],
     weight: float,
 ) -> Tensor:
-    """``E(x)/T + weight · R(x)``, (B,)."""
+    """``E(x) + weight · R(x)`` of images (B, C, H, W), (B,) nats."""
     total = energy(images)
     if not weight:
         return total

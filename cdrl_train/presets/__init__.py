@@ -10,7 +10,7 @@ from cdrl_train.config import TrainConfig
 from cdrl_train.presets.variations import VARIATIONS
 
 FOLDER = Path(__file__).parent
-GO_ON = ("fine-tune", "manifold")  # for a trained model, whose networks they take
+FINE_TUNING = ("fine-tune", "manifold")  # for a trained model, whose networks they take
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
 
 
