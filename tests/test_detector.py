@@ -184,6 +184,7 @@ def test_clone_and_pickle(fitted: CDRLDetector) -> None:
         "score_name",
         "contamination",
         "seed",
+        "precision",
         "batch_size",
     }
     assert fresh.contamination == 0.05 and fresh.pipe is not fitted.pipe
