@@ -18,6 +18,8 @@ from cdrl_infer.networks.registry import NETWORKS
 from cdrl_infer.storage.folder import bundled_models, load_model
 from cdrl_infer.storage.hub import find
 from cdrl_train.config import TrainConfig
+from cdrl_train.objectives import OBJECTIVES
+from cdrl_train.objectives.cooperative import Cooperative
 from cdrl_train.presets.variations import drl
 
 FROM_DATA = ("in_channels", "num_classes")  # arguments of networks
@@ -47,7 +49,7 @@ def with_networks_of(model: CDRLModel, config: TrainConfig) -> TrainConfig:
         InputError: the last phase needs an initializer, the model has none, and DRL cannot stand in.
     """
     if model.initializer is None and config.initializer is not None:
-        if config.phases[-1].name != "cooperative":
+        if OBJECTIVES[config.phases[-1].name] is not Cooperative:
             raise InputError(
                 f"the preset {config.name} goes on from a model with an initializer, and this one has "
                 "none; choose another model, or leave the preset out"

@@ -28,7 +28,7 @@ class Gaussian:
         self.covariance = covariance
         self.deviation = covariance.diagonal().sqrt()
         scaled = covariance / self.deviation / self.deviation[:, None]
-        ridge = RIDGE * torch.eye(len(mean), dtype=mean.dtype)
+        ridge = RIDGE * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
         self._root, failed = torch.linalg.cholesky_ex(scaled + ridge)
         if failed or not bool(self._root.isfinite().all()):
             raise InputError(
@@ -48,7 +48,9 @@ class Gaussian:
 
     def part(self, features: Sequence[int]) -> Gaussian:
         """The marginal distribution of some of the features, by their places 0 … F - 1."""
-        chosen = list(features)
+        chosen = torch.tensor(
+            [*features], device=self.mean.device
+        )  # whatever the default device is
         return Gaussian(self.mean[chosen], self.covariance[chosen][:, chosen])
 
     def distance(self, features: Tensor) -> Tensor:
