@@ -48,7 +48,7 @@ from ood_scores import (
     stored_ones,
 )
 from ood_sets import OutSet, generator, inside_and_sets, pasted
-from options import DATA, MODEL, draws, writes
+from options import DATA, MODEL, OUTSIDE, draws, writes
 from report import check_target, table, write_json
 from subject import MADE_WITH, Subject
 
@@ -76,13 +76,7 @@ HEAT, ERROR = "heat map", "autoencoder's error map"
 @click.command("ood.py", cls=command.OneLineErrors, context_settings={"show_default": True})
 @MODEL
 @DATA
-@click.option(
-    "--outside",
-    "sources",
-    metavar="NAME=DATA",
-    multiple=True,
-    help="Another set, as mnist=mnist.npz: its test images, of the model's size. Repeatable.",
-)
+@OUTSIDE
 @click.option(
     "--beside",
     metavar="NAME=FOLDER",

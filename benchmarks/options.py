@@ -16,6 +16,13 @@ MODEL = click.option(
 DATA = click.option(
     "--data", required=True, help="Fashion-MNIST: .npz or torchvision:FashionMNIST."
 )
+OUTSIDE = click.option(
+    "--outside",
+    "sources",
+    metavar="NAME=DATA",
+    multiple=True,
+    help="Another set, as mnist=mnist.npz: its test images, of the model's size. Repeatable.",
+)
 EXTRACTOR = click.option(
     "--extractor-weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -22,7 +22,7 @@ from ood_baselines import (
 from ood_report import Row, measure
 from ood_scores import reference_statistics
 from ood_sets import Bytes, OutSet, inside_and_sets
-from options import DATA, MODEL, draws, writes
+from options import DATA, MODEL, OUTSIDE, draws, writes
 from report import check_target, table, write_json
 from subject import MADE_WITH, Subject
 from torch import Tensor, from_numpy
@@ -70,13 +70,7 @@ class Wanted(NamedTuple):
 @click.command("anomalies", cls=OneLineErrors, context_settings={"show_default": True})
 @MODEL
 @DATA
-@click.option(
-    "--outside",
-    "sources",
-    metavar="NAME=DATA",
-    multiple=True,
-    help="Another set of images. Repeatable.",
-)
+@OUTSIDE
 @click.option("--n", "count", type=click.IntRange(20), default=300, help="Images of each set.")
 @click.option("--reference-images", type=click.IntRange(144), default=1500, help="To fit to.")
 @click.option(

@@ -11,7 +11,7 @@ from options import DATA, MODEL
 from peers_ddpm import DDPMRecipe, State, resume, step_flops, train
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.device import fastest_precision
+from cdrl_infer.device import Precision, resolved_precision
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
@@ -65,7 +65,7 @@ def main(
     petaflop: float | None,
     train_minutes: float,
     save_minutes: float,
-    precision: str,
+    precision: Precision,
     out: Path,
 ) -> None:
     """Train diffusers' class-conditional UNet2DModel; an interrupted run goes on."""
@@ -90,7 +90,7 @@ def evaluate(
     recipe: DDPMRecipe,
     seconds: float,
     save_seconds: float,
-    precision: str,
+    precision: Precision,
     out: Path,
     values: int,
 ) -> State:
@@ -109,8 +109,7 @@ def evaluate(
     total = int(flops / each)
     if not total:
         raise InputError(f"{flops:.3g} operations are less than a step has, {each:.3g}")
-    if precision == "auto":
-        precision = fastest_precision(torch.device("cpu"))
+    precision = resolved_precision(precision, torch.device("cpu"))
     out.mkdir(parents=True, exist_ok=True)
     state = resume(out, recipe, images, total)
     click.echo(

@@ -27,7 +27,7 @@ from turns import turn
 import cdrl_train.engine.trainer as trainer_module
 import cdrl_train.objectives.drl as drl_module
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.device import fastest_precision, usable_device
+from cdrl_infer.device import resolved_precision, usable_device
 from cdrl_infer.errors import InputError, listing
 from cdrl_infer.schedule import Level
 from cdrl_infer.version import __version__
@@ -258,8 +258,7 @@ def main(
     """Speed of a step of the preset's last phase, as ratios in one run."""
     check_target("--out", out)
     config, place = configured(name, assignments), usable_device(device)
-    if config.precision == "auto":
-        config = replace(config, precision=fastest_precision(place))
+    config = replace(config, precision=resolved_precision(config.precision, place))
     data = load_images(source, attributes=config.data.attributes)
     text, results = evaluate(
         config, data, steps, rounds, place, clock, lambda line: click.echo(line, err=True)

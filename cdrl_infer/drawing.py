@@ -211,7 +211,7 @@ def draw(
             f"pictures have 1 or 3 channels, but this model's images have {model.image.channels}; "
             "use output_type='np' or 'pt'"
         )
-    device, processes = next(model.ebm.parameters()).device, options.processes
+    device, processes = model.device, options.processes
     noise = _common_noise(options, count)
     draw_on = device if options.draw_on == "device" else torch.device("cpu")
     energies = torch.empty(count, dtype=torch.float32)

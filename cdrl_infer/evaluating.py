@@ -58,7 +58,7 @@ def evaluate(
         given = _read_noised(images, shape)
     else:
         given = read_images(images, shape, resize=resize, grey=grey)
-    device = next(model.ebm.parameters()).device
+    device = model.device
     here = model.schedule.level(t, device)
     noise = draw_noise(model.schedule, shape, check_seed(seed))[t - 1].to(device)
     asked = read_labels(labels, model.labels, len(given))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from cdrl_infer.errors import ConfigError, listing
@@ -152,6 +153,12 @@ class CDRLModel:
             raise ConfigError(f"attributes must have distinct names, got {listing(names)}")
         for role, network in self.networks.items():
             check_sizes(role, network, self.image, self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        device: torch.device = next(self.ebm.parameters()).device
+        return device
 
     @property
     def networks(self) -> dict[str, Any]:

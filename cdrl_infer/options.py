@@ -155,10 +155,8 @@ class SamplingOptions:
         kernel = find_kernel(own.kernel if self.kernel is None else self.kernel)
         usual = own.step_scale if kernel == find_kernel(own.kernel) else 1.0
         precision = self.precision
-        if precision == "auto":
-            exact = kernel.optimal_acceptance is not None
-            device = next(model.ebm.parameters()).device
-            precision = "float32" if exact else resolved_precision(precision, device)
+        if precision == "auto" and kernel.optimal_acceptance is not None:
+            precision = "float32"
         return CooperativeSampler(
             model.schedule,
             own.langevin_steps if self.langevin_steps is None else self.langevin_steps,
@@ -166,7 +164,7 @@ class SamplingOptions:
             usual if self.step_scale is None else self.step_scale,
             own.score_scale,
             restarts if self.restarts is None else self.restarts,
-            precision,
+            resolved_precision(precision, model.device),
         )
 
 

@@ -51,7 +51,7 @@ def compute(
         InputError: the package arviz-stats is missing.
         NumericalError: a chain or a weight is not finite.
     """
-    device = next(model.ebm.parameters()).device
+    device = model.device
     entries: list[Normaliser] = []
     for labels in sets:
         row = torch.tensor([labels], device=device) if model.labels else None

@@ -184,7 +184,7 @@ def log_likelihood(
     if table is not None:
         rows = [tuple(row) for row in table.tolist()]
     used = {row: sound_normaliser(model, row, name) for row in dict.fromkeys(rows)}
-    device = next(model.ebm.parameters()).device
+    device = model.device
     level = model.schedule.level(1, device)
     parts = []
     with progress_bar(progress, total=len(given), unit="image") as bar:

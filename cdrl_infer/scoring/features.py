@@ -78,9 +78,8 @@ class Features:
 
     def at(self, transitions: Sequence[int]) -> Tensor:
         """(B, 3L): the E_t, then the log D_t, then the log I_t of L transitions t."""
-        errors = [
-            *map(self.log_score_error, transitions)
-        ]  # first: it finds the energies on the way
+        # The errors first: `NoisedImages` then knows the energies.
+        errors = [*map(self.log_score_error, transitions)]
         proposals = map(self.log_initializer_error, transitions)
         return torch.stack([*map(self.energy, transitions), *errors, *proposals], 1)
 
@@ -169,7 +168,7 @@ class NoisedImages(Features):
             images: (B, C, H, W) in [0, 1].
             noise: (T, C, H, W), see `draw_noise`.
         """
-        u = 2 * images.to(next(model.ebm.parameters()).device) - 1
+        u = 2 * images.to(model.device) - 1
         labels = None
         if model.labels:
             labels = torch.zeros(len(u), len(model.labels), dtype=torch.int64, device=u.device)

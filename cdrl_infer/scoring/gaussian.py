@@ -48,9 +48,8 @@ class Gaussian:
 
     def part(self, features: Sequence[int]) -> Gaussian:
         """The marginal distribution of some of the features, by their places 0 … F - 1."""
-        chosen = torch.tensor(
-            [*features], device=self.mean.device
-        )  # whatever the default device is
+        # A list would become an index on the default device, which may be another.
+        chosen = torch.tensor([*features], device=self.mean.device)
         return Gaussian(self.mean[chosen], self.covariance[chosen][:, chosen])
 
     def distance(self, features: Tensor) -> Tensor:

@@ -250,8 +250,7 @@ class Scorer:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        device: torch.device = next(self.model.ebm.parameters()).device
-        return device
+        return self.model.device
 
     def _batches(
         self,

@@ -17,7 +17,7 @@ from cdrl_infer.schedule import Level
 from cdrl_train.objectives.autoencoder import reconstruction_loss
 from cdrl_train.objectives.base import Losses, Models, Objective
 from cdrl_train.objectives.losses import Loss, contrastive_weight, noised
-from cdrl_train.objectives.persistent import Persistent
+from cdrl_train.objectives.persistent import Persistent, energies_of_both
 from cdrl_train.objectives.walk import LatentWalk
 
 if TYPE_CHECKING:
@@ -151,10 +151,8 @@ class Manifold(Persistent):
         blind = None if batch.labels is None else torch.zeros_like(batch.labels)
         end = self._negatives(models.frozen_energy(blind), x, lowest, random)
         positive = noised(x, lowest, random.normal(x.shape[1:]))
-        twice = models.schedule.level(torch.cat([lowest.t, lowest.t]), x.device)
-        with models.evaluating():
-            energy = models.energy(None if blind is None else torch.cat([blind, blind]))
-            of_data, of_negatives = energy(torch.cat([positive, end]), twice).chunk(2)
+        labels = None if blind is None else torch.cat([blind, blind])
+        of_data, of_negatives = energies_of_both(models, positive, end, labels, lowest.t)
         gap = of_data - of_negatives
         bounded = gap if self.margin is None else gap.clamp(min=-self.margin)
         weight = contrastive_weight(lowest, models.schedule, self.weight)

@@ -34,6 +34,24 @@ class Particles(NamedTuple):
     t: Tensor  # (N,) int64, the transition; the chain runs on the energy of level t - 1
 
 
+def energies_of_both(
+    models: Models, data: Tensor, negatives: Tensor, labels: Tensor | None, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The energies (B,) of noised data and of negatives (B, C, H, W), in one pass of the network.
+
+    Args:
+        models: the energy is the one in training.
+        data, negatives: at the same levels.
+        labels: (2B, A), first of the data; None for an unconditional model.
+        t: (B,) the transitions.
+    """
+    twice = models.schedule.level(torch.cat([t, t]), data.device)
+    with models.evaluating():
+        energies = models.energy(labels)(torch.cat([data, negatives]), twice)
+    of_data, of_negatives = energies.chunk(2)
+    return of_data, of_negatives
+
+
 class Persistent(Cooperative):
     """`Cooperative`, and chains on the energies of all levels that go on from step to step.
 
@@ -181,10 +199,7 @@ class Persistent(Cooperative):
         ).y
         positive = noised(batch.x, level, random.normal(batch.x.shape[1:]))
         labels = None if given is None else torch.cat([self._labels(batch), given])
-        both = schedule.level(torch.cat([chains.t, chains.t]), device)
-        with models.evaluating():
-            energies = models.energy(labels)(torch.cat([positive, end]), both)
-        of_data, of_chains = energies.chunk(2)
+        of_data, of_chains = energies_of_both(models, positive, end, labels, chains.t)
         self.y[slots], self.labels[slots], self.t[slots] = end, chains.labels, chains.t
         self.gap[slots] = (of_data - of_chains).detach().to(self.gap)
         leaks = self._mean_gap(chains.t) > 0
