@@ -259,10 +259,16 @@ def _asked(
     if file is not None:
         return TrainConfig.read(file)
     name = preset or FINE_TUNING[0]
-    if init_from is not None and name.partition("+")[0] in FINE_TUNING:
-        from cdrl_train.init_from import open_model, with_networks_of
+    if name.partition("+")[0] in FINE_TUNING:
+        if init_from is not None:
+            from cdrl_train.init_from import open_model, with_networks_of
 
-        return with_networks_of(open_model(init_from), named_preset(name))
+            return with_networks_of(open_model(init_from), named_preset(name))
+        if preset is not None:
+            raise InputError(
+                f"the preset {preset} goes on from a trained model: add --init-from, "
+                "as --init-from fashion-mnist"
+            )
     known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
     return named_preset(preset or ("fashion-mnist" if known else "my-images"))
 
