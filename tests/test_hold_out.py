@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,21 @@ def run(command: Any, *arguments: object) -> Result:
     return CliRunner().invoke(command, [*map(str, arguments)])
 
 
-def trained(folder: Path, data: str, *options: str) -> Path:
+SMALL_MPDR = (
+    *("ebm.image_size=[8,8]", "initializer.image_size=[8,8]", "ebm.width=8", "initializer.width=8"),
+    *("autoencoder.steps=2", "autoencoder.batch_size=4", "mpdr.steps=2", "mpdr.batch_size=4"),
+)
+RUNS = {
+    "mnist": (*TINY, "--set", "data.attributes=[]"),
+    "mpdr-mnist": tuple(word for text in SMALL_MPDR for word in ("--set", text)),
+}
+
+
+def trained(folder: Path, data: str, preset: str = "mnist", options: Sequence[str] = TINY) -> Path:
     result = run(
         cdrl_train,
-        *("--preset", "mnist", "--data", data, "--out", folder / "run", "--track", "none"),
-        *(*TINY, *options, "--set", "data.hold_out=2"),
+        *("--preset", preset, "--data", data, "--out", folder / "run", "--track", "none"),
+        *(*options, "--set", "data.hold_out=2"),
     )
     assert result.exit_code == 0, result.output
     return folder / "run" / "model"
@@ -126,18 +137,19 @@ def trained(folder: Path, data: str, *options: str) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("held")
-    return trained(folder, digits(folder), "--set", "data.attributes=[]")
+    return trained(folder, digits(folder), "mnist", RUNS["mnist"])
 
 
+@pytest.mark.parametrize("preset", RUNS)
 def test_training_reads_neither_the_held_out_class_nor_the_test_set(
-    model: Path, tmp_path: Path
+    preset: str, tmp_path: Path
 ) -> None:
     """Other images there give the same weights to the bit, and the test set may be missing."""
-    expected = load_model(model)
+    expected = load_model(trained(tmp_path, digits(tmp_path), preset, RUNS[preset]))
     for k, changes in enumerate(({"held": 5}, {"test": 6}, {"held": 7, "test": None})):
         folder = tmp_path / str(k)
         data = digits(folder, **changes)  # type: ignore[arg-type]
-        other = load_model(trained(folder, data, "--set", "data.attributes=[]"))
+        other = load_model(trained(folder, data, preset, RUNS[preset]))
         for role, network in expected.networks.items():
             for name, tensor in network.state_dict().items():
                 assert torch.equal(tensor, other.networks[role].state_dict()[name]), (k, name)
@@ -151,16 +163,25 @@ def test_the_model_says_what_it_never_saw(model: Path, tmp_path: Path) -> None:
     assert conditional.labels[0].values == ("0", "1")  # nobody can ask for the other
 
 
-def test_a_class_that_does_not_exist_stops_before_any_work(tmp_path: Path) -> None:
-    data = digits(tmp_path)
-    for value, message in (("nine", "no class 'nine'"), ("[0,1,2]", "all classes")):
-        result = run(
-            cdrl_train,
-            *("--preset", "mnist", "--data", data, "--out", tmp_path / "run", "--track", "none"),
-            *(*TINY, "--set", f"data.hold_out={value}"),
-        )
-        assert result.exit_code == 2 and message in result.stderr
-        assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+    ("preset", "assignment", "message"),
+    [
+        ("mnist", "data.hold_out=nine", "no class 'nine'"),
+        ("mnist", "data.hold_out=[0,1,2]", "all classes"),
+        (
+            "mpdr-mnist",
+            "seed=0",
+            "image_size is 28 x 28, but images are 8 x 8; set ebm.image_size=[8,8]",
+        ),
+    ],
+)
+def test_what_does_not_fit_stops_before_any_work(
+    preset: str, assignment: str, message: str, tmp_path: Path
+) -> None:
+    asked = ("--preset", preset, "--data", digits(tmp_path), "--out", tmp_path / "run")
+    result = run(cdrl_train, *asked, "--track", "none", "--set", assignment)
+    assert result.exit_code == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 # Evaluation

@@ -103,6 +103,10 @@ def test_regression_is_calibrated(tmp_path: Path) -> None:
     ("assignments", "message"),
     [
         (["initializer=null"], "'snl' needs a proposal with a density, and initializer is null"),
+        (
+            ['initializer={"class": "SphereAutoencoder"}'],
+            "'snl' needs a proposal with a density, got the initializer 'SphereAutoencoder'; use a",
+        ),
         (["schedule.num_levels=2"], "'snl' needs schedule.num_levels=1"),
         (['ebm={"class": "MLPEnergy"}'], "got 'MLPEnergy'; use a 'TiltedEnergy'"),
         (["initializer.num_given=1"], "the same given values .*initializer.num_given=1"),

@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
 from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.likelihood.stationary import ERRORS, LIMIT, STARTS_LIMIT, Drift, judge
+from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
 from cdrl_train.cli_eval import main
+from cdrl_train.data.image_set import ImageSet
 from cdrl_train.evaluation.chains import KINDS, Chains, Starts, run_chains, starts_at_data
+from cdrl_train.evaluation.sampling import RealImages
+from cdrl_train.evaluation.stationarity import Stationarity
 
 SCHEDULE = NoiseSchedule(num_levels=4, step_rule="curvature", step_size=0.4)
 DIM = 12
@@ -141,15 +146,15 @@ def test_beyond_a_limit_is_a_fault_only_beyond_the_error(
     assert words in sure.fault and not sure.doubt
 
 
-def test_both_commands_judge_by_it() -> None:
-    """The same traces have the same verdict in the metric and in the normalisers."""
-    traces = np.zeros((9, 8))
-    traces[1:] = 3.0
-    traces[:, ::2] += 1.0
-    from_data = np.arange(8) < 4
-    metric = Chains(1, "marginal", traces[0], traces, from_data, np.zeros(9), 1.0, 1.0)
-    normaliser = judge(torch.from_numpy(traces), torch.from_numpy(from_data), unit=metric.unit)
-    assert metric.judged == normaliser and metric.judged.fault
+def test_the_verdict_names_what_leaks(pipe: CDRLPipeline) -> None:
+    images = RealImages(ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), "test", 0, 2)
+    still, leaks = chains(DATA, 1, "marginal"), chains(Leaky(40.0), 2, "recovery")
+    clean = Stationarity(pipe, images, "test images", found=[still])
+    assert clean.verdict.startswith("stationary: ")
+    both = Stationarity(pipe, images, "test images", found=[still, leaks])
+    expected = "not stationary (recovery t = 2: the energy is lower off the data than on it: "
+    assert both.verdict.startswith(expected) and "t = 1" not in both.verdict
+    assert both.verdict in both.conditions()["chains"] and both.verdict in both.detail()
 
 
 def test_mixing_tells_chains_that_agree_from_chains_that_do_not() -> None:
@@ -188,11 +193,14 @@ def test_the_command(folder: Path, data: Path, tmp_path: Path) -> None:
     assert names == [*expected, "stationarity"]
     values = {result["metric"]: result["value"] for result in results["results"]}
     assert values["stationarity"] == max((values[n] for n in expected), key=abs)
-    assert results["settings"]["verdict"].splitlines()[0] in first.stdout
+    verdict = results["settings"]["verdict"]
+    assert verdict in first.stdout
     with Image.open(plot) as picture:
         assert picture.width > picture.height
     card = (model / "README.md").read_text()
     assert "stationarity" in card and "drift-marginal" not in card
+    (entry,) = ModelCard(card).data.eval_results or ()
+    assert entry.metric_args["verdict"] == verdict
     again = run(*arguments)
     assert json.loads(out.read_text())["results"] == results["results"], again.output
 

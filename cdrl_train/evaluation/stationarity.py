@@ -260,7 +260,7 @@ class Stationarity:
             "chains": (
                 f"HMC of {LEAPFROG} leapfrog steps with acceptance, {self.moves} moves, {self.chains} "
                 f"chains from noised images of {self.place} and {self.chains} from the model's samples; "
-                f"drift = mean energy of the last quarter less the first; limits {LIMIT} sd, "
+                f"drift = mean energy of the last quarter less that at the start; limits {LIMIT} sd, "
                 f"{STARTS_LIMIT} sd between the two starts, and {ERRORS} standard errors; "
                 f"{self.verdict}"
             )
