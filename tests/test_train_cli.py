@@ -89,7 +89,7 @@ def test_presets_for_trained_models_take_their_networks(
     sizes += ["reconstruction.batch_size=4", "reconstruction.steps=1", "manifold.steps=1"]
     command += [part for text in sizes for part in ("--set", text)]
     alone = train(*command)
-    assert alone.exit_code == 2 and "manifold goes on from a trained model: add --init-from" in alone.output
+    assert alone.exit_code == 2 and "manifold goes on from a trained model: add" in alone.output
     begun = train(*command, "--init-from", "coloured-fashion-mnist", "--grey")
     assert begun.exit_code == 0, begun.output
     again = train(*command, "--resume", "--grey")
