@@ -258,19 +258,23 @@ def _asked(
         raise InputError("--preset and --config both set the options: leave one out")
     if file is not None:
         return TrainConfig.read(file)
-    name = preset or FINE_TUNING[0]
-    if name.partition("+")[0] in FINE_TUNING:
-        if init_from is not None:
-            from cdrl_train.init_from import open_model, with_networks_of
+    if preset is not None:
+        name = preset
+    elif init_from is not None:
+        name = FINE_TUNING[0]
+    else:
+        known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
+        name = "fashion-mnist" if known else "my-images"
+    if name.partition("+")[0] not in FINE_TUNING:
+        return named_preset(name)
+    if init_from is None:
+        raise InputError(
+            f"the preset {name} goes on from a trained model: add --init-from, "
+            "as --init-from fashion-mnist"
+        )
+    from cdrl_train.init_from import open_model, with_networks_of
 
-            return with_networks_of(open_model(init_from), named_preset(name))
-        if preset is not None:
-            raise InputError(
-                f"the preset {preset} goes on from a trained model: add --init-from, "
-                "as --init-from fashion-mnist"
-            )
-    known = source is None or split_source(source)[0] == "torchvision:FashionMNIST"
-    return named_preset(preset or ("fashion-mnist" if known else "my-images"))
+    return with_networks_of(open_model(init_from), named_preset(name))
 
 
 def _record(out: Path) -> DataRecord | None:

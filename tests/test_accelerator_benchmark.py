@@ -107,11 +107,11 @@ def test_from_end_to_end_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Unpack, train, export, draw; then go on from a checkpoint, and from the results alone."""
     monkeypatch.chdir(tmp_path)
     source = write(tmp_path / "cifar10_jpeg_packed.npz", packed(20), packed(4, seed=1))
-    small = options("warm_start.steps=3", "cooperative.steps=2")
+    small = options("warm_start.steps=3", "cooperative.steps=2", "persistent.steps=0")
     paper = ["--paper-set" if part == "--set" else part for part in options()]
 
     def call(*arguments: str) -> Result:
-        given = ["--data", source, "--preset", "mnist", *small, "--device", "cpu"]
+        given = ["--data", source, "--preset", "cifar10-compact", *small, "--device", "cpu"]
         given += ["--minutes", "9", "--part-mib", "0.02", *arguments]
         return CliRunner().invoke(accelerator.main, given, catch_exceptions=False)
 

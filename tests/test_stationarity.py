@@ -157,6 +157,16 @@ def test_the_verdict_names_what_leaks(pipe: CDRLPipeline) -> None:
     assert both.verdict in both.conditions()["chains"] and both.verdict in both.detail()
 
 
+def test_chains_are_judged_in_deviations_of_the_data() -> None:
+    traces = np.zeros((9, 8))
+    traces[1:] = 3.0
+    traces[:, ::2] += 1.0
+    from_data = np.arange(8) < 4
+    metric = Chains(1, "marginal", traces[0], traces, from_data, np.zeros(9), 1.0, 1.0)
+    expected = judge(torch.from_numpy(traces), torch.from_numpy(from_data), unit=metric.unit)
+    assert metric.judged == expected and metric.judged.fault
+
+
 def test_mixing_tells_chains_that_agree_from_chains_that_do_not() -> None:
     noise = np.random.default_rng(0).normal(size=(201, 8))
     alike = Chains(1, "marginal", noise[0], noise, np.ones(8, bool), noise[:, 0], 1.0, 1.0)
