@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +12,7 @@ from cdrl_infer.networks.registry import ENERGIES
 from cdrl_infer.networks.vae import VAEEnergy, bernoulli, gaussian
 from cdrl_infer.random import RandomSource
 from cdrl_infer.schedule import Level, NoiseSchedule
-from cdrl_train.objectives.base import Limit, Losses, Models
+from cdrl_train.objectives.base import Losses, Models
 from cdrl_train.objectives.snl import SelfNormalised
 from cdrl_train.objectives.weighted import weigh_points
 
@@ -37,7 +36,7 @@ class SelfNormalisedELBO(SelfNormalised):
             be compared.
         learn_prior: whether f learns too. Without it the prior is N(0, I), and r alone learns beside the
             VAE: the encoder moves far in the first steps, and f should not follow it there.
-        update, rate, max_error: see `SelfNormalised`.
+        update, rate, max_error, max_share, max_pareto_k: see `SelfNormalised`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -49,10 +48,11 @@ class SelfNormalisedELBO(SelfNormalised):
         "elbo": "Evidence lower bound, nats per image",
         "reconstruction": "log p(x|z), nats per image",
         "divergence": "log q(z|x) - log p(z), nats per image",
-        **{name: SelfNormalised.titles[name] for name in ("normaliser_error", "effective_share")},
-        "normaliser_error_size": SelfNormalised.titles["normaliser_error_size"],
-        "pareto_k": SelfNormalised.titles["pareto_k"],
+        **{
+            name: title for name, title in SelfNormalised.titles.items() if name != "log_likelihood"
+        },
     }
+    advice = "lower ebm_lr, or raise draws or rate"
 
     def __init__(
         self,
@@ -62,8 +62,11 @@ class SelfNormalisedELBO(SelfNormalised):
         update: Literal["newton", "gradient"] = "newton",
         rate: float = 0.05,
         max_error: float = 20.0,
+        max_share: float = 0.5,
+        max_pareto_k: float = 1.0,
     ) -> None:
-        super().__init__(draws, "snl", update, rate, "likelihood", max_error)
+        limits = (max_error, max_share, max_pareto_k)
+        super().__init__(draws, "snl", update, rate, "likelihood", *limits)
         self.binarise = binarise
         self.learn_prior = learn_prior
 
@@ -111,11 +114,6 @@ class SelfNormalisedELBO(SelfNormalised):
             "divergence": (log_q - log_prior).detach(),
         }
         return Losses({"ebm": -elbo.mean() + fit}, observed)
-
-    def limits(self, num_values: int) -> Sequence[Limit]:
-        """The limit ``max_error``."""
-        advice = "lower ebm_lr, or raise draws or rate"
-        return tuple(limit._replace(advice=advice) for limit in super().limits(num_values))
 
     def summary(self) -> str:
         """The text ``evidence lower bound`` with the draws and the kind of black and white."""

@@ -41,7 +41,10 @@ class SelfNormalised(Objective):
         rate: of b.
         fit: what the proposal learns along: "likelihood" of the data, "kl" ``KL(p ‖ q)`` from the energy
             through the weights, or "fixed".
-        max_error: a step counts as diverged if ``|b - log Ẑ|`` reaches this number of nats.
+        max_error: a step counts as diverged if ``|b - log Ẑ|`` reaches this number of nats,
+        max_share: if one draw has this share of all importance weights (1 / ESS is at most that),
+        max_pareto_k: or if their Pareto k̂ reaches this. From 0.7 on b converges slowly; from 1 on the
+            mean of the weights does not exist. Needs arviz-stats.
 
     Raises:
         ConfigError: a value is out of range.
@@ -52,6 +55,7 @@ class SelfNormalised(Objective):
     recordable = False  # it computes Pareto k̂ every few steps
     one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
     begun: Tensor
+    advice = "lower ebm_lr, raise draws or rate, or choose a wider proposal"
     method = (
         "An SNL model",
         "[Self-normalised likelihood](https://arxiv.org/abs/2503.07021) "
@@ -61,6 +65,7 @@ class SelfNormalised(Objective):
         "normaliser_error": "b - log Ẑ, nats",
         "normaliser_error_size": "|b - log Ẑ|, nats",
         "effective_share": "ESS/N of the importance weights (1: all count the same)",
+        "largest_share": "Largest share of one draw in the importance weights",
         "pareto_k": "Pareto k̂ of the importance weights (above 0.7: not to be trusted)",
         "log_likelihood": "Log-likelihood of the data under the energy and its b, nats",
     }
@@ -73,20 +78,27 @@ class SelfNormalised(Objective):
         rate: float = 0.05,
         fit: Fit = "likelihood",
         max_error: float = 20.0,
+        max_share: float = 0.5,
+        max_pareto_k: float = 1.0,
     ) -> None:
         super().__init__()
         if draws < 1:
             raise ConfigError(f"draws must be at least 1, got {draws}")
         if not 0 < rate <= 1:
             raise ConfigError(f"rate must lie in (0, 1], got {rate}")
-        if not max_error > 0:
-            raise ConfigError(f"max_error must be positive, got {max_error}")
+        for name, value in (("max_error", max_error), ("max_pareto_k", max_pareto_k)):
+            if not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if not 0 < max_share <= 1:
+            raise ConfigError(f"max_share must lie in (0, 1], got {max_share}")
         self.draws = draws
         self.bound = bound
         self.update = update
         self.rate = rate
         self.fit: Fit = fit
         self.max_error = max_error
+        self.max_share = max_share
+        self.max_pareto_k = max_pareto_k
         self.register_buffer("begun", torch.zeros(()))  # 1 after the first step
         self._steps = 0
 
@@ -136,6 +148,7 @@ class SelfNormalised(Objective):
             "normaliser_error": (-left).expand(count),
             "normaliser_error_size": left.abs().expand(count),
             "effective_share": share.expand(count),
+            "largest_share": whole.softmax(0).amax().expand(count),
             "log_likelihood": -positive.detach(),
         }
         if self._steps % EVERY == 0 and not whole.is_meta and _has_arviz():
@@ -146,17 +159,15 @@ class SelfNormalised(Objective):
         return values
 
     def limits(self, num_values: int) -> Sequence[Limit]:
-        """The limit ``max_error``."""
+        """The limits ``max_error``, ``max_share`` and ``max_pareto_k``."""
         return (
-            Limit(
-                "normaliser_error_size",
-                self.max_error,
-                1.0,
-                "max_error",
-                "|b - log Ẑ| in nats",
-                "lower ebm_lr, raise draws or rate, or choose a wider proposal",
-            ),
+            self._limit("normaliser_error_size", "max_error", "|b - log Ẑ| in nats"),
+            self._limit("largest_share", "max_share", "the share of one draw in all weights"),
+            self._limit("pareto_k", "max_pareto_k", "Pareto k̂ of the importance weights"),
         )
+
+    def _limit(self, result: str, option: str, text: str) -> Limit:
+        return Limit(result, getattr(self, option), 1.0, option, text, self.advice)
 
     def summary(self) -> str:
         """The text ``self-normalised likelihood`` or ``importance sampling``, with the draws."""
