@@ -210,7 +210,7 @@ def test_the_normalisers_of_the_plane_are_those_of_a_grid() -> None:
     assert stored is not None
     stored.check_weights(model)
     (entry,) = stored.entries
-    assert entry.verdict == "sound"
+    assert entry.verdict() == "sound"
     cells = (torch.arange(200) + 0.5) / 200 * 10 - 5
     grid = torch.cartesian_prod(cells, cells).reshape(-1, 1, 1, 2)
     energy = NeuralEnergy(model.ebm)

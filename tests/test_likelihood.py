@@ -111,7 +111,7 @@ def test_diagnostics_of_weights() -> None:
 
 def test_chain_of_a_mixture(plain: Normaliser) -> None:
     """All levels are normalised and fit each other."""
-    assert plain.verdict == "sound" and len(plain.log_z) == 6
+    assert plain.verdict() == "sound" and len(plain.log_z) == 6
     for value, error, low, high in zip(
         plain.log_z, plain.error, plain.lower, plain.upper, strict=True
     ):
@@ -186,7 +186,7 @@ def test_annealed_paths_where_importance_sampling_fails() -> None:
     )
     effort = Effort(chains=24, pilots=16, moves=8, temperatures=60)
     found = run(law, effort=effort)
-    assert not found.faults
+    assert not found.faults()
     assert found.lower[0] < 0 < found.upper[0] and abs(found.log_z[0]) < 3 * found.error[0]
     assert found.error[0] < 2 and found.transitions[0].temperatures > 5
 
@@ -202,7 +202,7 @@ def test_mixture_shaped_like_images() -> None:
     means = 0.5 * torch.randn(2, 784, generator=generator, dtype=torch.float64)
     law = GaussianMixtureEnergy([0.6, 0.4], means, (covariances + covariances.mT) / 2)
     found = run(law, effort=Effort(chains=16))
-    assert found.verdict == "sound"
+    assert found.verdict() == "sound"
     assert all(low < 0 < high for low, high in zip(found.lower, found.upper, strict=True))
     assert abs(found.log_z[0]) < 3 * found.error[0] and found.error[0] < 3
 
@@ -221,7 +221,7 @@ def test_a_leaky_energy_is_refused(t: int, leak: Callable[[Tensor], Tensor]) -> 
     """Off the data the energy is lower than on it: in a well, or without a lower bound."""
     effort = Effort(chains=32, pilots=16, moves=12, temperatures=10)
     found = run(MIXTURE, Changed(MIXTURE, t, leak), effort=effort)
-    assert found.verdict.startswith(f"refused: at level {t - 1} the energy is lower off the data")
+    assert found.verdict().startswith(f"refused: at level {t - 1} the energy is lower off the data")
 
 
 def test_contradiction_is_refused(plain: Normaliser) -> None:
@@ -245,7 +245,7 @@ def test_contradiction_is_refused(plain: Normaliser) -> None:
         unsure = replace(result, chains=replace(result.chains, **dict.fromkeys(values, 1.0)))
         assert not unsure.faults
     few = replace(result, overlap=0.01)
-    assert replace(plain, transitions=(few,) * 6).verdict.startswith("bracketed: ")
+    assert replace(plain, transitions=(few,) * 6).verdict().startswith("bracketed: ")
 
 
 def test_an_energy_that_is_not_finite() -> None:

@@ -83,7 +83,7 @@ def estimated_offsets(network: Classes) -> Tensor:
             data=data,
             effort=effort,
         )
-        assert found.verdict == "sound"
+        assert found.verdict() == "sound"
         rows.append(torch.tensor(found.log_z))
     return torch.stack(rows[1:]) - rows[0]
 

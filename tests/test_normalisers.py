@@ -17,16 +17,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import CLASSES, make_model
+from normaliser_parts import SETTLED, by_hand, entry, images
 
 from cdrl_infer.conditions.conditions import Composed
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.likelihood.compute import compute, label_sets
+from cdrl_infer.likelihood.decoder import BINS
 from cdrl_infer.likelihood.normalisers import (
     NORMALISERS,
-    Normaliser,
     Normalisers,
-    TransitionResult,
     concept_offsets,
 )
 from cdrl_infer.likelihood.stationary import Drift
@@ -34,61 +34,19 @@ from cdrl_infer.likelihood.telescope import Effort
 from cdrl_infer.model import Attribute, CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom
-from cdrl_infer.scoring.weights import weights_digests
 from cdrl_infer.storage.folder import load_model, save_model
 from cdrl_train import normalise as normalising
 from cdrl_train import storing
 from cdrl_train.cli_eval import main
 from cdrl_train.data.image_set import ImageSet
 
-SETTLED = Drift(0.1, 0.1, 0.2, 0.1, -0.3, 0.1)
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
-
-
-def entry(labels: tuple[int, ...], log_z: float, **changes: Any) -> Normaliser:
-    """A normaliser made by hand, of three levels."""
-    results = tuple(
-        TransitionResult(
-            t=t,
-            temperatures=1,
-            particles=32,
-            delta=1.0,
-            error=0.5,
-            lower=0.5,
-            upper=1.5,
-            jeffreys=2.0,
-            jeffreys_error=0.1,
-            overlap=0.6,
-            ess_forward=20.0,
-            ess_reverse=20.0,
-            pareto_k=0.4,
-            chains=SETTLED,
-        )
-        for t in (1, 2, 3)
-    )
-    first = replace(results[0], **changes)
-    return Normaliser(
-        labels=labels,
-        log_z=(log_z, 1.0, 2.0),
-        error=(3.0, 1.0, 1.0),
-        lower=(log_z - 4, 0.0, 1.0),
-        upper=(log_z + 6, 2.0, 3.0),
-        transitions=(first, *results[1:]),
-    )
-
-
-def by_hand(model: CDRLModel, *entries: Normaliser) -> Normalisers:
-    return Normalisers(entries, weights_digests(model), model.schedule.config(), "by hand", 0)
 
 
 @pytest.fixture
 def normalised(model: CDRLModel) -> CDRLPipeline:
     model.normalisers = by_hand(model, entry((0,), 7.0), entry((2,), -5.0))
     return CDRLPipeline(model, name="tiny")
-
-
-def images(n: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, 8, 8), np.uint8)
 
 
 def test_level_0_is_the_energy_with_its_normaliser(normalised: CDRLPipeline) -> None:
@@ -193,7 +151,7 @@ def test_refusals(normalised: CDRLPipeline) -> None:
     model.normalisers = None
     with pytest.raises(InputError, match=r"'tiny' has no normalisers.*cdrl-eval --normalise"):
         normalised.log_likelihood(pixels)
-    with pytest.raises(InputError, match="density must be one of 8-bit, level-0, got 'x'"):
+    with pytest.raises(InputError, match="one of 8-bit, level-0, level-1, level-2, got 'x'"):
         normalised.log_likelihood(pixels, density="x")
     with pytest.raises(InputError, match="there is no option 'class_labels': use labels="):
         normalised.log_likelihood(pixels, class_labels=["Shirt"])
@@ -222,6 +180,9 @@ def test_damaged_files(normalised: CDRLPipeline, tmp_path: Path) -> None:
         ({"version": 2}, CheckpointError, "expected normalisers of version 1, found 2"),
         ({"entries": 3}, ConfigError, "'entries' must be"),
         ({"more": 3}, ConfigError, "unknown key 'more'"),
+        ({"decoders": [[1.0] * 15] * 3}, ConfigError, "must be 16 positive widths for each level"),
+        ({"decoders": [[0.0] * 16] * 3}, ConfigError, "must be 16 positive widths for each level"),
+        ({"decoders": [[1.0] * 16] * 2}, ConfigError, "expected 3 normalisers, one per level"),
     ):
         file.write_text(json.dumps({**whole, **change}))
         with pytest.raises(error, match=reason):
@@ -240,7 +201,7 @@ def test_the_file_is_what_docs_format_says() -> None:
     assert found is not None
     config = json.loads(found[1])
     shown = from_config(Normalisers, config, "docs/format.md")
-    assert json.loads(shown.to_bytes()) == config and not shown.entries[0].faults
+    assert json.loads(shown.to_bytes()) == config and not shown.entries[0].faults()
 
 
 def test_network_sees_one_row_of_labels_as_many(model: CDRLModel) -> None:
@@ -261,6 +222,9 @@ def test_network_sees_one_row_of_labels_as_many(model: CDRLModel) -> None:
     again = compute(model, sets[:1], begin, name="zeros", seed=1, effort=effort)
     assert again.entries[0] == found.entries[0]
     found.check_weights(model)
+    assert [len(row) for row in found.decoders] == [BINS] * 3
+    without = compute(model, sets[:1], lambda _: None, name="none", effort=effort)
+    assert without.decoders == ()
 
 
 def run(*arguments: object) -> Result:
@@ -289,6 +253,7 @@ def test_normalise_command(
     found = load_model(mine).normalisers
     assert found is not None and (found.data, found.seed) == ("clothes.npz, test", 3)
     assert [e.labels for e in found.entries] == [(0,)] and "3 -> 2" in result.stdout
+    assert len(found.decoders) == 3
     wrong = run("--model", mine, "--data", data, "--normalise", "--repeats", 2)
     assert (
         wrong.exit_code == 2 and "--normalise measures nothing: leave --repeats out" in wrong.output
@@ -320,13 +285,13 @@ def test_classes_begin_at_their_own_images(
     normalising.normalise(CDRLPipeline(model), data, name="greys", per_class=True)
     everything = begun.pop((0,))
     assert everything is not None and len(everything) == 30
-    for (label,), images in begun.items():
+    for (label,), pictures in begun.items():
         if begins == "samples":
-            assert images is None
+            assert pictures is None
         else:
-            assert images is not None and images.shape == (10, 1, 8, 8)
-            grey = torch.full_like(images, 80 * (label - 1) / 127.5 - 1)
-            torch.testing.assert_close(images, grey)
+            assert pictures is not None and pictures.shape == (10, 1, 8, 8)
+            grey = torch.full_like(pictures, 80 * (label - 1) / 127.5 - 1)
+            torch.testing.assert_close(pictures, grey)
 
 
 def test_metric(normalised: CDRLPipeline, tmp_path: Path, data: Path) -> None:

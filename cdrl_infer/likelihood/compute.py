@@ -1,4 +1,4 @@
-"""The normalisers of a model, for one set of labels or for each class."""
+"""The normalisers of a model, for one set of labels or for each class, and the decoders of its levels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.likelihood.decoder import Widths, fit
 from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers
 from cdrl_infer.likelihood.telescope import Effort, normalise
 from cdrl_infer.model import CDRLModel
@@ -38,6 +39,8 @@ def compute(
 ) -> Normalisers:
     """Compute the normalisers of a model; see `cdrl_infer.likelihood.telescope.normalise`.
 
+    The decoders are fitted to the data of the first labels that have some.
+
     Args:
         model: the networks, in eval mode, on any device.
         sets: the labels, see `label_sets`.
@@ -51,28 +54,32 @@ def compute(
         InputError: the package arviz-stats is missing.
         NumericalError: a chain or a weight is not finite.
     """
-    device = model.device
+    effort = Effort() if effort is None else effort
     entries: list[Normaliser] = []
+    decoders: tuple[Widths, ...] = ()
     for labels in sets:
-        row = torch.tensor([labels], device=device) if model.labels else None
-        generator = torch.Generator(device).manual_seed(seed)
+        row = torch.tensor([labels], device=model.device) if model.labels else None
+        energy, begun = NeuralEnergy(model.ebm, row), data(labels)
         entries.append(
             normalise(
-                NeuralEnergy(model.ebm, row),
+                energy,
                 proposal_of(model, row),
                 model.schedule,
                 model.image.shape,
-                generator,
-                data=data(labels),
+                torch.Generator(model.device).manual_seed(seed),
+                data=begun,
                 labels=labels,
                 effort=effort,
                 on_step=on_step,
             )
         )
+        if begun is not None and not decoders:
+            decoders = fit(energy, model.schedule, begun.to(model.device), seed, effort.batch_size)
     return Normalisers(
         entries=tuple(entries),
         weights=weights_digests(model),
         schedule=model.schedule.config(),
         data=name,
         seed=seed,
+        decoders=decoders,
     )

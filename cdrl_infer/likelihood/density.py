@@ -1,11 +1,13 @@
 """The log-likelihood of images under a chain of levels whose normalisers are known: one forward pass.
 
-``log p_0(x_0) = -E(m_1 x_0) - log Z_0 + d log m_1`` is the density of the data plus the noise of level 0.
-The bound for clean 8-bit images (Kingma et al. 2021, "Variational diffusion models") is, for
-``x_0 = α_0 x + σ̄_0 ε`` and a decoder ``P(x | x_0) ∝ q(x_0 | x)`` over the 256 values of each pixel,
+``log p_i(x_i) = -E(m x_i) - log Z_i + d log m`` is the density of the data plus the noise of level i. The
+bound for clean 8-bit images (Kingma et al. 2021, "Variational diffusion models") is, for
+``x_i = α_i x + σ̄_i ε`` and any decoder ``P(x | x_i)`` over the 256 values of each pixel,
 
-    log P(x) ≥ E[log p_0(x_0) - log q(x_0 | x) + log P(x | x_0)]
-             = E[log p_0(x_0) - Σ_i log Σ_v N(x_0i; α_0 v, σ̄_0²)]
+    log P(x) ≥ E[log p_i(x_i) - log q(x_i | x) + log P(x | x_i)]
+
+The decoder is that of `cdrl_infer.likelihood.decoder`. Where none was fitted it is ``q(x_0 | x)``,
+normalised over the values, at level 0: ``log P(x) ≥ E[log p_0(x_0) - Σ_j log Σ_v N(x_0j; α_0 v, σ̄_0²)]``.
 """
 
 from __future__ import annotations
@@ -34,15 +36,21 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError, listing
 from cdrl_infer.images import read_images
-from cdrl_infer.likelihood.normalisers import Normaliser, TransitionResult, sound_normaliser
+from cdrl_infer.likelihood.decoder import GREATEST, Widths, denoised, log_decoder
+from cdrl_infer.likelihood.normalisers import (
+    Normaliser,
+    TransitionResult,
+    sound_normaliser,
+    stored_normaliser,
+)
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.random import PerImageRandom, RandomSource
 from cdrl_infer.schedule import Level
 
 VALUES = 256  # of a pixel
 TERMS = 2**23  # of sums over the values, in memory at once
-CLEAN, LEVEL_0 = "8-bit", "level-0"
-DENSITIES = (CLEAN, LEVEL_0)
+CLEAN = "8-bit"
+NOISED = "level-{}"
 BOUNDS = 2.0  # standard errors of the noise that lower and upper lie further apart
 
 
@@ -52,14 +60,16 @@ class LikelihoodOutput:
 
     Attributes:
         log_prob: nats.
-        bits_per_dim: ``-log_prob / (d log 2)``. For "level-0" the density counts in steps of 1/255 of the
-            pixel's range, so that both figures have one scale.
+        bits_per_dim: ``-log_prob / (d log 2)``. For a noised density it counts in steps of 1/255 of the
+            pixel's range, so that all figures have one scale.
         standard_error: of ``log_prob``, nats, from the normaliser and from the noise in the images.
         lower, upper: estimates of ``log_prob`` that err to either side, nats. For "8-bit" they are
             estimates of the bound.
         normaliser_error: the part of the error that all images share, nats.
-        density: "8-bit", a lower bound of the log-probability of the clean 8-bit image, or "level-0", the
-            log-density of the image plus noise σ̄_0. Only the first is comparable with published figures.
+        density: "8-bit", a lower bound of the log-probability of the clean 8-bit image, or "level-0" …,
+            the log-density of ``α_i x + σ̄_i ε``. Only the first is comparable with published figures.
+        level: the level i whose energy and normaliser were used; of "8-bit", the lowest that is not
+            refused.
         normalisers: those that were used, one for each set of labels.
         draws: of noise per image.
         seed: of the first image's noise.
@@ -72,6 +82,7 @@ class LikelihoodOutput:
     upper: Tensor
     normaliser_error: Tensor
     density: str
+    level: int
     normalisers: tuple[Normaliser, ...]
     draws: int
     seed: int
@@ -79,7 +90,7 @@ class LikelihoodOutput:
     @property
     def verdict(self) -> str:
         """ "sound", or the reason why only lower and upper are to be believed."""
-        found = [one.verdict for one in self.normalisers]
+        found = [one.verdict(self.level) for one in self.normalisers]
         return next((verdict for verdict in found if verdict != "sound"), "sound")
 
     @property
@@ -95,36 +106,61 @@ class LikelihoodOutput:
 
     @property
     def jeffreys(self) -> tuple[float, ...]:
-        """How far adjacent levels contradict each other, t = 1 … T, nats; the largest over labels."""
-        columns = zip(*(one.transitions for one in self.normalisers), strict=True)
+        """How far adjacent levels contradict each other, nats, from `level` up; over labels the most."""
+        columns = zip(*(one.transitions[self.level :] for one in self.normalisers), strict=True)
         return tuple(max(r.jeffreys for r in column) for column in columns)
 
     @property
     def method(self) -> str:
         """How the normalisers were found."""
-        long = [r.t for r in self.normalisers[0].transitions if r.temperatures > 1]
+        long = [r.t for r in self.normalisers[0].transitions[self.level :] if r.temperatures > 1]
         return (
             "Bennett's acceptance ratio between adjacent levels in both directions, "
             + (f"annealed at transitions {listing(long)}" if long else "by importance sampling")
-            + f"; {self.draws} draws of noise per image"
+            + f"; energy of level {self.level}, {self.draws} draws of noise per image"
         )
 
     @property
     def _results(self) -> list[TransitionResult]:
-        return [result for one in self.normalisers for result in one.transitions]
+        return [r for one in self.normalisers for r in one.transitions[self.level :]]
 
 
 def log_density(energy: Energy, level: Level, x_0: Tensor, log_z: Tensor | float) -> Tensor:
-    """``log p_0(x_0) = -E(m_1 x_0) - log Z_0 + d log m_1``, (B,) float64 nats.
+    """``log p_i(x_i) = -E(m x_i) - log Z_i + d log m``, (B,) float64 nats.
 
     Args:
         energy: the energy.
-        level: the constants of the last transition, t = 1.
-        x_0: (B, ...).
-        log_z: log Z_0, nats; () or (B,).
+        level: the constants of the transition that ends at level i.
+        x_0: (B, ...), x_i.
+        log_z: log Z_i, nats; () or (B,).
     """
-    values = energy(x_0 * level.scale, level).double()
-    return -values - log_z + x_0[0].numel() * math.log(level.scale)
+    return _with_volume(energy(x_0 * level.scale, level), level, x_0) - log_z
+
+
+def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths) -> Tensor:
+    """What the mean of ``log p_i(x_i) - log q(x_i | x) + log P(x | x_i) + log Z_i`` is taken of.
+
+    Args:
+        energy: the energy.
+        level: the constants of the transition that ends at level i.
+        x: (B, ...) clean images in [-1, 1].
+        noise: (B, ...) of x_i.
+        widths: of the decoder at level i.
+
+    Returns:
+        (B,) float64 nats.
+    """
+    x_i = level.diffused(x, noise)
+    value, grey = denoised(energy, level, x_i)
+    spread = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
+    log_q = -0.5 * noise.double().square().flatten(1).sum(1) - x[0].numel() * spread
+    values = ((x + 1) * (GREATEST / 2)).round()
+    return _with_volume(value, level, x) - log_q + log_decoder(grey, values, widths)
+
+
+def _with_volume(energies: Tensor, level: Level, x: Tensor) -> Tensor:
+    """``-E + d log m``, (B,) float64."""
+    return -energies.double() + x[0].numel() * math.log(level.scale)
 
 
 def decoder_sum(x_0: Tensor, level: Level) -> Tensor:
@@ -162,7 +198,7 @@ def log_likelihood(
         name: the model's name in messages.
         images: see `cdrl_infer.images.each_image`; values are rounded to 8 bits.
         labels: one per image, as for a call of the pipeline; None: the unconditional density.
-        density: "8-bit" or "level-0", see `LikelihoodOutput`.
+        density: "8-bit", "level-0", "level-1", …; see `LikelihoodOutput`.
         draws: of noise per image; with 1, the standard error lacks the noise.
         seed: of the noise of the first image; image k has seed + k.
         resize, grey: see `cdrl_infer.images.each_image`.
@@ -174,7 +210,8 @@ def log_likelihood(
         ConfigError: the normalisers belong to other weights.
         NumericalError: the normalisers are refused, or an energy is not finite.
     """
-    check_choice("density", density, DENSITIES)
+    noised = tuple(NOISED.format(k) for k in range(model.schedule.num_levels))
+    check_choice("density", density, (CLEAN, *noised))
     draws, batch_size = positive("draws", draws, 1000), positive("batch_size", batch_size)
     seed = check_seed(seed)
     shape = model.image.shape
@@ -183,9 +220,12 @@ def log_likelihood(
     rows: list[tuple[int, ...]] = [()] * len(given)
     if table is not None:
         rows = [tuple(row) for row in table.tolist()]
-    used = {row: sound_normaliser(model, row, name) for row in dict.fromkeys(rows)}
+    kinds = dict.fromkeys(rows)
+    place = _lowest(model, name, kinds) if density == CLEAN else noised.index(density)
+    used = {row: sound_normaliser(model, row, name, place) for row in kinds}
     device = model.device
-    level = model.schedule.level(1, device)
+    level = model.schedule.level(place + 1, device)
+    widths = _widths(model, place)
     parts = []
     with progress_bar(progress, total=len(given), unit="image") as bar:
         for first in range(0, len(given), batch_size):
@@ -194,20 +234,44 @@ def log_likelihood(
             seeds = [(seed + k) % (MAX_SEED + 1) for k in range(part.start, part.stop)]
             random = PerImageRandom.from_seeds(seeds, device)
             energy = NeuralEnergy(model.ebm, None if table is None else table[part].to(device))
-            parts.append(_drawn(energy, level, x, random, density, draws).cpu())
+            parts.append(_drawn(energy, level, x, random, density, draws, widths).cpu())
             bar.update(len(x))
-    return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, seed)
+    return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, place, seed)
+
+
+def _widths(model: CDRLModel, place: int) -> Widths | None:
+    """Of the decoder of a level; None if none was fitted."""
+    stored = model.normalisers
+    return stored.decoders[place] if stored is not None and stored.decoders else None
+
+
+def _lowest(model: CDRLModel, name: str, rows: Iterable[tuple[int, ...]]) -> int:
+    """The lowest level that has a decoder and is not refused for any labels; 0 if there is none."""
+    found = [stored_normaliser(model, row, name).lowest for row in rows]
+    if None in found or _widths(model, 0) is None:
+        return 0
+    return max((k for k in found if k is not None), default=0)
 
 
 def _drawn(
-    energy: Energy, level: Level, x: Tensor, random: RandomSource, density: str, draws: int
+    energy: Energy,
+    level: Level,
+    x: Tensor,
+    random: RandomSource,
+    density: str,
+    draws: int,
+    widths: Widths | None,
 ) -> Tensor:
     """(draws, B) float64, the log-likelihood without the normaliser for each draw of the noise."""
     rows = []
     for _ in range(draws):
-        x_0 = level.diffused(x, random.normal(x.shape[1:]))
-        values = log_density(energy, level, x_0, 0.0)
-        rows.append(values - decoder_sum(x_0, level) if density == CLEAN else values)
+        noise = random.normal(x.shape[1:])
+        if density == CLEAN and widths is not None:
+            rows.append(bound(energy, level, x, noise, widths))
+            continue
+        x_i = level.diffused(x, noise)
+        values = log_density(energy, level, x_i, 0.0)
+        rows.append(values - decoder_sum(x_i, level) if density == CLEAN else values)
     return torch.stack(rows)
 
 
@@ -217,6 +281,7 @@ def _output(
     used: dict[tuple[int, ...], Normaliser],
     dim: int,
     density: str,
+    level: int,
     seed: int,
 ) -> LikelihoodOutput:
     bad = (~table.isfinite().all(0)).nonzero().flatten().tolist()
@@ -226,13 +291,13 @@ def _output(
         )
 
     def column(field: str) -> Tensor:
-        return torch.tensor([getattr(used[row], field)[0] for row in rows], dtype=torch.float64)
+        return torch.tensor([getattr(used[row], field)[level] for row in rows], dtype=torch.float64)
 
     draws = len(table)
     spread = table.std(0) / math.sqrt(draws) if draws > 1 else torch.zeros(table.shape[1])
     mean, shared = table.mean(0), column("error")
     log_prob = mean - column("log_z")
-    unit = math.log(2 / (VALUES - 1)) if density == LEVEL_0 else 0.0
+    unit = math.log(2 / (VALUES - 1)) if density != CLEAN else 0.0
     return LikelihoodOutput(
         log_prob=log_prob,
         bits_per_dim=-(log_prob / dim + unit) / math.log(2),
@@ -241,6 +306,7 @@ def _output(
         upper=mean - column("lower") + BOUNDS * spread,
         normaliser_error=shared,
         density=density,
+        level=level,
         normalisers=tuple(used.values()),
         draws=draws,
         seed=seed,

@@ -19,6 +19,7 @@ from cdrl_infer.conditions.expressions import Concept
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
 from cdrl_infer.likelihood.bar import LEAST_OVERLAP
+from cdrl_infer.likelihood.decoder import BINS, Widths
 from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.scoring.weights import check_digests
@@ -105,29 +106,35 @@ class Normaliser:
         if lengths != {len(self.transitions)} or not self.transitions:
             raise ConfigError(f"expected one number for each level, found {sorted(lengths)}")
 
-    @property
-    def faults(self) -> list[str]:
-        """Reasons to refuse all that needs the normalisers; [] if there are none.
+    def faults(self, level: int = 0) -> list[str]:
+        """Reasons to refuse all that needs the normaliser of a level; [] if there are none.
 
-        A level whose chains are wrong makes both of its transitions wrong, so chains come first.
+        It depends on the transitions above the level alone. A level whose chains are wrong makes both of
+        its transitions wrong, so chains come first.
         """
-        results = sorted(self.transitions, key=lambda result: not result.chains.fault)
+        results = sorted(self.transitions[level:], key=lambda result: not result.chains.fault)
         return [fault for result in results for fault in result.faults]
 
     @property
-    def verdict(self) -> str:
-        """ "sound", or the first that holds of these, with its reason.
+    def lowest(self) -> int | None:
+        """The lowest level whose normaliser is not refused; None if all are."""
+        return next((k for k in range(len(self.transitions)) if not self.faults(k)), None)
+
+    def verdict(self, level: int = 0) -> str:
+        """ "sound", or the first that holds of these for a level, with its reason.
 
         "refused"; "undecided", if there are too few chains to tell whether they are stationary;
         "bracketed": believe lower and upper, the standard error is wide.
         """
-        if self.faults:
-            return f"refused: {self.faults[0]}"
-        doubts = [(r.t - 1, r.chains.doubt) for r in self.transitions if r.chains.doubt]
+        results = self.transitions[level:]
+        faults = self.faults(level)
+        if faults:
+            return f"refused: {faults[0]}"
+        doubts = [(r.t - 1, r.chains.doubt) for r in results if r.chains.doubt]
         if doubts:
-            level, doubt = doubts[0]
-            return f"undecided: at level {level} {doubt}; more chains would tell"
-        apart = [r.t for r in self.transitions if r.overlap < LEAST_OVERLAP]
+            place, doubt = doubts[0]
+            return f"undecided: at level {place} {doubt}; more chains would tell"
+        apart = [r.t for r in results if r.overlap < LEAST_OVERLAP]
         if apart:
             return (
                 "bracketed: believe lower and upper; forward and reverse hardly overlap at transition "
@@ -139,8 +146,7 @@ class Normaliser:
         """The results for a terminal, one line for each transition."""
         given = f"labels {listing(self.labels)}: " if any(self.labels) else ""
         lines = [
-            f"{given}log Z of level 0 is {self.log_z[0]:.1f} ± {self.error[0]:.1f} nats "
-            f"({self.lower[0]:.1f} … {self.upper[0]:.1f}); {self.verdict}",
+            *(f"{given}{self._line(level)}" for level in sorted({0, self.lowest or 0})),
             "transition  log-ratio        error  contradiction  overlap  temperatures",
         ]
         for r in reversed(self.transitions):
@@ -149,6 +155,13 @@ class Normaliser:
                 f"{r.overlap:>7.2f}  {r.temperatures:>12}"
             )
         return "\n".join(lines)
+
+    def _line(self, level: int) -> str:
+        log_z, error = self.log_z[level], self.error[level]
+        return (
+            f"log Z of level {level} is {log_z:.1f} ± {error:.1f} nats ({self.lower[level]:.1f} … "
+            f"{self.upper[level]:.1f}); {self.verdict(level)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,10 @@ class Normalisers:
         data: the name of the data at which half of the chains began.
         seed: of the noise.
         version: of the file.
+        decoders: of each level, see `cdrl_infer.likelihood.decoder`; () if the chains began at no data.
+
+    Raises:
+        ConfigError: a width of the decoders is not positive, or there are too few.
     """
 
     entries: tuple[Normaliser, ...]
@@ -170,6 +187,15 @@ class Normalisers:
     data: str
     seed: int
     version: int = VERSION
+    decoders: tuple[Widths, ...] = ()
+
+    def __post_init__(self) -> None:
+        widths = [width for row in self.decoders for width in row]
+        counts = {len(row) for row in self.decoders} - {BINS}
+        if counts or not all(0 < width < math.inf for width in widths):
+            raise ConfigError(
+                f"'decoders' must be {BINS} positive widths for each level, got {self.decoders!s:.60}"
+            )
 
     def find(self, labels: Sequence[int]) -> Normaliser | None:
         """The normaliser for these labels; None if it is not stored."""
@@ -217,7 +243,8 @@ def read_normalisers(folder: Path, num_levels: int) -> Normalisers | None:
             f"{config.get('version')!a:.20}; delete the file and {NORMALISE} again"
         )
     found = from_config(Normalisers, config, str(path))
-    if any(len(entry.log_z) != num_levels for entry in found.entries):
+    lengths = {len(entry.log_z) for entry in found.entries} | {len(found.decoders) or num_levels}
+    if lengths != {num_levels}:
         raise ConfigError(
             f"{path}: expected {num_levels} normalisers, one per level, found others; delete the file "
             f"and {NORMALISE} again"
@@ -246,19 +273,32 @@ def concept_offsets(model: CDRLModel, concepts: Sequence[Concept], name: str) ->
     return (table - torch.tensor(sound_normaliser(model, none, name).log_z)).float()
 
 
-def sound_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
-    """The model's normaliser for these labels, if it may be believed.
+def sound_normaliser(
+    model: CDRLModel, labels: Sequence[int], name: str, level: int = 0
+) -> Normaliser:
+    """The model's normaliser for these labels, if that of a level may be believed.
 
     Args:
         model: has the normalisers.
         labels: the network's integers, one per attribute.
         name: the model's name in messages.
+        level: the level, 0 … T - 1.
 
     Raises:
         InputError: the model has no normalisers, or none for these labels.
         ConfigError: they belong to other weights.
         NumericalError: they are refused; the message has the reason.
     """
+    found = stored_normaliser(model, labels, name)
+    faults = found.faults(level)
+    if faults:
+        above = "" if found.lowest is None else f"; that of level {found.lowest} is not refused"
+        raise NumericalError(f"the likelihood of {name!r} is refused: {faults[0]}{above}")
+    return found
+
+
+def stored_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
+    """The model's normaliser for these labels, believed or not; see `sound_normaliser`."""
     stored = model.normalisers
     if stored is None:
         raise InputError(
@@ -272,6 +312,4 @@ def sound_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Norm
             f"{name!r} has normalisers for the labels {known} (0 = not given), got {tuple(labels)}; "
             f"{NORMALISE} --per-class, or leave the labels out"
         )
-    if found.faults:
-        raise NumericalError(f"the likelihood of {name!r} is refused: {found.faults[0]}")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdrl_infer.likelihood.density import CLEAN, DENSITIES, LikelihoodOutput
+from cdrl_infer.likelihood.density import CLEAN, NOISED, LikelihoodOutput
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.processes import Arrays, Processes
 from cdrl_train.evaluation.report import Result
@@ -17,10 +17,6 @@ from cdrl_train.evaluation.sampling import RealImages
 
 DRAWS = 1  # of noise per image; the average over the images needs no more
 ERROR_IS = "standard error over the images, with that of the normaliser"
-NAMES = {
-    CLEAN: "bits/dim, bound for clean 8-bit images",
-    "level-0": "bits/dim, density of data plus noise",
-}
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,30 @@ class Likelihood:
         return cls(pipe, inside, place, batch_size, first, repeats)
 
     def results(self, processes: Processes) -> list[Result]:
-        """One result for each density."""
-        return [self._result(processes, density) for density in DENSITIES]
+        """One result for clean images, one for images with the noise of the lowest sound level."""
+        noised = NOISED.format(self.first.level)
+        return [
+            self._result(processes, CLEAN, "bits-per-dim", "bound for clean 8-bit images"),
+            self._result(
+                processes, noised, f"bits-per-dim-{noised}", f"density of data plus noise, {noised}"
+            ),
+        ]
 
-    def _result(self, processes: Processes, density: str) -> Result:
-        (normaliser,) = self.first.normalisers
+    def _result(self, processes: Processes, density: str, metric: str, name: str) -> Result:
+        (normaliser,), level = self.first.normalisers, self.first.level
         unit = self.inside.data.images[0].numel() * math.log(2)
         values, variances = [], []
         for repeat in range(self.repeats):
             bits = self._bits(processes, repeat, density)
             values.append(float(bits.mean()))
             variances.append(float(bits.var(ddof=1)) / len(bits))
-        shared = normaliser.error[0] / unit
+        shared = normaliser.error[level] / unit
         error = math.sqrt(math.fsum(variances) / self.repeats**2 + shared**2)
-        mean, log_z = float(np.mean(values)), normaliser.log_z[0]
+        mean, log_z = float(np.mean(values)), normaliser.log_z[level]
         tails = self.first.pareto_k
         return Result(
-            "bits-per-dim" if density == CLEAN else "bits-per-dim-level-0",
-            NAMES[density],
+            metric,
+            f"bits/dim, {name}",
             tuple(values),
             error,
             ERROR_IS,
@@ -81,8 +83,9 @@ class Likelihood:
             by="unconditional energy",
             depends_on=("likelihood",),
             args={
-                "lower": round(mean - (log_z - normaliser.lower[0]) / unit, 6),
-                "upper": round(mean + (normaliser.upper[0] - log_z) / unit, 6),
+                "level": level,
+                "lower": round(mean - (log_z - normaliser.lower[level]) / unit, 6),
+                "upper": round(mean + (normaliser.upper[level] - log_z) / unit, 6),
                 "ess": round(self.first.ess, 2),
                 "pareto_k": "unknown" if tails is None else round(tails, 3),
                 "jeffreys": ", ".join(f"{value:.1f}" for value in self.first.jeffreys),

@@ -1,0 +1,60 @@
+"""Where the cleanest level is refused, the bound for clean images goes by a noisier one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from normaliser_parts import by_hand, entry, images
+
+from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import NumericalError
+from cdrl_infer.likelihood.decoder import BINS
+from cdrl_infer.likelihood.density import bound
+from cdrl_infer.likelihood.normalisers import Normalisers
+from cdrl_infer.model import CDRLModel
+from cdrl_infer.pipeline import CDRLPipeline
+from cdrl_infer.random import PerImageRandom
+
+
+def crossed(model: CDRLModel, decoders: tuple[tuple[float, ...], ...]) -> Normalisers:
+    """Level 0 is refused, level 1 is not."""
+    return replace(by_hand(model, entry((0,), 0.0, lower=9.0, upper=0.0)), decoders=decoders)
+
+
+def test_clean_images_by_the_lowest_level_that_is_not_refused(model: CDRLModel) -> None:
+    pixels, pipe = images(), CDRLPipeline(model, name="tiny")
+    level, width = model.schedule.level(2), (4.0,) * BINS
+    model.normalisers = crossed(model, (width, width, width))
+    out = pipe.log_likelihood(pixels, draws=1, seed=4)
+    assert (out.density, out.level, out.verdict) == ("8-bit", 1, "sound")
+    assert out.jeffreys == (2.0, 2.0) and "energy of level 1" in out.method
+    x = torch.from_numpy(pixels)[:, None] / 127.5 - 1
+    noise = PerImageRandom.from_seeds([4, 5, 6], "cpu").normal((1, 8, 8))
+    labels = torch.zeros(3, 1, dtype=torch.int64)
+    expected = bound(NeuralEnergy(model.ebm, labels), level, x, noise, width) - 1.0
+    torch.testing.assert_close(out.log_prob, expected, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(out.upper - out.lower, torch.full((3,), 2.0).double())
+    noised = pipe.log_likelihood(pixels, density="level-1", draws=1, seed=4)
+    energy = pipe.energy(level.diffused(x, noise), level=2, noised=True).double()
+    expected = -energy - 1.0 + 64 * math.log(level.scale)
+    torch.testing.assert_close(noised.log_prob, expected, rtol=1e-5, atol=1e-3)
+    with pytest.raises(
+        NumericalError, match=r"at transition 1: .*; that of level 1 is not refused"
+    ):
+        pipe.log_likelihood(pixels, density="level-0")
+    model.normalisers = crossed(model, ())
+    with pytest.raises(NumericalError, match="is refused: forward and reverse contradict"):
+        pipe.log_likelihood(pixels)
+
+
+def test_all_labels_share_a_level(model: CDRLModel) -> None:
+    """If one label's normaliser is refused at level 0, level 0 is used for none."""
+    pixels, pipe = images(2), CDRLPipeline(model, name="tiny")
+    width = (4.0,) * BINS
+    both = (entry((0,), 7.0), entry((2,), 0.0, lower=9.0, upper=0.0))
+    model.normalisers = replace(by_hand(model, *both), decoders=(width,) * 3)
+    assert pipe.log_likelihood(pixels).level == 0
+    assert pipe.log_likelihood(pixels, labels=["Sneaker", None]).level == 1
