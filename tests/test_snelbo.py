@@ -15,7 +15,8 @@ from runs import fit, images, trainer
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import ConfigError
+from cdrl_infer.errors import ConfigError, InputError
+from cdrl_infer.likelihood.compute import compute
 from cdrl_infer.model import CDRLModel, ImageShape
 from cdrl_infer.networks.vae import VAEEnergy, bernoulli, gaussian
 from cdrl_infer.pipeline import CDRLPipeline
@@ -320,6 +321,12 @@ def test_a_trained_model_draws_and_scores(tmp_path: Path, prior: str) -> None:
 def test_a_run_that_cannot_work_is_refused_at_once(assignments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small(*assignments)
+
+
+def test_there_is_no_normaliser_to_compute() -> None:
+    model = CDRLModel(vae(), None, SCHEDULE, ImageShape(1, 1, PIXELS))
+    with pytest.raises(InputError, match="the energy of a VAE is a bound .* no normaliser"):
+        compute(model, [()], lambda _: None, name="none")
 
 
 def test_labels_and_empty_sizes_are_refused() -> None:

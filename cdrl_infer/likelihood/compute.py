@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.errors import InputError
 from cdrl_infer.likelihood.decoder import Widths, fit
 from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers
 from cdrl_infer.likelihood.telescope import Effort, normalise
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.networks.vae import VAEEnergy
 from cdrl_infer.proposals import proposal_of
 from cdrl_infer.scoring.weights import weights_digests
 
@@ -51,9 +53,14 @@ def compute(
         on_step: called 2T times for each set of labels.
 
     Raises:
-        InputError: the package arviz-stats is missing.
+        InputError: the package arviz-stats is missing, or the energy is the bound of a VAE.
         NumericalError: a chain or a weight is not finite.
     """
+    if isinstance(model.ebm, VAEEnergy):
+        raise InputError(
+            "the energy of a VAE is a bound of the likelihood of black and white pixels already, not a "
+            "density up to a constant: it has no normaliser to compute; use pipe.energy(images)"
+        )
     effort = Effort() if effort is None else effort
     entries: list[Normaliser] = []
     decoders: tuple[Widths, ...] = ()
