@@ -325,7 +325,7 @@ def test_a_run_that_cannot_work_is_refused_at_once(assignments: list[str], messa
 
 def test_there_is_no_normaliser_to_compute() -> None:
     model = CDRLModel(vae(), None, SCHEDULE, ImageShape(1, 1, PIXELS))
-    with pytest.raises(InputError, match="the energy of a VAE is a bound .* no normaliser"):
+    with pytest.raises(InputError, match=r"the energy of a VAE is a bound .* no normaliser"):
         compute(model, [()], lambda _: None, name="none")
 
 
