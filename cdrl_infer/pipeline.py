@@ -212,8 +212,8 @@ class CDRLPipeline(LoadedModel):
         Args:
             images: pictures, paths, arrays or tensors as for `inpaint`; or a data set or anything else
                 that gives such images one by one, which is read batch by batch.
-            score: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, "combined" or for MPDR
-                "energy".
+            score: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, see
+                `cdrl_infer.scoring.scorer.default_score`.
             options: level, seed, threshold_fpr, return_map, resize, grey, batch_size and progress; see
                 `cdrl_infer.scoring.scorer.Scorer.stream`, also for the errors.
         """
@@ -226,6 +226,7 @@ class CDRLPipeline(LoadedModel):
         *,
         data: str = "images",
         seed: int = 0,
+        score: str | None = None,
         resize: bool = False,
         grey: bool = False,
         batch_size: int = 64,
@@ -243,6 +244,8 @@ class CDRLPipeline(LoadedModel):
                 trained on. They replace an earlier calibration.
             data: the name of their set.
             seed: the seed of the noise and of the two halves, see `cdrl_infer.scoring.reference`.
+            score: the model's own score from now on, which `score` takes unless it is told another; None:
+                the one that it has.
             resize: as for `score`.
             grey: as for `score`.
             batch_size: number of images at once.
@@ -257,6 +260,7 @@ class CDRLPipeline(LoadedModel):
             good,
             data=data,
             seed=seed,
+            score=score,
             resize=resize,
             grey=grey,
             batch_size=batch_size,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 STORING = {"model", "variant", "source", "split", "seed", "batch_size", "device"}
 STORED = {  # the options of what stores a result beside the weights
-    "--calibrate": STORING | {"to_calibrate", "count"},
+    "--calibrate": STORING | {"to_calibrate", "count", "score"},
     "--normalise": STORING | {"to_normalise", "per_class", "chains", "moves"},
 }
 
@@ -121,7 +121,8 @@ STORED = {  # the options of what stores a result beside the weights
 @click.option(
     "--score",
     metavar="NAME",
-    help=f"Anomaly score for ood: {', '.join(SCORES)}. [combined; energy for a model of MPDR]",
+    help=f"Anomaly score for ood: {', '.join(SCORES)}. With --calibrate: the model's own score from now "
+    "on. [the model's own, else combined]",
 )
 @click.option(
     "--classifier",

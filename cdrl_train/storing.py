@@ -69,11 +69,12 @@ class _Measured:
         return cls(pipe, data, shown(named, MAX_DATA - 1), seed, batch_size, count)
 
 
-def calibrate_folder(folder: Path, **options: Any) -> str:
+def calibrate_folder(folder: Path, *, score: str | None = None, **options: Any) -> str:
     """Write the reference statistics of a model's scores; returns a line about them.
 
     Args:
         folder: the model.
+        score: the model's own score from now on, see `calibrate`.
         options: source, split, count, seed, batch_size, variant and device, as in `cdrl-eval`.
 
     Raises:
@@ -87,11 +88,13 @@ def calibrate_folder(folder: Path, **options: Any) -> str:
             images,
             data=found.name,
             seed=found.seed,
+            score=score,
             batch_size=found.batch_size,
         )
         new.write_bytes(statistics.to_bytes())
     target = shown(folder / STATISTICS, LONGEST)
-    return f"{target}: {statistics.count:,} images of {statistics.data}, seed {found.seed}"
+    own = "" if statistics.score is None else f", its score is {statistics.score}"
+    return f"{target}: {statistics.count:,} images of {statistics.data}, seed {found.seed}{own}"
 
 
 def normalise_folder(

@@ -64,6 +64,12 @@ def test_calibrate(model: Path, data: Path) -> None:
     out = pipe.score(images, threshold_fpr=0.2)
     assert out.seed == 5 and out.p_values is not None and out.anomalous is not None
 
+    result = run("--model", model, "--data", data, "--calibrate", "--score", "typicality")
+    assert result.exit_code == 0 and result.stdout.endswith("its score is typicality\n")
+    assert CDRLPipeline.from_pretrained(model).score(images).score == "typicality"
+    wrong = run("--model", model, "--data", data, "--calibrate", "--score", "oddness")
+    assert wrong.exit_code == 2 and "score must be one of combined" in wrong.output
+
     result = run("--model", model, "--data", data, "--calibrate")
     assert result.exit_code == 0, result.output
     assert f"{STATISTICS}: 40 images of clothes.npz, test, seed 0" in result.stdout.replace(

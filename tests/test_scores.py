@@ -160,9 +160,16 @@ def test_scores_are_their_formulas(fit: Fit) -> None:
         inverse = np.linalg.inv(covariance[part][:, part])
         return np.asarray(np.sqrt((z[:, part] @ inverse * z[:, part]).sum(1)))
 
+    def combined_energy() -> np.ndarray:
+        usual = gaussian.distance(fit.features.all).numpy()
+        far = (distance(slice(0, 9)) - usual.mean()) / usual.std(ddof=1)
+        high = (images.energy(1) - gaussian.mean[0]) / gaussian.covariance[0, 0].sqrt()
+        return np.asarray(far + high.numpy())
+
     expected = {
         "combined": distance(slice(0, 9)),
         "combined-half": distance([0, 2, 3, 5, 6, 8]),  # E, log D and log I of t = 1 and 3
+        "combined-energy": combined_energy(),
         "multi-level": distance(slice(0, 3)),
         "initializer": distance(slice(6, 9)),
         "typicality": np.abs(z[:, 0]) / np.sqrt(gaussian.covariance[0, 0].item()),

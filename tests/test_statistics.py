@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, make_model
@@ -15,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdrl_infer.errors import CheckpointError, ConfigError
+from cdrl_infer.errors import CheckpointError, ConfigError, InputError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.schedule import NoiseSchedule
 from cdrl_infer.scoring import SCORES
 from cdrl_infer.scoring.calibration import calibrate
+from cdrl_infer.scoring.detector import CDRLDetector
 from cdrl_infer.scoring.reference import STATISTICS, ReferenceStatistics, read_statistics
 from cdrl_infer.scoring.weights import RECOGNISED, weights_digest
 from cdrl_infer.storage.folder import load_model, model_files, save_model
@@ -62,6 +64,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 def assert_same(a: ReferenceStatistics | None, b: ReferenceStatistics | None) -> None:
     assert a is not None and b is not None
     assert (a.seed, a.data, a.count, a.weights) == (b.seed, b.data, b.count, b.weights)
+    assert a.score == b.score
     assert a.tensors().keys() == b.tensors().keys()
     assert all(torch.equal(value, b.tensors()[name]) for name, value in a.tensors().items())
 
@@ -79,6 +82,32 @@ def test_round_trip(saved: Path, statistics: ReferenceStatistics, tmp_path: Path
         assert outs[0].p_values is not None and outs[1].p_values is not None
         assert torch.equal(outs[0].p_values, outs[1].p_values)
         assert outs[0].threshold == outs[1].threshold and outs[0].seed == 3
+
+
+def test_a_calibration_may_name_the_models_own_score(
+    statistics: ReferenceStatistics, tiny: CDRLPipeline, tmp_path: Path
+) -> None:
+    """It is stored, taken where a user names none, and kept by a later calibration."""
+    own = replace(statistics, score="typicality")
+    save_model(replace(tiny.model, statistics=own), tmp_path / "own")
+    pipe = CDRLPipeline.from_pretrained(tmp_path / "own")
+    assert_same(pipe.model.statistics, own)
+    pixels = images(5, 2)
+    assert pipe.score(pixels).score == "typicality"
+    assert pipe.score(pixels, "combined").score == "combined"
+    detector = CDRLDetector(pipe).fit(images(80, 7))
+    expected = -pipe.calibrate(images(80, 7)).score(pixels).scores
+    assert pipe.score(pixels).score == "typicality"
+    np.testing.assert_allclose(detector.score_samples(pixels), expected, rtol=1e-6)
+    assert pipe.calibrate(images(80, 7), score="energy").score(pixels).score == "energy"
+    with pytest.raises(InputError, match="score must be one of combined, .*, got 'x'"):
+        pipe.calibrate(images(80, 7), score="x")
+    pipe.model.statistics = replace(own, score="theirs")
+    with pytest.raises(ConfigError, match="calibrated for the score 'theirs', .* import the module"):
+        pipe.score(pixels)
+    for name in ("", "two words", "x" * 61):
+        with pytest.raises(ConfigError, match="expected the name of a score"):
+            replace(own, score=name)
 
 
 def test_the_file_is_what_docs_format_says(saved: Path, tiny: CDRLPipeline) -> None:

@@ -65,7 +65,7 @@ class Row(NamedTuple):
     "score_name",
     metavar="NAME",
     help=f"What to measure: {', '.join(SCORES)}. All but energy, score-norm and complexity need a "
-    "calibrated model. [combined; energy for a model of MPDR]",
+    "calibrated model. [the model's own, else combined]",
 )
 @click.option(
     "--level",

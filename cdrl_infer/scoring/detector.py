@@ -38,9 +38,10 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     (n, C, H, W), or a list of pictures or arrays, as uint8 or as floats in [0, 1].
 
     Args:
-        pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it or use its calibration.
-        score_name: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, "combined" or for MPDR
-            "energy".
+        pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it, and of its calibration
+            takes nothing but the name of the model's own score.
+        score_name: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, see
+            `cdrl_infer.scoring.scorer.default_score`.
         contamination: the share of in-distribution images that may count as outliers, in (0, 0.5]. One
             half of X fits the scores and the other half sets the threshold, so the threshold holds for
             new images. The share of outliers in X itself is near this share.
@@ -98,12 +99,12 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         seed, batch_size = check_seed(self.seed), positive("batch_size", self.batch_size)
         images = self._images(X, model, fitting=True)
         check_share(contamination, len(images) // 2)
+        score = default_score(model) if self.score_name is None else self.score_name
         statistics = measure(
-            model, images, data="CDRLDetector.fit", seed=seed, batch_size=batch_size
+            model, images, data="CDRLDetector.fit", seed=seed, score=score, batch_size=batch_size
         )
         self.precision_ = resolved_precision(self.precision, self.pipe.device)
         self.statistics_ = statistics
-        score = default_score(model) if self.score_name is None else self.score_name
         self.offset_ = -statistics.threshold(score, contamination)
         self.scorer_ = Scorer(replace(model, statistics=statistics), self.pipe.name)
         return self

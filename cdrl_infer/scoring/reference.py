@@ -30,6 +30,7 @@ STATISTICS = "statistics.safetensors"
 VERSION = "3"  # the version of the file; it increases when a feature is new or changes
 MAX_COUNT, MAX_DATA = 2**21, 200  # number of images; characters in the name of the data
 MEND = "delete the file and calibrate the model again"
+NAME = r"[!-~]{1,60}"  # printable ASCII without spaces
 NUMBER, DIGESTS = r"[0-9]{1,10}", r"[0-9a-f]{64}( [0-9a-f]{64}){0,2}"
 
 
@@ -46,6 +47,8 @@ class ReferenceStatistics:
         weights: digests of the model's weights, see `check_weights`.
         seed: the seed of the noise.
         data: the name of the data.
+        score: the model's own score, which is taken unless a user names another; None: that of its
+            energy's class.
 
     Raises:
         ConfigError: a value is not finite, the covariance is not symmetric and positive definite, or a
@@ -59,12 +62,15 @@ class ReferenceStatistics:
     weights: tuple[str, ...]
     seed: int
     data: str
+    score: str | None = None
     _scores: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_origin(self.data, self.count, self.seed)
         if not re.fullmatch(DIGESTS, " ".join(self.weights)):
             raise ConfigError(f"expected 1 to 3 sha256 digests, got {self.weights!a:.80}")
+        if self.score is not None and not re.fullmatch(NAME, self.score):
+            raise ConfigError(f"expected the name of a score, got {self.score!a:.60}")
         for name, tensor in self.tensors().items():
             if not bool(tensor.isfinite().all()):
                 raise ConfigError(f"{name} holds NaN or infinity, expected finite values")
@@ -178,6 +184,8 @@ class ReferenceStatistics:
             "seed": str(self.seed),
             "weights": " ".join(self.weights),
         }
+        if self.score is not None:
+            metadata["score"] = self.score
         layout = torch.contiguous_format
         tensors = {k: tensor.clone(memory_format=layout) for k, tensor in self.tensors().items()}
         return to_bytes(tensors, metadata)
@@ -222,6 +230,7 @@ def measure(
     *,
     data: str,
     seed: int,
+    score: str | None = None,
     batch_size: int = 64,
     after_batch: Callable[[int], object] = lambda count: None,
 ) -> ReferenceStatistics:
@@ -232,6 +241,7 @@ def measure(
         images: (N, C, H, W) of the model's shape, uint8 or floats in [0, 1].
         data: the name of the data.
         seed: the seed of the halves and of the noise.
+        score: the model's own score, see `ReferenceStatistics`.
         batch_size: number of images at once.
         after_batch: called after each batch with its number of images.
 
@@ -268,6 +278,7 @@ def measure(
         weights=weights_digests(model),
         seed=seed,
         data=data,
+        score=score,
     )
 
 
@@ -330,6 +341,7 @@ def read_statistics(folder: Path, num_levels: int) -> ReferenceStatistics | None
             weights=tuple(found["weights"].split()),
             seed=int(found["seed"]),
             data=metadata.get("data", ""),
+            score=metadata.get("score"),
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; {MEND}") from None

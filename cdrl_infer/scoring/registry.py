@@ -15,6 +15,7 @@ SCORES: Registry[Score] = Registry(
     {
         "combined": f"{_HOME}:COMBINED",
         "combined-half": f"{_HOME}:COMBINED_HALF",
+        "combined-energy": f"{_HOME}:COMBINED_ENERGY",
         "energy": f"{_HOME}:ENERGY",
         "score-norm": f"{_HOME}:SCORE_NORM",
         "multi-level": f"{_HOME}:MULTI_LEVEL",

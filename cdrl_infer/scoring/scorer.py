@@ -307,10 +307,22 @@ class Scorer:
 
 
 def default_score(model: CDRLModel) -> str:
-    """The score of a model unless a user names another: that of its energy's class.
+    """The score of a model unless a user names one: that of its calibration, or of its energy's class.
 
-    It is "combined" for most, and "energy" for the energies of MPDR, which learn to be anomaly scores.
+    The latter is "combined" for most, and "energy" for the energies of MPDR, which learn to be anomaly
+    scores.
+
+    Raises:
+        ConfigError: the calibration's score is not registered.
     """
+    own = None if model.statistics is None else model.statistics.score
+    if own is not None:
+        if own not in SCORES:
+            raise ConfigError(
+                f"the model was calibrated for the score {own!r}, which is not known here: import the "
+                f"module that registers it, or name one of {listing(SCORES)}"
+            )
+        return own
     name: str = model.networks["ebm"].default_score
     return name
 

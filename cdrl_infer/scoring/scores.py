@@ -165,8 +165,24 @@ class Combined(FittedScore):
         return fit.gaussian.part(places).distance(features.at(chosen))
 
 
+class CombinedEnergy(FittedScore):
+    """`Combined` plus the energy at t = 1, both in standard deviations of in-distribution images.
+
+    The distance alone takes a low energy for as odd as a high one. The sum leans to the high ones, which
+    is right for an energy that is a density, or that was trained with negatives beside the data.
+    """
+
+    def compared(self, features: Features, fit: Fit) -> Tensor:
+        """(B,) standard deviations, their sum."""
+        distance, usual = COMBINED.compared(features, fit), COMBINED.compared(fit.features, fit)
+        gaussian = fit.gaussian
+        high = (features.energy(1) - gaussian.mean[0]) / gaussian.deviation[0]
+        return (distance - usual.mean()) / usual.std() + high
+
+
 COMBINED = Combined()
 COMBINED_HALF = Combined(every=2)
+COMBINED_ENERGY = CombinedEnergy()
 ENERGY = EnergyScore()
 SCORE_NORM = ScoreNorm()
 MULTI_LEVEL = MultiLevel()
