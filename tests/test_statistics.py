@@ -100,10 +100,10 @@ def test_a_calibration_may_name_the_models_own_score(
     assert pipe.score(pixels).score == "typicality"
     np.testing.assert_allclose(detector.score_samples(pixels), expected, rtol=1e-6)
     assert pipe.calibrate(images(80, 7), score="energy").score(pixels).score == "energy"
-    with pytest.raises(InputError, match="score must be one of combined, .*, got 'x'"):
+    with pytest.raises(InputError, match=r"score must be one of combined, .*, got 'x'"):
         pipe.calibrate(images(80, 7), score="x")
     pipe.model.statistics = replace(own, score="theirs")
-    with pytest.raises(ConfigError, match="calibrated for the score 'theirs', .* import the module"):
+    with pytest.raises(ConfigError, match=r"calibrated for the score 'theirs', .* import the module"):
         pipe.score(pixels)
     for name in ("", "two words", "x" * 61):
         with pytest.raises(ConfigError, match="expected the name of a score"):
