@@ -11,6 +11,11 @@ from cdrl_infer.errors import ConfigError, InputError, did_you_mean, listing
 T = TypeVar("T")
 
 
+def is_name(name: object) -> bool:
+    """Whether a thing can have this name: 1 to 100 printable characters."""
+    return isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 100
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """A mapping from names to things of one kind. Users can add things::
 
@@ -33,7 +38,7 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             InputError: the name is not printable text, or another thing has this name.
         """
-        if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
+        if not is_name(name):
             raise InputError(
                 f"the name of a {self.kind} must have 1 to 100 printable characters, got {name!a:.60}"
             )

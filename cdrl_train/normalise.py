@@ -38,7 +38,7 @@ def normalise(
         progress: a bar on stderr; by default only if that is a terminal.
 
     Raises:
-        InputError: the package arviz-stats is missing.
+        InputError: the package arviz-stats is missing, or the energy is the bound of a VAE.
         NumericalError: a chain or a weight is not finite.
     """
     effort, model = Effort() if effort is None else effort, pipe.model

@@ -6,21 +6,39 @@ import math
 
 import pytest
 import torch
+from laws import MIXTURE
 
 from cdrl_infer.energies.analytic import GaussianMixtureEnergy
-from cdrl_infer.likelihood.decoder import BINS, denoised, fit, log_decoder
-from cdrl_infer.likelihood.density import bound
-from cdrl_infer.schedule import NoiseSchedule
+from cdrl_infer.energies.base import Energy, FunctionPotential
+from cdrl_infer.errors import NumericalError
+from cdrl_infer.likelihood.decoder import (
+    BINS,
+    LEAST,
+    SHRINKAGE,
+    decoder_sum,
+    denoised,
+    fit,
+    log_decoder,
+    plain,
+)
+from cdrl_infer.likelihood.density import bound, log_density
+from cdrl_infer.random import BatchRandom
+from cdrl_infer.schedule import Level, NoiseSchedule
 
 SCHEDULE = NoiseSchedule(num_levels=4, logsnr_max=6.0)
 WIDTHS = tuple(0.3 * 1.4**k for k in range(BINS))
 GREYS = torch.tensor([[20.0], [21.0], [200.0]])
 SHARES = torch.tensor([0.5, 0.3, 0.2])
+EVERY = torch.arange(256.0)[:, None]  # grey values of one pixel
 
 
 def law() -> GaussianMixtureEnergy:
     """One pixel of three values."""
     return GaussianMixtureEnergy(SHARES, GREYS / 127.5 - 1, torch.full((3, 1), 1e-12))
+
+
+def scaled(grey: torch.Tensor) -> torch.Tensor:
+    return grey / 127.5 - 1
 
 
 def drawn(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +50,7 @@ def drawn(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_probabilities_of_all_values_have_the_sum_1() -> None:
     grey = torch.tensor([0.0, 0.2, 17.5, 127.5, 128.0, 254.6, 255.0])
-    values = torch.arange(256.0)[:, None, None].expand(-1, len(grey), 1)
+    values = EVERY[:, :, None].expand(-1, len(grey), 1)
     table = torch.stack([log_decoder(grey[:, None], value, WIDTHS) for value in values])
     torch.testing.assert_close(table.exp().sum(0), torch.ones(len(grey), dtype=torch.float64))
     middle = table[:, 3].exp()
@@ -45,19 +63,49 @@ def test_probabilities_of_all_values_have_the_sum_1() -> None:
 def test_the_mean_is_the_posterior_mean(level: int) -> None:
     """Against Bayes' rule for the three values."""
     place, (values, noise) = SCHEDULE.level(level + 1), drawn(200)
-    x = place.diffused(values / 127.5 - 1, noise)
+    x = place.diffused(scaled(values), noise)
     energy, grey = denoised(law(), place, x)
-    clean = (GREYS / 127.5 - 1).T
-    log_joint = SHARES.log() - (x - place.alpha * clean).square() / (2 * place.sigma_bar**2)
+    log_joint = SHARES.log() - (x - place.alpha * scaled(GREYS).T).square() / (
+        2 * place.sigma_bar**2
+    )
     torch.testing.assert_close(grey, log_joint.softmax(1) @ GREYS, atol=0.01, rtol=1e-3)
     torch.testing.assert_close(energy, law()(x * place.scale, place))
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 4])
+def test_the_bound_is_a_probability(t: int) -> None:
+    """The mean of its exponential over the noise, summed over all images, is 1: each term counts."""
+    smooth = GaussianMixtureEnergy([0.6, 0.4], [[-0.5], [0.3]], [[0.02], [0.05]])
+    draws = 4000
+    generator = torch.Generator().manual_seed(t)
+    x = scaled(EVERY).repeat_interleave(draws, 0)
+    noise = torch.randn(x.shape, generator=generator)
+    found = bound(smooth, SCHEDULE.level(t), x, noise, (6.0,) * BINS).exp().reshape(-1, draws)
+    error = float(found.var(1).sum().sqrt()) / math.sqrt(draws)
+    assert error < 0.01
+    assert float(found.mean(1).sum()) == pytest.approx(1, abs=3 * error + 0.01)
+
+
+def test_independent_pixels_add_up() -> None:
+    """Density, noise and decoder of two pixels are those of each, and so is the bound."""
+    means, variances = [[-0.4, 0.2]], [[0.03, 0.3]]
+    both = GaussianMixtureEnergy([1.0], means, variances)
+    alone = [GaussianMixtureEnergy([1.0], [[means[0][k]]], [[variances[0][k]]]) for k in (0, 1)]
+    generator = torch.Generator().manual_seed(0)
+    x = scaled(torch.randint(0, 256, (50, 2), generator=generator).float())
+    noise = torch.randn(50, 2, generator=generator)
+    level = SCHEDULE.level(2)
+    parts = [bound(alone[k], level, x[:, k : k + 1], noise[:, k : k + 1], WIDTHS) for k in (0, 1)]
+    torch.testing.assert_close(
+        bound(both, level, x, noise, WIDTHS), sum(parts), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_the_bound_is_below_the_truth_at_every_level(level: int) -> None:
     values, noise = drawn(4000)
-    widths = fit(law(), SCHEDULE, values / 127.5 - 1, 1, 1000)[level]
-    found = bound(law(), SCHEDULE.level(level + 1), values / 127.5 - 1, noise, widths)
+    widths = fit(law(), SCHEDULE, scaled(values), 1, 1000)[level]
+    found = bound(law(), SCHEDULE.level(level + 1), scaled(values), noise, widths)
     truth = float((SHARES * SHARES.log()).sum())
     error = float(found.std()) / math.sqrt(len(found))
     assert float(found.mean()) < truth + 3 * error
@@ -67,7 +115,7 @@ def test_the_bound_is_below_the_truth_at_every_level(level: int) -> None:
 
 def test_fitted_widths_are_the_distances_and_better_than_others() -> None:
     values, noise = drawn(4000)
-    images, place = values / 127.5 - 1, SCHEDULE.level(2)
+    images, place = scaled(values), SCHEDULE.level(2)
     widths = fit(law(), SCHEDULE, images, 1, 1000)
     assert widths == fit(law(), SCHEDULE, images, 1, 77)  # whatever the batches
     assert len(widths) == 4 and all(len(row) == BINS for row in widths)
@@ -79,3 +127,55 @@ def test_fitted_widths_are_the_distances_and_better_than_others() -> None:
     for factor in (0.3, 3.0):
         other = tuple(factor * width for width in widths[1])
         assert float(log_decoder(grey, values, other).mean()) < best
+
+
+def test_ranges_with_few_pixels_lean_on_all() -> None:
+    """By hand, with the noise of the fit."""
+    (values, _), random = drawn(40), BatchRandom(40, torch.Generator().manual_seed(1))
+    for t, row in enumerate(fit(law(), SCHEDULE, scaled(values), 1, 1000), 1):
+        level = SCHEDULE.level(t)
+        noise = random.normal((1,))
+        _, grey = denoised(law(), level, level.diffused(scaled(values), noise))
+        distance = (values - grey).abs().double()[:, 0]
+        bins = (grey[:, 0] * BINS / 255).long().clamp(max=BINS - 1)
+        for k, width in enumerate(row):
+            own = distance[bins == k]
+            expected = (own.sum() + SHRINKAGE * distance.mean()) / (len(own) + SHRINKAGE)
+            assert width == pytest.approx(max(float(expected), LEAST), rel=1e-6)
+
+
+def test_the_plain_decoder_is_taken_where_it_is_better() -> None:
+    """Its bound is `decoder_sum`'s. For smooth data it is better by 0.05 nats a pixel at low noise."""
+    level = SCHEDULE.level(1)
+    x, noise = torch.rand(30, 3) * 2 - 1, torch.randn(30, 3)
+    smooth = GaussianMixtureEnergy([1.0], [[0.0, 0.0, 0.0]], [[0.2, 0.2, 0.2]])
+    x_0 = level.diffused(x, noise)
+    log_q = -0.5 * noise.square().sum(1) - 3 * (
+        0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
+    )
+    direct = log_density(smooth, level, x_0, 0.0) - log_q + plain(x_0, x, level)
+    expected = log_density(smooth, level, x_0, 0.0) - decoder_sum(x_0, level)
+    torch.testing.assert_close(direct, expected, rtol=1e-4, atol=1e-3)
+    low = NoiseSchedule(num_levels=2, logsnr_max=9.8)
+    generator = torch.Generator().manual_seed(0)
+    greys = (0.25 * torch.randn(4000, 1, generator=generator) * 127.5 + 127.5).round()
+    one = GaussianMixtureEnergy([1.0], [[0.0]], [[0.0625]])
+    widths = fit(one, low, scaled(greys), 1, 1000)
+    assert widths[0] == () and len(widths[1]) == BINS
+    assert len(fit(law(), SCHEDULE, scaled(drawn(400)[0]), 0, 1000)[0]) == BINS
+
+
+class Broken(Energy):
+    def at(self, level: Level) -> FunctionPotential:
+        return FunctionPotential(lambda y: (y - 100).log().sum(1))
+
+
+def test_switches_do_not_matter_and_an_energy_that_is_not_finite_is_told() -> None:
+    images = MIXTURE.sample(40, torch.Generator().manual_seed(0)).float()
+    expected = fit(MIXTURE, SCHEDULE, images, 0, 10)
+    with torch.inference_mode():
+        assert fit(MIXTURE, SCHEDULE, images.clone(), 0, 10) == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fit(MIXTURE, SCHEDULE, images, 0, 10) == expected
+    with pytest.raises(NumericalError, match="the energies of level 0 are not finite"):
+        fit(Broken(), SCHEDULE, images, 0, 10)

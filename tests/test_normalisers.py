@@ -182,7 +182,11 @@ def test_damaged_files(normalised: CDRLPipeline, tmp_path: Path) -> None:
         ({"more": 3}, ConfigError, "unknown key 'more'"),
         ({"decoders": [[1.0] * 15] * 3}, ConfigError, "must be 16 positive widths for each level"),
         ({"decoders": [[0.0] * 16] * 3}, ConfigError, "must be 16 positive widths for each level"),
-        ({"decoders": [[1.0] * 16] * 2}, ConfigError, "expected 3 normalisers, one per level"),
+        (
+            {"decoders": [[1.0] * 16] * 2},
+            ConfigError,
+            "expected 3 normalisers and decoders, one per level",
+        ),
     ):
         file.write_text(json.dumps({**whole, **change}))
         with pytest.raises(error, match=reason):
@@ -191,7 +195,7 @@ def test_damaged_files(normalised: CDRLPipeline, tmp_path: Path) -> None:
         for name in ("log_z", "error", "lower", "upper", "transitions"):
             row[name] = row[name][:2]
     file.write_text(json.dumps(whole))
-    with pytest.raises(ConfigError, match="expected 3 normalisers, one per level"):
+    with pytest.raises(ConfigError, match="expected 3 normalisers and decoders, one per level"):
         load_model(folder)
 
 
@@ -222,7 +226,7 @@ def test_network_sees_one_row_of_labels_as_many(model: CDRLModel) -> None:
     again = compute(model, sets[:1], begin, name="zeros", seed=1, effort=effort)
     assert again.entries[0] == found.entries[0]
     found.check_weights(model)
-    assert [len(row) for row in found.decoders] == [BINS] * 3
+    assert [len(row) for row in found.decoders] == [0, BINS, BINS]  # the plain one at level 0
     without = compute(model, sets[:1], lambda _: None, name="none", effort=effort)
     assert without.decoders == ()
 
@@ -315,6 +319,18 @@ def test_metric(normalised: CDRLPipeline, tmp_path: Path, data: Path) -> None:
     model = load_model(mine)
     model.normalisers = by_hand(model, entry((0,), 0.0, lower=9.0, upper=0.0))
     save_model(model, mine)
+    by_level_1 = replace(
+        model, normalisers=replace(model.normalisers, decoders=((4.0,) * BINS,) * 3)
+    )
+    save_model(by_level_1, tmp_path / "one")
+    above = run("--model", tmp_path / "one", *asked[2:], "--out", out)
+    assert above.exit_code == 0, above.output
+    clean, noised = json.loads(out.read_text(encoding="utf-8"))["results"]
+    assert (clean["metric"], noised["metric"]) == ("bits-per-dim", "bits-per-dim-level-1")
+    for one in (clean, noised):
+        assert one["args"]["level"] == 1 and one["args"]["verdict"] == "sound"
+        assert one["value"] - one["args"]["lower"] == pytest.approx(1 / unit, abs=1e-5)
+        assert one["args"]["upper"] - one["value"] == pytest.approx(1 / unit, abs=1e-5)
     refused = run(*asked)
     assert refused.exit_code == 3 and "is refused: forward and reverse contradict" in refused.output
     (mine / NORMALISERS).unlink()

@@ -17,6 +17,7 @@ from cdrl_infer.likelihood.normalisers import Normalisers
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.random import PerImageRandom
+from cdrl_infer.scoring.weights import weights_digests
 
 
 def crossed(model: CDRLModel, decoders: tuple[tuple[float, ...], ...]) -> Normalisers:
@@ -41,13 +42,49 @@ def test_clean_images_by_the_lowest_level_that_is_not_refused(model: CDRLModel) 
     energy = pipe.energy(level.diffused(x, noise), level=2, noised=True).double()
     expected = -energy - 1.0 + 64 * math.log(level.scale)
     torch.testing.assert_close(noised.log_prob, expected, rtol=1e-5, atol=1e-3)
-    with pytest.raises(
-        NumericalError, match=r"at transition 1: .*; that of level 1 is not refused"
-    ):
+    refused = (
+        r"the likelihood of 'tiny' is refused: .* at transition 1: .*; density='level-1' works"
+    )
+    with pytest.raises(NumericalError, match=f"{refused}$"):
         pipe.log_likelihood(pixels, density="level-0")
     model.normalisers = crossed(model, ())
-    with pytest.raises(NumericalError, match="is refused: forward and reverse contradict"):
+    with pytest.raises(NumericalError, match=f"{refused}, and .*--normalise.* stores a decoder"):
         pipe.log_likelihood(pixels)
+
+
+def test_the_labels_that_are_refused_are_named(model: CDRLModel) -> None:
+    """Where no level of a label may be believed, other labels do not help."""
+    bad = entry((2,), 0.0)
+    top = replace(bad.transitions[2], lower=9.0, upper=0.0)
+    bad = replace(bad, transitions=(*bad.transitions[:2], top))
+    good = entry((0,), 0.0, lower=9.0, upper=0.0)
+    model.normalisers = replace(by_hand(model, good, bad), decoders=((4.0,) * BINS,) * 3)
+    pipe = CDRLPipeline(model, name="tiny")
+    with pytest.raises(
+        NumericalError, match=r"with the labels 2 is refused: .* transition 3: [^;]*$"
+    ):
+        pipe.log_likelihood(images(2), labels=[None, "Sneaker"])
+
+
+def test_without_a_decoder_level_0_has_the_plain_one(model: CDRLModel) -> None:
+    """() in its place: the fit found nothing better."""
+    pipe, width = CDRLPipeline(model, name="tiny"), (4.0,) * BINS
+    found = {}
+    for name, decoders in (("none", ()), ("plain", ((), width, width)), ("own", (width,) * 3)):
+        model.normalisers = replace(by_hand(model, entry((0,), 7.0)), decoders=decoders)
+        found[name] = pipe.log_likelihood(images()).log_prob
+    assert torch.equal(found["none"], found["plain"])
+    assert bool((found["own"] != found["plain"]).all())
+
+
+def test_an_energy_that_is_not_finite_is_told(model: CDRLModel) -> None:
+    """The decoder needs the gradient, which may be NaN as well."""
+    model.normalisers = crossed(model, ((4.0,) * BINS,) * 3)
+    for parameter in model.ebm.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    model.normalisers = replace(model.normalisers, weights=weights_digests(model))
+    with pytest.raises(NumericalError, match="the energies of images 0, 1, 2 are not finite"):
+        CDRLPipeline(model, name="tiny").log_likelihood(images())
 
 
 def test_all_labels_share_a_level(model: CDRLModel) -> None:

@@ -103,9 +103,11 @@ def test_a_calibration_may_name_the_models_own_score(
     with pytest.raises(InputError, match=r"score must be one of combined, .*, got 'x'"):
         pipe.calibrate(images(80, 7), score="x")
     pipe.model.statistics = replace(own, score="theirs")
-    with pytest.raises(ConfigError, match=r"calibrated for the score 'theirs', .* import the module"):
+    with pytest.raises(
+        ConfigError, match=r"calibrated for the score 'theirs', .* import the module"
+    ):
         pipe.score(pixels)
-    for name in ("", "two words", "x" * 61):
+    for name in ("", "two\nlines", "x" * 101):
         with pytest.raises(ConfigError, match="expected the name of a score"):
             replace(own, score=name)
 

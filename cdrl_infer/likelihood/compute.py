@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import InputError
 from cdrl_infer.likelihood.decoder import Widths, fit
-from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers
+from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers, refuse_bounds
 from cdrl_infer.likelihood.telescope import Effort, normalise
 from cdrl_infer.model import CDRLModel
-from cdrl_infer.networks.vae import VAEEnergy
 from cdrl_infer.proposals import proposal_of
 from cdrl_infer.scoring.weights import weights_digests
 
@@ -56,11 +54,7 @@ def compute(
         InputError: the package arviz-stats is missing, or the energy is the bound of a VAE.
         NumericalError: a chain or a weight is not finite.
     """
-    if isinstance(model.ebm, VAEEnergy):
-        raise InputError(
-            "the energy of a VAE is a bound of the likelihood of black and white pixels already, not a "
-            "density up to a constant: it has no normaliser to compute; use pipe.energy(images)"
-        )
+    refuse_bounds(model)
     effort = Effort() if effort is None else effort
     entries: list[Normaliser] = []
     decoders: tuple[Widths, ...] = ()
@@ -81,7 +75,8 @@ def compute(
             )
         )
         if begun is not None and not decoders:
-            decoders = fit(energy, model.schedule, begun.to(model.device), seed, effort.batch_size)
+            some = begun[: effort.points].to(model.device)
+            decoders = fit(energy, model.schedule, some, seed, effort.batch_size)
     return Normalisers(
         entries=tuple(entries),
         weights=weights_digests(model),

@@ -1,4 +1,4 @@
-"""The log-likelihood of images under a chain of levels whose normalisers are known: one forward pass.
+"""The log-likelihood of images under a chain of levels whose normalisers are known.
 
 ``log p_i(x_i) = -E(m x_i) - log Z_i + d log m`` is the density of the data plus the noise of level i. The
 bound for clean 8-bit images (Kingma et al. 2021, "Variational diffusion models") is, for
@@ -6,8 +6,10 @@ bound for clean 8-bit images (Kingma et al. 2021, "Variational diffusion models"
 
     log P(x) ≥ E[log p_i(x_i) - log q(x_i | x) + log P(x | x_i)]
 
-The decoder is that of `cdrl_infer.likelihood.decoder`. Where none was fitted it is ``q(x_0 | x)``,
-normalised over the values, at level 0: ``log P(x) ≥ E[log p_0(x_0) - Σ_j log Σ_v N(x_0j; α_0 v, σ̄_0²)]``.
+The decoder is that of `cdrl_infer.likelihood.decoder`, which costs a gradient. Where none was fitted, or
+it is worse, it is ``q(x_0 | x)`` normalised over the values:
+
+    log P(x) ≥ E[log p_0(x_0) - Σ_j log Σ_v N(x_0j; α_0 v, σ̄_0²)]
 """
 
 from __future__ import annotations
@@ -36,19 +38,17 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError, listing
 from cdrl_infer.images import read_images
-from cdrl_infer.likelihood.decoder import GREATEST, Widths, denoised, log_decoder
+from cdrl_infer.likelihood.decoder import GREATEST, Widths, decoder_sum, denoised, log_decoder
 from cdrl_infer.likelihood.normalisers import (
+    NORMALISE,
     Normaliser,
     TransitionResult,
-    sound_normaliser,
     stored_normaliser,
 )
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.random import PerImageRandom, RandomSource
 from cdrl_infer.schedule import Level
 
-VALUES = 256  # of a pixel
-TERMS = 2**23  # of sums over the values, in memory at once
 CLEAN = "8-bit"
 NOISED = "level-{}"
 BOUNDS = 2.0  # standard errors of the noise that lower and upper lie further apart
@@ -68,8 +68,8 @@ class LikelihoodOutput:
         normaliser_error: the part of the error that all images share, nats.
         density: "8-bit", a lower bound of the log-probability of the clean 8-bit image, or "level-0" …,
             the log-density of ``α_i x + σ̄_i ε``. Only the first is comparable with published figures.
-        level: the level i whose energy and normaliser were used; of "8-bit", the lowest that is not
-            refused.
+        level: the level i whose energy and normaliser were used. For "8-bit" it is the lowest that is not
+            refused, or 0 if the model has no decoders.
         normalisers: those that were used, one for each set of labels.
         draws: of noise per image.
         seed: of the first image's noise.
@@ -106,7 +106,7 @@ class LikelihoodOutput:
 
     @property
     def jeffreys(self) -> tuple[float, ...]:
-        """How far adjacent levels contradict each other, nats, from `level` up; over labels the most."""
+        """How far adjacent levels from `level` up contradict each other, nats; over labels the most."""
         columns = zip(*(one.transitions[self.level :] for one in self.normalisers), strict=True)
         return tuple(max(r.jeffreys for r in column) for column in columns)
 
@@ -125,20 +125,20 @@ class LikelihoodOutput:
         return [r for one in self.normalisers for r in one.transitions[self.level :]]
 
 
-def log_density(energy: Energy, level: Level, x_0: Tensor, log_z: Tensor | float) -> Tensor:
+def log_density(energy: Energy, level: Level, x: Tensor, log_z: Tensor | float) -> Tensor:
     """``log p_i(x_i) = -E(m x_i) - log Z_i + d log m``, (B,) float64 nats.
 
     Args:
         energy: the energy.
         level: the constants of the transition that ends at level i.
-        x_0: (B, ...), x_i.
+        x: (B, ...) x_i.
         log_z: log Z_i, nats; () or (B,).
     """
-    return _with_volume(energy(x_0 * level.scale, level), level, x_0) - log_z
+    return _with_volume(energy(x * level.scale, level), level, x) - log_z
 
 
 def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths) -> Tensor:
-    """What the mean of ``log p_i(x_i) - log q(x_i | x) + log P(x | x_i) + log Z_i`` is taken of.
+    """One draw of the bound plus log Z_i; its mean over the noise is the bound.
 
     Args:
         energy: the energy.
@@ -161,18 +161,6 @@ def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths
 def _with_volume(energies: Tensor, level: Level, x: Tensor) -> Tensor:
     """``-E + d log m``, (B,) float64."""
     return -energies.double() + x[0].numel() * math.log(level.scale)
-
-
-def decoder_sum(x_0: Tensor, level: Level) -> Tensor:
-    """``Σ_i log Σ_v N(x_0i; α_0 v, σ̄_0²)`` over pixels i and their 256 values v, (B,) float64 nats."""
-    v = torch.linspace(-1, 1, VALUES, dtype=torch.float64).to(x_0)
-    constant = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
-    rows = max(1, TERMS // (VALUES * x_0[0].numel()))
-    sums = []
-    for part in torch.split(x_0.flatten(1), rows):
-        z = (part[:, :, None] - level.alpha * v) / level.sigma_bar
-        sums.append((-0.5 * z.square()).logsumexp(2).double().sum(1))
-    return torch.cat(sums) - x_0[0].numel() * constant
 
 
 @default_switches()
@@ -220,12 +208,13 @@ def log_likelihood(
     rows: list[tuple[int, ...]] = [()] * len(given)
     if table is not None:
         rows = [tuple(row) for row in table.tolist()]
-    kinds = dict.fromkeys(rows)
-    place = _lowest(model, name, kinds) if density == CLEAN else noised.index(density)
-    used = {row: sound_normaliser(model, row, name, place) for row in kinds}
+    used = {row: stored_normaliser(model, row, name) for row in dict.fromkeys(rows)}
+    place = _lowest(model, [*used.values()]) if density == CLEAN else noised.index(density)
+    _refuse(model, name, [*used.values()], place, density)
     device = model.device
     level = model.schedule.level(place + 1, device)
-    widths = _widths(model, place)
+    decoders = _decoders(model)
+    widths = decoders[place] if decoders else ()
     parts = []
     with progress_bar(progress, total=len(given), unit="image") as bar:
         for first in range(0, len(given), batch_size):
@@ -239,18 +228,37 @@ def log_likelihood(
     return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, place, seed)
 
 
-def _widths(model: CDRLModel, place: int) -> Widths | None:
-    """Of the decoder of a level; None if none was fitted."""
-    stored = model.normalisers
-    return stored.decoders[place] if stored is not None and stored.decoders else None
+def _decoders(model: CDRLModel) -> tuple[Widths, ...]:
+    return () if model.normalisers is None else model.normalisers.decoders
 
 
-def _lowest(model: CDRLModel, name: str, rows: Iterable[tuple[int, ...]]) -> int:
-    """The lowest level that has a decoder and is not refused for any labels; 0 if there is none."""
-    found = [stored_normaliser(model, row, name).lowest for row in rows]
-    if None in found or _widths(model, 0) is None:
+def _lowest(model: CDRLModel, used: list[Normaliser]) -> int:
+    """The lowest level that has a decoder and is not refused for any labels; 0 if all are refused."""
+    found = [one.lowest for one in used]
+    if None in found or not _decoders(model):
         return 0
     return max((k for k in found if k is not None), default=0)
+
+
+def _refuse(model: CDRLModel, name: str, used: list[Normaliser], place: int, density: str) -> None:
+    """`NumericalError` if the level is refused for any labels, with what works instead."""
+    bad = [one for one in used if one.faults(place)]
+    if not bad:
+        return
+    worst = min(bad, key=lambda one: one.lowest is not None)
+    given = f" with the labels {listing(worst.labels)}" if any(worst.labels) else ""
+    lowest = [one.lowest for one in used]
+    mend = ""
+    if None not in lowest:
+        works = NOISED.format(max(k for k in lowest if k is not None))
+        mend = f"; density={works!r} works"
+        if density == CLEAN:
+            mend += (
+                f", and {NORMALISE} again stores a decoder, so that {CLEAN!r} goes by that level"
+            )
+    raise NumericalError(
+        f"the likelihood of {name!r}{given} is refused: {worst.faults(place)[0]}{mend}"
+    )
 
 
 def _drawn(
@@ -260,13 +268,13 @@ def _drawn(
     random: RandomSource,
     density: str,
     draws: int,
-    widths: Widths | None,
+    widths: Widths,
 ) -> Tensor:
     """(draws, B) float64, the log-likelihood without the normaliser for each draw of the noise."""
     rows = []
     for _ in range(draws):
         noise = random.normal(x.shape[1:])
-        if density == CLEAN and widths is not None:
+        if density == CLEAN and widths:
             rows.append(bound(energy, level, x, noise, widths))
             continue
         x_i = level.diffused(x, noise)
@@ -297,7 +305,7 @@ def _output(
     spread = table.std(0) / math.sqrt(draws) if draws > 1 else torch.zeros(table.shape[1])
     mean, shared = table.mean(0), column("error")
     log_prob = mean - column("log_z")
-    unit = math.log(2 / (VALUES - 1)) if density != CLEAN else 0.0
+    unit = math.log(2 / GREATEST) if density != CLEAN else 0.0
     return LikelihoodOutput(
         log_prob=log_prob,
         bits_per_dim=-(log_prob / dim + unit) / math.log(2),

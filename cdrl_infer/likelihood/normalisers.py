@@ -22,6 +22,7 @@ from cdrl_infer.likelihood.bar import LEAST_OVERLAP
 from cdrl_infer.likelihood.decoder import BINS, Widths
 from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.networks.vae import VAEEnergy
 from cdrl_infer.scoring.weights import check_digests
 from cdrl_infer.untrusted import read_json
 
@@ -178,7 +179,7 @@ class Normalisers:
         decoders: of each level, see `cdrl_infer.likelihood.decoder`; () if the chains began at no data.
 
     Raises:
-        ConfigError: a width of the decoders is not positive, or there are too few.
+        ConfigError: a width of a decoder is not positive, or there are not 16 (or, at level 0, none).
     """
 
     entries: tuple[Normaliser, ...]
@@ -190,9 +191,9 @@ class Normalisers:
     decoders: tuple[Widths, ...] = ()
 
     def __post_init__(self) -> None:
-        widths = [width for row in self.decoders for width in row]
         counts = {len(row) for row in self.decoders} - {BINS}
-        if counts or not all(0 < width < math.inf for width in widths):
+        positive = all(0 < width < math.inf for row in self.decoders for width in row)
+        if not positive or counts - {0} or (counts and any(not row for row in self.decoders[1:])):
             raise ConfigError(
                 f"'decoders' must be {BINS} positive widths for each level, got {self.decoders!s:.60}"
             )
@@ -246,8 +247,8 @@ def read_normalisers(folder: Path, num_levels: int) -> Normalisers | None:
     lengths = {len(entry.log_z) for entry in found.entries} | {len(found.decoders) or num_levels}
     if lengths != {num_levels}:
         raise ConfigError(
-            f"{path}: expected {num_levels} normalisers, one per level, found others; delete the file "
-            f"and {NORMALISE} again"
+            f"{path}: expected {num_levels} normalisers and decoders, one per level, found others; "
+            f"delete the file and {NORMALISE} again"
         )
     return found
 
@@ -273,32 +274,34 @@ def concept_offsets(model: CDRLModel, concepts: Sequence[Concept], name: str) ->
     return (table - torch.tensor(sound_normaliser(model, none, name).log_z)).float()
 
 
-def sound_normaliser(
-    model: CDRLModel, labels: Sequence[int], name: str, level: int = 0
-) -> Normaliser:
-    """The model's normaliser for these labels, if that of a level may be believed.
+def sound_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
+    """The model's normaliser for these labels, if those of all levels may be believed.
 
     Args:
         model: has the normalisers.
         labels: the network's integers, one per attribute.
         name: the model's name in messages.
-        level: the level, 0 … T - 1.
 
     Raises:
-        InputError: the model has no normalisers, or none for these labels.
-        ConfigError: they belong to other weights.
-        NumericalError: they are refused; the message has the reason.
+        InputError, ConfigError: see `stored_normaliser`.
+        NumericalError: level 0 is refused; the message has the reason.
     """
     found = stored_normaliser(model, labels, name)
-    faults = found.faults(level)
+    faults = found.faults()
     if faults:
-        above = "" if found.lowest is None else f"; that of level {found.lowest} is not refused"
-        raise NumericalError(f"the likelihood of {name!r} is refused: {faults[0]}{above}")
+        given = f" for the labels {listing(labels)}" if any(labels) else ""
+        raise NumericalError(f"the normaliser of {name!r}{given} is refused: {faults[0]}")
     return found
 
 
 def stored_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Normaliser:
-    """The model's normaliser for these labels, believed or not; see `sound_normaliser`."""
+    """The model's normaliser for these labels, believed or not.
+
+    Raises:
+        InputError: the model has no normalisers, or none for these labels, or is a VAE.
+        ConfigError: they belong to other weights.
+    """
+    refuse_bounds(model)
     stored = model.normalisers
     if stored is None:
         raise InputError(
@@ -313,3 +316,12 @@ def stored_normaliser(model: CDRLModel, labels: Sequence[int], name: str) -> Nor
             f"{NORMALISE} --per-class, or leave the labels out"
         )
     return found
+
+
+def refuse_bounds(model: CDRLModel) -> None:
+    """Raise `InputError` for a VAE, whose energy has no normaliser."""
+    if isinstance(model.ebm, VAEEnergy):
+        raise InputError(
+            "the energy of a VAE is a bound of the likelihood of black and white pixels already, not a "
+            "density up to a constant: it has no normaliser to compute; use pipe.energy(images)"
+        )

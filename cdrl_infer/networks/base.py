@@ -31,7 +31,8 @@ class Network(Configurable, nn.Module):
         num_pixels: height times width of the images; None if the network accepts several sizes.
         image_size: height and width of the images; None if the network accepts several sizes.
         size_multiple: height and width of the images must be divisible by this.
-        default_score: the anomaly score of a model with this energy, unless a user names another.
+        default_score: the anomaly score of a model with this energy, unless its calibration or a user
+            names another.
     """
 
     in_channels: int

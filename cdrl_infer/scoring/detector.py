@@ -38,8 +38,8 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     (n, C, H, W), or a list of pictures or arrays, as uint8 or as floats in [0, 1].
 
     Args:
-        pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it, and of its calibration
-            takes nothing but the name of the model's own score.
+        pipe: a `CDRLPipeline` or a `Scorer`. The detector does not change it. It uses one
+            thing of its calibration, the name of the model's own score.
         score_name: a name in `cdrl_infer.scoring.SCORES`; None: the model's own, see
             `cdrl_infer.scoring.scorer.default_score`.
         contamination: the share of in-distribution images that may count as outliers, in (0, 0.5]. One
@@ -99,13 +99,13 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         seed, batch_size = check_seed(self.seed), positive("batch_size", self.batch_size)
         images = self._images(X, model, fitting=True)
         check_share(contamination, len(images) // 2)
-        score = default_score(model) if self.score_name is None else self.score_name
+        self.score_ = default_score(model) if self.score_name is None else self.score_name
         statistics = measure(
-            model, images, data="CDRLDetector.fit", seed=seed, score=score, batch_size=batch_size
+            model, images, data="CDRLDetector.fit", seed=seed, batch_size=batch_size
         )
         self.precision_ = resolved_precision(self.precision, self.pipe.device)
         self.statistics_ = statistics
-        self.offset_ = -statistics.threshold(score, contamination)
+        self.offset_ = -statistics.threshold(self.score_, contamination)
         self.scorer_ = Scorer(replace(model, statistics=statistics), self.pipe.name)
         return self
 
@@ -123,7 +123,7 @@ class CDRLDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             found = self.scorer_.score(
                 images,
-                self.score_name,
+                self.score_,
                 precision=self.precision_,
                 batch_size=self.batch_size,
                 progress=False,

@@ -19,6 +19,7 @@ from torch import Tensor
 from cdrl_infer.device import default_switches
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.model import CDRLModel
+from cdrl_infer.registry import is_name
 from cdrl_infer.scoring.features import FeatureTable, NoisedImages, draw_noise
 from cdrl_infer.scoring.gaussian import Gaussian
 from cdrl_infer.scoring.registry import SCORES
@@ -30,7 +31,6 @@ STATISTICS = "statistics.safetensors"
 VERSION = "3"  # the version of the file; it increases when a feature is new or changes
 MAX_COUNT, MAX_DATA = 2**21, 200  # number of images; characters in the name of the data
 MEND = "delete the file and calibrate the model again"
-NAME = r"[!-~]{1,60}"  # printable ASCII without spaces
 NUMBER, DIGESTS = r"[0-9]{1,10}", r"[0-9a-f]{64}( [0-9a-f]{64}){0,2}"
 
 
@@ -69,7 +69,7 @@ class ReferenceStatistics:
         check_origin(self.data, self.count, self.seed)
         if not re.fullmatch(DIGESTS, " ".join(self.weights)):
             raise ConfigError(f"expected 1 to 3 sha256 digests, got {self.weights!a:.80}")
-        if self.score is not None and not re.fullmatch(NAME, self.score):
+        if self.score is not None and not is_name(self.score):
             raise ConfigError(f"expected the name of a score, got {self.score!a:.60}")
         for name, tensor in self.tensors().items():
             if not bool(tensor.isfinite().all()):

@@ -52,7 +52,7 @@ class SelfNormalisedELBO(SelfNormalised):
             name: title for name, title in SelfNormalised.titles.items() if name != "log_likelihood"
         },
     }
-    advice = "lower ebm_lr, or raise draws or rate"
+    advice = "lower ebm_lr, or raise draws"
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class SelfNormalisedELBO(SelfNormalised):
         update: Literal["newton", "gradient"] = "newton",
         rate: float = 0.05,
         max_error: float = 20.0,
-        max_share: float = 0.5,
-        max_pareto_k: float = 1.0,
+        max_share: float | None = 0.5,
+        max_pareto_k: float | None = 1.0,
     ) -> None:
         limits = (max_error, max_share, max_pareto_k)
         super().__init__(draws, "snl", update, rate, "likelihood", *limits)

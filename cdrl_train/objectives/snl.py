@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cdrl_train.data.stream import Batch
 
 EVERY = 50  # steps from one Pareto k̂ to the next: it takes as long as a small network
+AVERAGED = 0.25  # weight of a new Pareto k̂ in the moving average; one alone errs by 0.1 to 0.2
+FEWEST = 16  # draws whose largest share says something
 
 
 class SelfNormalised(Objective):
@@ -41,10 +43,12 @@ class SelfNormalised(Objective):
         rate: of b.
         fit: what the proposal learns along: "likelihood" of the data, "kl" ``KL(p ‖ q)`` from the energy
             through the weights, or "fixed".
-        max_error: a step counts as diverged if ``|b - log Ẑ|`` reaches this number of nats,
-        max_share: if one draw has this share of all importance weights (1 / ESS is at most that),
-        max_pareto_k: or if their Pareto k̂ reaches this. From 0.7 on b converges slowly; from 1 on the
-            mean of the weights does not exist. Needs arviz-stats.
+        max_error: a step counts as diverged if ``|b - log Ẑ|`` reaches this number of nats.
+        max_share: a step counts as diverged if one of at least 16 draws has this share of all importance
+            weights; None: no limit.
+        max_pareto_k: a step counts as diverged if the moving average of Pareto k̂ of the weights reaches
+            this; None: no limit. Above 0.7 the weights are not to be trusted, and at 1 they have no mean.
+            It needs arviz-stats.
 
     Raises:
         ConfigError: a value is out of range.
@@ -55,7 +59,9 @@ class SelfNormalised(Objective):
     recordable = False  # it computes Pareto k̂ every few steps
     one_process = True  # all draws of a batch estimate one Ẑ, and b moves by it
     begun: Tensor
-    advice = "lower ebm_lr, raise draws or rate, or choose a wider proposal"
+    advice = "lower ebm_lr, raise draws, or choose a wider proposal"
+    seen: Tensor
+    tail: Tensor
     method = (
         "An SNL model",
         "[Self-normalised likelihood](https://arxiv.org/abs/2503.07021) "
@@ -66,7 +72,7 @@ class SelfNormalised(Objective):
         "normaliser_error_size": "|b - log Ẑ|, nats",
         "effective_share": "ESS/N of the importance weights (1: all count the same)",
         "largest_share": "Largest share of one draw in the importance weights",
-        "pareto_k": "Pareto k̂ of the importance weights (above 0.7: not to be trusted)",
+        "pareto_k": "Pareto k̂ of the importance weights, moving average (above 0.7: not to be trusted)",
         "log_likelihood": "Log-likelihood of the data under the energy and its b, nats",
     }
 
@@ -78,8 +84,8 @@ class SelfNormalised(Objective):
         rate: float = 0.05,
         fit: Fit = "likelihood",
         max_error: float = 20.0,
-        max_share: float = 0.5,
-        max_pareto_k: float = 1.0,
+        max_share: float | None = 0.5,
+        max_pareto_k: float | None = 1.0,
     ) -> None:
         super().__init__()
         if draws < 1:
@@ -87,10 +93,10 @@ class SelfNormalised(Objective):
         if not 0 < rate <= 1:
             raise ConfigError(f"rate must lie in (0, 1], got {rate}")
         for name, value in (("max_error", max_error), ("max_pareto_k", max_pareto_k)):
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        if not 0 < max_share <= 1:
-            raise ConfigError(f"max_share must lie in (0, 1], got {max_share}")
+        if max_share is not None and not 0 < max_share < 1:
+            raise ConfigError(f"max_share must lie in (0, 1), got {max_share}; null is no limit")
         self.draws = draws
         self.bound = bound
         self.update = update
@@ -100,7 +106,8 @@ class SelfNormalised(Objective):
         self.max_share = max_share
         self.max_pareto_k = max_pareto_k
         self.register_buffer("begun", torch.zeros(()))  # 1 after the first step
-        self._steps = 0
+        self.register_buffer("seen", torch.zeros(()))  # steps
+        self.register_buffer("tail", torch.zeros(()))  # moving average of Pareto k̂
 
     def losses(self, models: Models, batch: Batch, level: Level, random: RandomSource) -> Losses:
         """The loss of the energy, and that of the proposal; b moves."""
@@ -148,26 +155,29 @@ class SelfNormalised(Objective):
             "normaliser_error": (-left).expand(count),
             "normaliser_error_size": left.abs().expand(count),
             "effective_share": share.expand(count),
-            "largest_share": whole.softmax(0).amax().expand(count),
             "log_likelihood": -positive.detach(),
         }
-        if self._steps % EVERY == 0 and not whole.is_meta and _has_arviz():
+        if len(whole) >= FEWEST:
+            values["largest_share"] = whole.softmax(0).amax().expand(count)
+        if not whole.is_meta and int(self.seen) % EVERY == 0 and _has_arviz():
             k = pareto_k(whole.double().cpu())
-            if math.isfinite(k):  # too few weights, or all the same
-                values["pareto_k"] = torch.full_like(share, k).expand(count)
-        self._steps += 1
+            if math.isfinite(k):  # not with too few weights, or if all are the same
+                self.tail += (k - self.tail) * (AVERAGED if self.seen else 1.0)
+                values["pareto_k"] = self.tail.clone().expand(count)
+        self.seen += 1
         return values
 
     def limits(self, num_values: int) -> Sequence[Limit]:
         """The limits ``max_error``, ``max_share`` and ``max_pareto_k``."""
-        return (
-            self._limit("normaliser_error_size", "max_error", "|b - log Ẑ| in nats"),
-            self._limit("largest_share", "max_share", "the share of one draw in all weights"),
-            self._limit("pareto_k", "max_pareto_k", "Pareto k̂ of the importance weights"),
-        )
-
-    def _limit(self, result: str, option: str, text: str) -> Limit:
-        return Limit(result, getattr(self, option), 1.0, option, text, self.advice)
+        error, text = "lower ebm_lr, or raise draws or rate", "|b - log Ẑ| in nats"
+        found = [Limit("normaliser_error_size", self.max_error, 1.0, "max_error", text, error)]
+        for result, value, option, text in (
+            ("largest_share", self.max_share, "max_share", "the share of one draw in all weights"),
+            ("pareto_k", self.max_pareto_k, "max_pareto_k", "Pareto k̂ of the importance weights"),
+        ):
+            if value is not None:
+                found.append(Limit(result, value, 1.0, option, text, self.advice))
+        return found
 
     def summary(self) -> str:
         """The text ``self-normalised likelihood`` or ``importance sampling``, with the draws."""
