@@ -121,8 +121,8 @@ STORED = {  # the options of what stores a result beside the weights
 @click.option(
     "--score",
     metavar="NAME",
-    help=f"Anomaly score for ood: {', '.join(SCORES)}. With --calibrate: the model's own score from now "
-    "on. [the model's own, else combined]",
+    help=f"Anomaly score for ood: {', '.join(SCORES)}. [the model's own, else combined] With "
+    "--calibrate: the model's own score from now on. [as before]",
 )
 @click.option(
     "--classifier",

@@ -88,7 +88,8 @@ class Normaliser:
     Args:
         labels: the network's integers, one per attribute, 0 = not given; () without labels.
         log_z, error: nats, level 0 first; the errors are standard errors.
-        lower, upper: the estimates that err to either side, two standard errors further.
+        lower, upper: the estimates that err to either side, two standard errors further. Where they
+            cross, Bennett's takes their place.
         transitions: t = 1 … T.
 
     Raises:

@@ -186,8 +186,9 @@ def _summed(
     total = (deltas.cumsum(1).var(0) + apart.square().cumsum(0)).sqrt()
     volumes = log_volumes(schedule, dim)
     log_z = found.delta.cumsum(0) - volumes
-    lower = found.lower.cumsum(0) - volumes - BOUNDS * total
-    upper = found.upper.cumsum(0) - volumes + BOUNDS * total
+    below, above = found.lower.minimum(found.delta), found.upper.maximum(found.delta)
+    lower = below.cumsum(0) - volumes - BOUNDS * total
+    upper = above.cumsum(0) - volumes + BOUNDS * total
     spread = table.forward.var(1) / table.forward.shape[1]
     spread = (spread + table.reverse.var(1) / table.reverse.shape[1]).sqrt()
     sizes = [effective_sample_size(part) for part in (table.forward, -table.reverse)]

@@ -166,15 +166,15 @@ class Combined(FittedScore):
 
 
 class CombinedEnergy(FittedScore):
-    """`Combined` plus the energy at t = 1, both in standard deviations of in-distribution images.
+    """`COMBINED_HALF` plus the energy at t = 1, both in standard deviations of in-distribution images.
 
     The distance alone takes a low energy for as odd as a high one. The sum leans to the high ones, which
-    is right for an energy that is a density, or that was trained with negatives beside the data.
+    is right for an energy that was trained with negatives beside the data (the objective ``manifold``).
     """
 
     def compared(self, features: Features, fit: Fit) -> Tensor:
         """(B,) standard deviations, their sum."""
-        distance, usual = COMBINED.compared(features, fit), COMBINED.compared(fit.features, fit)
+        distance, usual = (COMBINED_HALF.compared(each, fit) for each in (features, fit.features))
         gaussian = fit.gaussian
         high = (features.energy(1) - gaussian.mean[0]) / gaussian.deviation[0]
         return (distance - usual.mean()) / usual.std() + high

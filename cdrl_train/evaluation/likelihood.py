@@ -117,7 +117,8 @@ class Likelihood:
         return {
             "likelihood": (
                 f"{self.inside.count:,} images of {self.place}, chosen by seed {self.inside.seed}; "
-                f"{self.first.method}; chains begun at {stored.data}, seed {stored.seed}; "
+                f"{self.first.method}; chains begun at {stored.data}, seed {stored.seed}, "
+                f"{'decoder fitted there' if stored.decoders else 'no fitted decoder'}; "
                 f"{self.first.verdict}"
             )
         }
