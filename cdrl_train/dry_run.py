@@ -55,8 +55,13 @@ def dry_run(
     Raises:
         ConfigError: networks that cannot be built, or not for these images.
     """
-    yield f"images       {' x '.join(map(str, image.shape))}, {_attributes(num_classes)}"
-    yield f"precision    {config.precision}"
+    width = max(12, *map(len, config.labels))
+
+    def line(name: str, text: str) -> str:
+        return f"{name:<{width}} {text}"
+
+    yield line("images", f"{' x '.join(map(str, image.shape))}, {_attributes(num_classes)}")
+    yield line("precision", config.precision)
     cost = count(config, image, num_classes)
     for role, network, size in (
         ("ebm", config.ebm, cost.ebm),
@@ -64,28 +69,30 @@ def dry_run(
     ):
         backbone = network.get("backbone") if network else None
         on = f", on a {backbone['class']}" if backbone else ""
-        yield f"{role:<12} " + (f"{network['class']}, {size:,} values{on}" if network else "none")
+        yield line(role, f"{network['class']}, {size:,} values{on}" if network else "none")
     if cost.objectives:
-        yield f"objectives   {cost.objectives:,} values of their own"
-    yield f"sampling     {_work(cost.sample)} for {SAMPLE_BATCH} images at once"
-    yield f"training     {amount(cost.state, 'B')} from step to step, beside it:"
+        yield line("objectives", f"{cost.objectives:,} values of their own")
+    yield line("sampling", f"{_work(cost.sample)} for {SAMPLE_BATCH} images at once")
+    yield line("training", f"{amount(cost.state, 'B')} from step to step, beside it:")
     finish = 0.0
     for k, (label, phase, work) in enumerate(
         zip(config.labels, config.phases, cost.phases, strict=True)
     ):
         if work is None:
-            yield f"{label:<12} no steps"
+            yield line(label, "no steps")
             continue
-        yield f"{label:<12} {phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}"
+        yield line(label, f"{phase.steps:,} steps of {phase.batch_size} images, each {_work(work)}")
         timing = time_phase(config, k, image, num_classes, device, seconds)
         finish += phase.steps * timing.seconds
         allocated = f", {amount(timing.allocated, 'B')} allocated" if timing.allocated else ""
-        yield (
-            f"             {_three(timing.seconds)} s a step on {device}, by {STEPS} steps with a batch "
+        yield line(
+            "",
+            f"{_three(timing.seconds)} s a step on {device}, by {STEPS} steps with a batch "
             f"of {timing.batch_size}: {_three(phase.batch_size / timing.seconds)} images/s, "
-            f"{amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}"
+            f"{amount(work.flops / timing.seconds, 'FLOP/s')}{allocated}",
         )
-    yield f"whole run    {amount(cost.flops(config), 'FLOP')}, {duration(finish)} on this {device.type}"
+    whole = f"{amount(cost.flops(config), 'FLOP')}, {duration(finish)} on this {device.type}"
+    yield line("whole run", whole)
 
 
 def time_phase(
