@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from cdrl_infer.demo.levels import Step, drawing, usual_steps
 from cdrl_infer.demo.live import Stopped
@@ -67,21 +67,19 @@ def in_words(p_value: float | None, count: int) -> str:
 
 
 def examples(drawn: Sequence[Image.Image]) -> list[tuple[str, Image.Image]]:
-    """Pictures to try, by name: as they were drawn, upside down, with a patch, and noise.
+    """Pictures to try, by name: as they were drawn, upside down, two halves, and noise.
 
     Args:
         drawn: three pictures of one size and mode.
     """
-    plain, turned, patched = drawn
-    width, height = patched.size
-    patched = patched.copy()
-    box = (width // 4, height // 4, width // 4 + width // 5, height // 4 + height // 5)
-    ImageDraw.Draw(patched).rectangle(box, fill="white")
+    plain, turned, joined = drawn
+    joined, middle = joined.copy(), joined.width // 2
+    joined.paste(turned.crop((middle, 0, turned.width, turned.height)), (middle, 0))
     noise = np.random.default_rng(0).integers(0, 256, np.asarray(plain).shape, dtype=np.uint8)
     return [
         ("drawn by the model", plain),
         ("upside down", turned.transpose(Image.Transpose.ROTATE_180)),
-        ("with a patch", patched),
+        ("halves of two", joined),
         ("noise", Image.fromarray(noise)),
     ]
 
