@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cdrl_infer.likelihood.decoder import BINS, Decoder
 from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers, TransitionResult
 from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.scoring.weights import weights_digests
 
+DECODER = Decoder((4.0,) * BINS, (0.1,) * BINS, (0.01,) * BINS)
 SETTLED = Drift(0.1, 0.1, 0.2, 0.1, -0.3, 0.1)
 
 

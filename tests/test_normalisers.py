@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import CLASSES, make_model
-from normaliser_parts import SETTLED, by_hand, entry, images
+from normaliser_parts import DECODER, SETTLED, by_hand, entry, images
 
 from cdrl_infer.conditions.conditions import Composed
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError
 from cdrl_infer.likelihood.compute import compute, label_sets
-from cdrl_infer.likelihood.decoder import BINS
+from cdrl_infer.likelihood.decoder import PLAIN
 from cdrl_infer.likelihood.normalisers import (
     NORMALISERS,
     Normalisers,
@@ -176,14 +176,15 @@ def test_damaged_files(normalised: CDRLPipeline, tmp_path: Path) -> None:
     save_model(normalised.model, folder)
     file = folder / NORMALISERS
     whole = json.loads(file.read_text())
+    decoder, plain = asdict(DECODER), asdict(PLAIN)
     for change, error, reason in (
         ({"version": 2}, CheckpointError, "expected normalisers of version 1, found 2"),
         ({"entries": 3}, ConfigError, "'entries' must be"),
         ({"more": 3}, ConfigError, "unknown key 'more'"),
-        ({"decoders": [[1.0] * 15] * 3}, ConfigError, "must be 16 positive widths for each level"),
-        ({"decoders": [[0.0] * 16] * 3}, ConfigError, "must be 16 positive widths for each level"),
+        ({"decoders": [{**decoder, "widths": [1.0] * 15}] * 3}, ConfigError, "must have 16 values"),
+        ({"decoders": [decoder, plain, decoder]}, ConfigError, "decoders, one per level"),
         (
-            {"decoders": [[1.0] * 16] * 2},
+            {"decoders": [decoder] * 2},
             ConfigError,
             "expected 3 normalisers and decoders, one per level",
         ),
@@ -226,7 +227,7 @@ def test_network_sees_one_row_of_labels_as_many(model: CDRLModel) -> None:
     again = compute(model, sets[:1], begin, name="zeros", seed=1, effort=effort)
     assert again.entries[0] == found.entries[0]
     found.check_weights(model)
-    assert [len(row) for row in found.decoders] == [0, BINS, BINS]  # the plain one at level 0
+    assert [one.is_plain for one in found.decoders] == [True, False, False]
     without = compute(model, sets[:1], lambda _: None, name="none", effort=effort)
     assert without.decoders == ()
 
@@ -319,9 +320,7 @@ def test_metric(normalised: CDRLPipeline, tmp_path: Path, data: Path) -> None:
     model = load_model(mine)
     model.normalisers = by_hand(model, entry((0,), 0.0, lower=9.0, upper=0.0))
     save_model(model, mine)
-    by_level_1 = replace(
-        model, normalisers=replace(model.normalisers, decoders=((4.0,) * BINS,) * 3)
-    )
+    by_level_1 = replace(model, normalisers=replace(model.normalisers, decoders=(DECODER,) * 3))
     save_model(by_level_1, tmp_path / "one")
     above = run("--model", tmp_path / "one", *asked[2:], "--out", out)
     assert above.exit_code == 0, above.output

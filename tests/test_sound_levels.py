@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from normaliser_parts import by_hand, entry, images
+from normaliser_parts import DECODER, by_hand, entry, images
 
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError
-from cdrl_infer.likelihood.decoder import BINS
+from cdrl_infer.likelihood.decoder import PLAIN, Decoder
 from cdrl_infer.likelihood.density import bound
 from cdrl_infer.likelihood.normalisers import Normalisers
 from cdrl_infer.model import CDRLModel
@@ -20,22 +20,22 @@ from cdrl_infer.random import PerImageRandom
 from cdrl_infer.scoring.weights import weights_digests
 
 
-def crossed(model: CDRLModel, decoders: tuple[tuple[float, ...], ...]) -> Normalisers:
+def crossed(model: CDRLModel, decoders: tuple[Decoder, ...]) -> Normalisers:
     """Level 0 is refused, level 1 is not."""
     return replace(by_hand(model, entry((0,), 0.0, lower=9.0, upper=0.0)), decoders=decoders)
 
 
 def test_clean_images_by_the_lowest_level_that_is_not_refused(model: CDRLModel) -> None:
     pixels, pipe = images(), CDRLPipeline(model, name="tiny")
-    level, width = model.schedule.level(2), (4.0,) * BINS
-    model.normalisers = crossed(model, (width, width, width))
+    level = model.schedule.level(2)
+    model.normalisers = crossed(model, (DECODER,) * 3)
     out = pipe.log_likelihood(pixels, draws=1, seed=4)
     assert (out.density, out.level, out.verdict) == ("8-bit", 1, "sound")
     assert out.jeffreys == (2.0, 2.0) and "energy of level 1" in out.method
     x = torch.from_numpy(pixels)[:, None] / 127.5 - 1
     noise = PerImageRandom.from_seeds([4, 5, 6], "cpu").normal((1, 8, 8))
     labels = torch.zeros(3, 1, dtype=torch.int64)
-    expected = bound(NeuralEnergy(model.ebm, labels), level, x, noise, width) - 1.0
+    expected = bound(NeuralEnergy(model.ebm, labels), level, x, noise, DECODER) - 1.0
     torch.testing.assert_close(out.log_prob, expected, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(out.upper - out.lower, torch.full((3,), 2.0).double())
     noised = pipe.log_likelihood(pixels, density="level-1", draws=1, seed=4)
@@ -58,7 +58,7 @@ def test_the_labels_that_are_refused_are_named(model: CDRLModel) -> None:
     top = replace(bad.transitions[2], lower=9.0, upper=0.0)
     bad = replace(bad, transitions=(*bad.transitions[:2], top))
     good = entry((0,), 0.0, lower=9.0, upper=0.0)
-    model.normalisers = replace(by_hand(model, good, bad), decoders=((4.0,) * BINS,) * 3)
+    model.normalisers = replace(by_hand(model, good, bad), decoders=(DECODER,) * 3)
     pipe = CDRLPipeline(model, name="tiny")
     with pytest.raises(
         NumericalError, match=r"with the labels 2 is refused: .* transition 3: [^;]*$"
@@ -67,10 +67,14 @@ def test_the_labels_that_are_refused_are_named(model: CDRLModel) -> None:
 
 
 def test_without_a_decoder_level_0_has_the_plain_one(model: CDRLModel) -> None:
-    """() in its place: the fit found nothing better."""
-    pipe, width = CDRLPipeline(model, name="tiny"), (4.0,) * BINS
+    """The fit found nothing better."""
+    pipe = CDRLPipeline(model, name="tiny")
     found = {}
-    for name, decoders in (("none", ()), ("plain", ((), width, width)), ("own", (width,) * 3)):
+    for name, decoders in (
+        ("none", ()),
+        ("plain", (PLAIN, DECODER, DECODER)),
+        ("own", (DECODER,) * 3),
+    ):
         model.normalisers = replace(by_hand(model, entry((0,), 7.0)), decoders=decoders)
         found[name] = pipe.log_likelihood(images()).log_prob
     assert torch.equal(found["none"], found["plain"])
@@ -79,7 +83,7 @@ def test_without_a_decoder_level_0_has_the_plain_one(model: CDRLModel) -> None:
 
 def test_an_energy_that_is_not_finite_is_told(model: CDRLModel) -> None:
     """The decoder needs the gradient, which may be NaN as well."""
-    model.normalisers = crossed(model, ((4.0,) * BINS,) * 3)
+    model.normalisers = crossed(model, (DECODER,) * 3)
     for parameter in model.ebm.parameters():
         torch.nn.init.constant_(parameter, math.nan)
     model.normalisers = replace(model.normalisers, weights=weights_digests(model))
@@ -90,8 +94,7 @@ def test_an_energy_that_is_not_finite_is_told(model: CDRLModel) -> None:
 def test_all_labels_share_a_level(model: CDRLModel) -> None:
     """If one label's normaliser is refused at level 0, level 0 is used for none."""
     pixels, pipe = images(2), CDRLPipeline(model, name="tiny")
-    width = (4.0,) * BINS
     both = (entry((0,), 7.0), entry((2,), 0.0, lower=9.0, upper=0.0))
-    model.normalisers = replace(by_hand(model, *both), decoders=(width,) * 3)
+    model.normalisers = replace(by_hand(model, *both), decoders=(DECODER,) * 3)
     assert pipe.log_likelihood(pixels).level == 0
     assert pipe.log_likelihood(pixels, labels=["Sneaker", None]).level == 1

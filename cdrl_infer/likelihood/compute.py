@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.likelihood.decoder import Widths, fit
+from cdrl_infer.likelihood.decoder import Decoder, fit
 from cdrl_infer.likelihood.normalisers import Normaliser, Normalisers, refuse_bounds
 from cdrl_infer.likelihood.telescope import Effort, normalise
 from cdrl_infer.model import CDRLModel
@@ -57,7 +57,7 @@ def compute(
     refuse_bounds(model)
     effort = Effort() if effort is None else effort
     entries: list[Normaliser] = []
-    decoders: tuple[Widths, ...] = ()
+    decoders: tuple[Decoder, ...] = ()
     for labels in sets:
         row = torch.tensor([labels], device=model.device) if model.labels else None
         energy, begun = NeuralEnergy(model.ebm, row), data(labels)

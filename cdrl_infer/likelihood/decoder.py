@@ -4,32 +4,82 @@ The energy of the level gives the posterior mean of the clean image, by Tweedie'
 
     x̂ = (x_i + σ̄_i² ∇ log p_i(x_i)) / α_i
 
-and the decoder is ``P(x | x_i) ∝ Π_j exp(-|x_j - x̂_j| / b(x̂_j))`` over the 256 grey values of each pixel
-j. The widths b, one for each of 16 ranges of x̂_j, are fitted to images. At level 0 there is another
-decoder, ``q(x_0 | x)`` normalised over the values (`plain`), and the fit takes the better one.
+and the decoder is, for each pixel, a law of its 256 grey values: black and white have probabilities of
+their own, and the rest is ``∝ exp(-|v - x̂| / b)``. The two probabilities and the width b, for each of 16
+ranges of x̂, are fitted to images. At level 0 there is another decoder, ``q(x_0 | x)`` normalised over
+the values (`plain`), and the fit takes the better one.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cdrl_infer.device import default_switches
 from cdrl_infer.energies.base import Energy
-from cdrl_infer.errors import NumericalError
+from cdrl_infer.errors import ConfigError, NumericalError
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
 
 GREATEST = 255  # grey value
-BINS = 16  # ranges of x̂ that have a width of their own
-SHRINKAGE = 50  # pixels with the width of all bins that are added to those of each
-LEAST = 0.1  # grey values; a width
-
+BINS = 16  # ranges of x̂ that have a law of their own
+ROUNDS = 30  # of expectation and maximisation
+SHRINKAGE = 5  # pixels with the width of all bins that are added to those of each
+PRIOR = 0.5  # pixels that are added to the black, and to the white ones
+LEAST = 0.5  # grey values; a width. exp(-255 / 0.5) is still positive
 TERMS = 2**23  # of sums over the values, in memory at once
 
-Widths = tuple[float, ...]  # () stands for the plain decoder
+
+@dataclass(frozen=True)
+class Decoder:
+    """``P(v | x̂) = p_0 [v = 0] + p_255 [v = 255] + (1 - p_0 - p_255) L_b(v | x̂)``.
+
+    ``L_b`` is ``∝ exp(-|v - x̂| / b)`` over v = 0 … 255.
+
+    Args:
+        widths: b, grey values, for each of 16 ranges of x̂ in [0, 255]; () stands for the plain decoder.
+        black, white: p_0 and p_255 for each of them.
+
+    Raises:
+        ConfigError: there are not 16 (or none) of each, or they are not positive, or too large.
+    """
+
+    widths: tuple[float, ...]
+    black: tuple[float, ...]
+    white: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rows = (self.widths, self.black, self.white)
+        if rows == ((), (), ()):
+            return
+        if any(len(row) != BINS for row in rows):
+            raise ConfigError(f"a decoder must have {BINS} values of each kind, got {self!s:.60}")
+        positive = all(0 < value < math.inf for row in rows for value in row)
+        if not positive or any(p + q >= 1 for p, q in zip(self.black, self.white, strict=True)):
+            raise ConfigError(
+                f"a decoder must have positive widths, and positive probabilities whose sum is below 1, "
+                f"got {self!s:.60}"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stands for ``q(x_0 | x)`` normalised over the values, see `plain`."""
+        return not self.widths
+
+    def log_prob(self, grey: Tensor, values: Tensor) -> Tensor:
+        """``log P(x | x_i)``, (B,) float64 nats.
+
+        Args:
+            grey: (B, ...) x̂ in [0, 255].
+            values: (B, ...) integers in 0 … 255.
+        """
+        table = torch.tensor([self.widths, self.black, self.white], dtype=torch.float64)
+        width, black, white = table.to(grey.device)[:, _bins(grey)]
+        parts = _parts(grey.double(), values, width, black, white)
+        return parts.sum(0).log().flatten(1).sum(1)
 
 
 def denoised(energy: Energy, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,12 +98,15 @@ def denoised(energy: Energy, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
     return value, ((clean + 1) * (GREATEST / 2)).clamp(0, GREATEST)
 
 
+PLAIN = Decoder((), (), ())
+
+
 @default_switches()
 @torch.no_grad()
 def fit(
     energy: Energy, schedule: NoiseSchedule, images: Tensor, seed: int, batch_size: int
-) -> tuple[Widths, ...]:
-    """The widths of every level, level 0 first: the mean distance of grey values from x̂.
+) -> tuple[Decoder, ...]:
+    """The decoders of every level, level 0 first; there the plain one if it is better.
 
     Args:
         energy: the energies of all levels, for any number of images.
@@ -67,47 +120,57 @@ def fit(
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     random = BatchRandom(len(images), generator)
-    values, found = (images + 1) * (GREATEST / 2), []
+    values = ((images + 1) * (GREATEST / 2)).round()
+    found = []
     for t in range(1, schedule.num_levels + 1):
         level = schedule.level(t, images.device)
         x = level.diffused(images, random.normal(images.shape[1:]))
         parts = [denoised(energy, level, part) for part in torch.split(x, batch_size)]
         energies, grey = (torch.cat(column) for column in zip(*parts, strict=True))
-        distance, bins = (values - grey).abs().flatten().double(), _bins(grey).flatten()
-        sums = torch.zeros(BINS, dtype=torch.float64, device=bins.device)
-        sums, counts = (
-            sums.index_add(0, bins, part) for part in (distance, torch.ones_like(distance))
-        )
-        widths = (sums + SHRINKAGE * distance.mean()) / (counts + SHRINKAGE)
-        if not bool(energies.isfinite().all() and widths.isfinite().all()):
+        if not bool(energies.isfinite().all() and grey.isfinite().all()):
             raise NumericalError(f"the energies of level {t - 1} are not finite; check the model")
-        found.append(tuple(widths.clamp(min=LEAST).tolist()))
-        if (
-            t == 1
-            and float((plain(x, images, level) - log_decoder(grey, values, found[0])).mean()) > 0
-        ):
-            found[0] = ()
+        decoder = _fitted(grey, values)
+        if t == 1 and float((plain(x, images, level) - decoder.log_prob(grey, values)).mean()) > 0:
+            decoder = PLAIN
+        found.append(decoder)
     return tuple(found)
 
 
-def log_decoder(grey: Tensor, values: Tensor, widths: Widths) -> Tensor:
-    """``log P(x | x_i)``, (B,) float64 nats.
+def _fitted(grey: Tensor, values: Tensor) -> Decoder:
+    """By expectation and maximisation: is a pixel black or white by itself, or by its x̂?"""
+    grey, values = grey.flatten().double(), values.flatten().double()
+    bins, distance = _bins(grey), (values - grey).abs()
 
-    The sum over 256 values is that of two geometric series, one to each side of x̂.
+    def summed(parts: Tensor) -> Tensor:
+        return torch.zeros(BINS, dtype=torch.float64, device=bins.device).index_add(0, bins, parts)
 
-    Args:
-        grey: (B, ...) x̂ in [0, 255].
-        values: (B, ...) integers in 0 … 255.
-        widths: of the 16 ranges.
+    count, mean = summed(torch.ones_like(distance)), distance.mean()
+    black = white = torch.full_like(count, 0.1)
+    width = mean.clamp(min=LEAST).expand(BINS)
+    for _ in range(ROUNDS):
+        parts = _parts(grey, values, width[bins], black[bins], white[bins])
+        own_black, own_white, rest = parts / parts.sum(0)
+        black, white = (
+            (summed(part) + PRIOR) / (count + 4 * PRIOR) for part in (own_black, own_white)
+        )
+        weight = summed(rest) + SHRINKAGE
+        width = ((summed(rest * distance) + SHRINKAGE * mean) / weight).clamp(min=LEAST)
+    return Decoder(tuple(width.tolist()), tuple(black.tolist()), tuple(white.tolist()))
+
+
+def _parts(grey: Tensor, values: Tensor, width: Tensor, black: Tensor, white: Tensor) -> Tensor:
+    """The three terms of P(v | x̂), (3, ...) float64.
+
+    The sum over the 256 values of the last is that of two geometric series, one to each side of x̂.
     """
-    width = torch.tensor(widths, dtype=torch.float64, device=grey.device)[_bins(grey)]
-    grey = grey.double()
     below = grey.floor().clamp(max=GREATEST - 1)
     ratio = torch.exp(-1 / width)
     down = torch.exp((below - grey) / width) * (1 - ratio ** (below + 1))
     up = torch.exp((grey - below - 1) / width) * (1 - ratio ** (GREATEST - below))
-    total = ((down + up) / (1 - ratio)).log()
-    return (-(values - grey).abs() / width - total).flatten(1).sum(1)
+    law = torch.exp(-(values - grey).abs() / width) * (1 - ratio) / (down + up)
+    return torch.stack(
+        [(values == 0) * black, (values == GREATEST) * white, (1 - black - white) * law]
+    )
 
 
 def plain(x_0: Tensor, images: Tensor, level: Level) -> Tensor:

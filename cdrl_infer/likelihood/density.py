@@ -38,7 +38,7 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError, listing
 from cdrl_infer.images import read_images
-from cdrl_infer.likelihood.decoder import GREATEST, Widths, decoder_sum, denoised, log_decoder
+from cdrl_infer.likelihood.decoder import GREATEST, PLAIN, Decoder, decoder_sum, denoised
 from cdrl_infer.likelihood.normalisers import (
     NORMALISE,
     Normaliser,
@@ -137,7 +137,7 @@ def log_density(energy: Energy, level: Level, x: Tensor, log_z: Tensor | float) 
     return _with_volume(energy(x * level.scale, level), level, x) - log_z
 
 
-def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths) -> Tensor:
+def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, decoder: Decoder) -> Tensor:
     """One draw of the bound plus log Z_i; its mean over the noise is the bound.
 
     Args:
@@ -145,7 +145,7 @@ def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths
         level: the constants of the transition that ends at level i.
         x: (B, ...) clean images in [-1, 1].
         noise: (B, ...) of x_i.
-        widths: of the decoder at level i.
+        decoder: that of level i.
 
     Returns:
         (B,) float64 nats.
@@ -155,7 +155,7 @@ def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, widths: Widths
     spread = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
     log_q = -0.5 * noise.double().square().flatten(1).sum(1) - x[0].numel() * spread
     values = ((x + 1) * (GREATEST / 2)).round()
-    return _with_volume(value, level, x) - log_q + log_decoder(grey, values, widths)
+    return _with_volume(value, level, x) - log_q + decoder.log_prob(grey, values)
 
 
 def _with_volume(energies: Tensor, level: Level, x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def log_likelihood(
     device = model.device
     level = model.schedule.level(place + 1, device)
     decoders = _decoders(model)
-    widths = decoders[place] if decoders else ()
+    decoder = decoders[place] if decoders else PLAIN
     parts = []
     with progress_bar(progress, total=len(given), unit="image") as bar:
         for first in range(0, len(given), batch_size):
@@ -223,12 +223,12 @@ def log_likelihood(
             seeds = [(seed + k) % (MAX_SEED + 1) for k in range(part.start, part.stop)]
             random = PerImageRandom.from_seeds(seeds, device)
             energy = NeuralEnergy(model.ebm, None if table is None else table[part].to(device))
-            parts.append(_drawn(energy, level, x, random, density, draws, widths).cpu())
+            parts.append(_drawn(energy, level, x, random, density, draws, decoder).cpu())
             bar.update(len(x))
     return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, place, seed)
 
 
-def _decoders(model: CDRLModel) -> tuple[Widths, ...]:
+def _decoders(model: CDRLModel) -> tuple[Decoder, ...]:
     return () if model.normalisers is None else model.normalisers.decoders
 
 
@@ -268,14 +268,14 @@ def _drawn(
     random: RandomSource,
     density: str,
     draws: int,
-    widths: Widths,
+    decoder: Decoder,
 ) -> Tensor:
     """(draws, B) float64, the log-likelihood without the normaliser for each draw of the noise."""
     rows = []
     for _ in range(draws):
         noise = random.normal(x.shape[1:])
-        if density == CLEAN and widths:
-            rows.append(bound(energy, level, x, noise, widths))
+        if density == CLEAN and not decoder.is_plain:
+            rows.append(bound(energy, level, x, noise, decoder))
             continue
         x_i = level.diffused(x, noise)
         values = log_density(energy, level, x_i, 0.0)

@@ -19,7 +19,7 @@ from cdrl_infer.conditions.expressions import Concept
 from cdrl_infer.config import from_config
 from cdrl_infer.errors import CheckpointError, ConfigError, InputError, NumericalError, listing
 from cdrl_infer.likelihood.bar import LEAST_OVERLAP
-from cdrl_infer.likelihood.decoder import BINS, Widths
+from cdrl_infer.likelihood.decoder import Decoder
 from cdrl_infer.likelihood.stationary import Drift
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.networks.vae import VAEEnergy
@@ -178,9 +178,6 @@ class Normalisers:
         seed: of the noise.
         version: of the file.
         decoders: of each level, see `cdrl_infer.likelihood.decoder`; () if the chains began at no data.
-
-    Raises:
-        ConfigError: a width of a decoder is not positive, or there are not 16 (or, at level 0, none).
     """
 
     entries: tuple[Normaliser, ...]
@@ -189,15 +186,7 @@ class Normalisers:
     data: str
     seed: int
     version: int = VERSION
-    decoders: tuple[Widths, ...] = ()
-
-    def __post_init__(self) -> None:
-        counts = {len(row) for row in self.decoders} - {BINS}
-        positive = all(0 < width < math.inf for row in self.decoders for width in row)
-        if not positive or counts - {0} or (counts and any(not row for row in self.decoders[1:])):
-            raise ConfigError(
-                f"'decoders' must be {BINS} positive widths for each level, got {self.decoders!s:.60}"
-            )
+    decoders: tuple[Decoder, ...] = ()
 
     def find(self, labels: Sequence[int]) -> Normaliser | None:
         """The normaliser for these labels; None if it is not stored."""
@@ -246,7 +235,7 @@ def read_normalisers(folder: Path, num_levels: int) -> Normalisers | None:
         )
     found = from_config(Normalisers, config, str(path))
     lengths = {len(entry.log_z) for entry in found.entries} | {len(found.decoders) or num_levels}
-    if lengths != {num_levels}:
+    if lengths != {num_levels} or any(one.is_plain for one in found.decoders[1:]):
         raise ConfigError(
             f"{path}: expected {num_levels} normalisers and decoders, one per level, found others; "
             f"delete the file and {NORMALISE} again"
