@@ -92,7 +92,15 @@ def test_the_hub_reads_the_card_and_its_figures(bundled: CDRLPipeline) -> None:
     table = next(line for line in card.text.splitlines() if line.startswith("| **K = 5"))
     share, near, _ = [float(x) for x in re.findall(r"(?<=\*\*)\d+\.\d(?= ±)", table)]
     more = next(line for line in card.text.splitlines() if line.startswith("| K = 15"))
-    figures = {(r.metric_type, r.metric_args["langevin_steps"]): r for r in data.eval_results}
+    figures = {(r.metric_type, r.metric_args.get("langevin_steps")): r for r in data.eval_results}
+    chains, bits = figures.pop(("stationarity", None)), figures.pop(("bits-per-dim", None))
+    drifts = re.findall(r"[+-]\d\.\d\d", card.text.split("drift by these")[1].split("limit")[0])
+    assert len(drifts) == 12 and chains.metric_value == max(abs(float(drift)) for drift in drifts)
+    assert f"a bound of {bits.metric_value} ± 0.022 bits/dim" in card.text
+    stored = bundled.model.normalisers
+    assert stored is not None
+    (entry,) = stored.entries
+    assert bits.metric_args["level"] == entry.lowest == 2 and entry.verdict(2) == "sound"
     assert {key: figure.metric_value for key, figure in figures.items()} == {
         ("recognised-share", 5): share,
         ("frechet-efficientnet-lite0", 5): near,

@@ -117,7 +117,7 @@ class LikelihoodOutput:
         return (
             "Bennett's acceptance ratio between adjacent levels in both directions, "
             + (f"annealed at transitions {listing(long)}" if long else "by importance sampling")
-            + f"; energy of level {self.level}, {self.draws} draws of noise per image"
+            + f"; energy of level {self.level}, draws of noise per image: {self.draws}"
         )
 
     @property
