@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cdrl_infer.drawing import CDRLPipelineOutput
 from cdrl_infer.energies.neural import NeuralEnergy
-from cdrl_infer.errors import ConfigError
+from cdrl_infer.errors import ConfigError, NumericalError
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_infer.storage.folder import (
     OPTIONAL,
@@ -209,6 +209,23 @@ def test_64_images_from_a_cold_shell_in_20_seconds(tmp_path: Path) -> None:
     assert time.perf_counter() - start <= 20
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > image.height > 300
+
+
+def test_clothes_have_fewer_bits_than_noise(
+    bundled: CDRLPipeline, drawn: CDRLPipelineOutput
+) -> None:
+    """By level 2, the lowest that is sound; the bound of real test images is 3.56 bits/dim."""
+    black = drawn.images * (
+        drawn.images > 0.05
+    )  # as real images are: samples are nearly black there
+    out, raw = (bundled.log_likelihood(each, draws=1) for each in (black, drawn.images))
+    assert (out.level, out.verdict) == (2, "sound")
+    assert 1.5 < float(out.bits_per_dim.mean()) < 5 and bool((out.log_prob > raw.log_prob).all())
+    assert bool((out.lower < out.upper).all() and (out.normaliser_error < 2).all())
+    noise = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert bool((bundled.log_likelihood(noise, draws=1).bits_per_dim > 8).all())
+    with pytest.raises(NumericalError, match=r"contradict .*; density='level-2' works"):
+        bundled.log_likelihood(drawn.images, density="level-0")
 
 
 def test_the_normalisers_of_the_plane_are_those_of_a_grid() -> None:
