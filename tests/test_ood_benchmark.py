@@ -174,7 +174,9 @@ def test_scores_are_those_of_the_pipeline(calibrated_folder: Path, train: ImageS
     rows = ood_scores.ModelScores(pipe, pipe.model.statistics, "", 5)(train.images[:7].numpy())
     for k, name in enumerate(SCORES):
         expected = pipe.score(train.images[:7], name, progress=False).scores.numpy()
-        assert rows[:, k] == pytest.approx(expected, rel=1e-4), name
+        assert rows[:, k] == pytest.approx(expected, rel=1e-4, abs=1e-4), (
+            name
+        )  # combined-energy may be near 0
     assert (rows[:, -1] > 0).all()
 
 
