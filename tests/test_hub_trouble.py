@@ -63,6 +63,11 @@ def test_a_hub_that_falls_silent_while_uploading(
     assert time.monotonic() - started < 15
 
 
+def listen() -> None:
+    """A shell's background job, and all that it starts, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("pattern", ["GET /api/models/user/tiny/revision", "HEAD /user/tiny/"])
 def test_ctrl_c_ends_a_program_at_once(
     client: Client, server: HubServer, repo: Repository, tmp_path: Path, pattern: str
@@ -72,7 +77,11 @@ def test_ctrl_c_ends_a_program_at_once(
     env = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path)}
     with server.fault(pattern, delay=60):
         program = subprocess.Popen(
-            [sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=listen,
         )
         while server.faults[-1].times == 1_000_000 and program.poll() is None:
             time.sleep(0.1)
