@@ -197,10 +197,7 @@ class CooperativeSampler:
         Returns:
             The posterior mean (B, C, H, W), and the energies (B,) of x_0 in nats.
         """
-        value, grad = energy.at(level).value_and_grad(x * level.scale)
-        score = -level.scale * grad  # ∇_x log p(x_0), by the chain rule through y = m_1 x_0
-        clean = (x + self.score_scale * level.sigma_bar**2 * score) / level.alpha
-        return clean, value
+        return energy.denoised(x, level, self.score_scale)
 
     @default_switches()
     @torch.no_grad()

@@ -215,9 +215,7 @@ def test_clothes_have_fewer_bits_than_noise(
     bundled: CDRLPipeline, drawn: CDRLPipelineOutput
 ) -> None:
     """By level 2, the lowest that is sound; the bound of real test images is 3.56 bits/dim."""
-    black = drawn.images * (
-        drawn.images > 0.05
-    )  # as real images are: samples are nearly black there
+    black = drawn.images * (drawn.images > 0.05)  # real ones are black where samples nearly are
     out, raw = (bundled.log_likelihood(each, draws=1) for each in (black, drawn.images))
     assert (out.level, out.verdict) == (2, "sound")
     assert 1.5 < float(out.bits_per_dim.mean()) < 5 and bool((out.log_prob > raw.log_prob).all())

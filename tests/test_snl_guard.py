@@ -49,7 +49,7 @@ def test_a_few_weights_are_not_judged() -> None:
 
 def test_pareto_k_is_averaged_and_the_average_is_saved() -> None:
     """Single readings err; a run that goes on after a break reads at the same steps."""
-    objective, parts = SelfNormalised(draws=4, fit="fixed"), models(energy(), mixture())
+    objective = SelfNormalised(draws=4, fit="fixed")
     tails = []
     for k, proposal in enumerate((mixture(), GaussianDistribution(scale=0.1))):
         parts = models(energy(), proposal)

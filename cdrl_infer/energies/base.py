@@ -63,3 +63,18 @@ class Energy(ABC):
     def __call__(self, y: Tensor, level: Level) -> Tensor:
         """(B, ...) points -> (B,) energies in nats."""
         return self.at(level)(y)
+
+    def denoised(self, x: Tensor, level: Level, score_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Tweedie's formula: the posterior mean of the clean image given ``x = x_{t-1}``.
+
+        Args:
+            x: (B, ...) images with the noise of level t - 1.
+            level: the transition t.
+            score_scale: multiplies the score; 1 is Tweedie's formula.
+
+        Returns:
+            The posterior mean (B, ...), and the energies (B,) of x in nats; without gradients.
+        """
+        value, grad = self.at(level).value_and_grad(x * level.scale)
+        score = -level.scale * grad  # ∇_x log p(x), by the chain rule through y = m x
+        return (x + score_scale * level.sigma_bar**2 * score) / level.alpha, value

@@ -21,6 +21,7 @@ from torch import Tensor
 from cdrl_infer.device import default_switches
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.errors import ConfigError, NumericalError
+from cdrl_infer.networks.gaussian import log_normal
 from cdrl_infer.random import BatchRandom
 from cdrl_infer.schedule import Level, NoiseSchedule
 
@@ -82,6 +83,9 @@ class Decoder:
         return parts.sum(0).log().flatten(1).sum(1)
 
 
+PLAIN = Decoder((), (), ())
+
+
 def denoised(energy: Energy, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
     """The energy of ``y = m x_i``, and the posterior mean of the clean image.
 
@@ -93,12 +97,13 @@ def denoised(energy: Energy, level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B,) nats, and (B, ...) grey values in [0, 255].
     """
-    value, grad = energy.at(level).value_and_grad(x * level.scale)
-    clean = (x - level.sigma_bar**2 * level.scale * grad) / level.alpha
-    return value, ((clean + 1) * (GREATEST / 2)).clamp(0, GREATEST)
+    clean, value = energy.denoised(x, level)
+    return value, grey_values(clean).clamp(0, GREATEST)
 
 
-PLAIN = Decoder((), (), ())
+def grey_values(images: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 255]; not rounded."""
+    return (images + 1) * (GREATEST / 2)
 
 
 @default_switches()
@@ -120,7 +125,7 @@ def fit(
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     random = BatchRandom(len(images), generator)
-    values = ((images + 1) * (GREATEST / 2)).round()
+    values = grey_values(images).round()
     found = []
     for t in range(1, schedule.num_levels + 1):
         level = schedule.level(t, images.device)
@@ -181,10 +186,12 @@ def plain(x_0: Tensor, images: Tensor, level: Level) -> Tensor:
         images: (B, ...) the clean images, in [-1, 1].
         level: the constants of t = 1.
     """
-    noise = (x_0 - level.alpha * images) / level.sigma_bar
-    spread = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
-    log_q = -0.5 * noise.double().square().flatten(1).sum(1) - images[0].numel() * spread
-    return log_q - decoder_sum(x_0, level)
+    return log_noise(x_0 - level.alpha * images, level) - decoder_sum(x_0, level)
+
+
+def log_noise(difference: Tensor, level: Level) -> Tensor:
+    """``log q(x_i | x)`` of ``x_i - α_i x`` (B, ...), (B,) float64 nats."""
+    return log_normal(difference.double(), level.sigma_bar.double().square())
 
 
 def decoder_sum(x_0: Tensor, level: Level) -> Tensor:

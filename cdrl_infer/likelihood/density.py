@@ -38,7 +38,15 @@ from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
 from cdrl_infer.errors import NumericalError, listing
 from cdrl_infer.images import read_images
-from cdrl_infer.likelihood.decoder import GREATEST, PLAIN, Decoder, decoder_sum, denoised
+from cdrl_infer.likelihood.decoder import (
+    GREATEST,
+    PLAIN,
+    Decoder,
+    decoder_sum,
+    denoised,
+    grey_values,
+    log_noise,
+)
 from cdrl_infer.likelihood.normalisers import (
     NORMALISE,
     Normaliser,
@@ -152,10 +160,9 @@ def bound(energy: Energy, level: Level, x: Tensor, noise: Tensor, decoder: Decod
     """
     x_i = level.diffused(x, noise)
     value, grey = denoised(energy, level, x_i)
-    spread = 0.5 * math.log(2 * math.pi) + math.log(level.sigma_bar)
-    log_q = -0.5 * noise.double().square().flatten(1).sum(1) - x[0].numel() * spread
-    values = ((x + 1) * (GREATEST / 2)).round()
-    return _with_volume(value, level, x) - log_q + decoder.log_prob(grey, values)
+    log_q = log_noise(level.sigma_bar * noise, level)
+    log_p = decoder.log_prob(grey, grey_values(x).round())
+    return _with_volume(value, level, x) - log_q + log_p
 
 
 def _with_volume(energies: Tensor, level: Level, x: Tensor) -> Tensor:
@@ -209,11 +216,15 @@ def log_likelihood(
     if table is not None:
         rows = [tuple(row) for row in table.tolist()]
     used = {row: stored_normaliser(model, row, name) for row in dict.fromkeys(rows)}
-    place = _lowest(model, [*used.values()]) if density == CLEAN else noised.index(density)
-    _refuse(model, name, [*used.values()], place, density)
+    sound = _lowest([*used.values()])
+    decoders = () if model.normalisers is None else model.normalisers.decoders
+    if density == CLEAN:
+        place = sound if decoders and sound is not None else 0
+    else:
+        place = noised.index(density)
+    _refuse(name, [*used.values()], place, sound, density)
     device = model.device
     level = model.schedule.level(place + 1, device)
-    decoders = _decoders(model)
     decoder = decoders[place] if decoders else PLAIN
     parts = []
     with progress_bar(progress, total=len(given), unit="image") as bar:
@@ -228,34 +239,22 @@ def log_likelihood(
     return _output(torch.cat(parts, 1), rows, used, given[0].numel(), density, place, seed)
 
 
-def _decoders(model: CDRLModel) -> tuple[Decoder, ...]:
-    return () if model.normalisers is None else model.normalisers.decoders
-
-
-def _lowest(model: CDRLModel, used: list[Normaliser]) -> int:
-    """The lowest level that has a decoder and is not refused for any labels; 0 if all are refused."""
+def _lowest(used: list[Normaliser]) -> int | None:
+    """The lowest level that is not refused for any labels; None if all levels of one are."""
     found = [one.lowest for one in used]
-    if None in found or not _decoders(model):
-        return 0
-    return max((k for k in found if k is not None), default=0)
+    return None if None in found else max((k for k in found if k is not None), default=None)
 
 
-def _refuse(model: CDRLModel, name: str, used: list[Normaliser], place: int, density: str) -> None:
+def _refuse(name: str, used: list[Normaliser], place: int, sound: int | None, density: str) -> None:
     """`NumericalError` if the level is refused for any labels, with what works instead."""
     bad = [one for one in used if one.faults(place)]
     if not bad:
         return
     worst = min(bad, key=lambda one: one.lowest is not None)
     given = f" with the labels {listing(worst.labels)}" if any(worst.labels) else ""
-    lowest = [one.lowest for one in used]
-    mend = ""
-    if None not in lowest:
-        works = NOISED.format(max(k for k in lowest if k is not None))
-        mend = f"; density={works!r} works"
-        if density == CLEAN:
-            mend += (
-                f", and {NORMALISE} again stores a decoder, so that {CLEAN!r} goes by that level"
-            )
+    mend = "" if sound is None else f"; density={NOISED.format(sound)!r} works"
+    if mend and density == CLEAN:
+        mend += f", and {NORMALISE} again stores a decoder, so that {CLEAN!r} goes by that level"
     raise NumericalError(
         f"the likelihood of {name!r}{given} is refused: {worst.faults(place)[0]}{mend}"
     )

@@ -169,15 +169,17 @@ class SelfNormalised(Objective):
 
     def limits(self, num_values: int) -> Sequence[Limit]:
         """The limits ``max_error``, ``max_share`` and ``max_pareto_k``."""
-        error, text = "lower ebm_lr, or raise draws or rate", "|b - log Ẑ| in nats"
-        found = [Limit("normaliser_error_size", self.max_error, 1.0, "max_error", text, error)]
-        for result, value, option, text in (
-            ("largest_share", self.max_share, "max_share", "the share of one draw in all weights"),
-            ("pareto_k", self.max_pareto_k, "max_pareto_k", "Pareto k̂ of the importance weights"),
-        ):
-            if value is not None:
-                found.append(Limit(result, value, 1.0, option, text, self.advice))
-        return found
+        error = "lower ebm_lr, or raise draws or rate"
+        rows = (
+            ("normaliser_error_size", "max_error", "|b - log Ẑ| in nats", error),
+            ("largest_share", "max_share", "the share of one draw in all weights", self.advice),
+            ("pareto_k", "max_pareto_k", "Pareto k̂ of the importance weights", self.advice),
+        )
+        return [
+            Limit(result, value, 1.0, option, text, advice)
+            for result, option, text, advice in rows
+            if (value := getattr(self, option)) is not None
+        ]
 
     def summary(self) -> str:
         """The text ``self-normalised likelihood`` or ``importance sampling``, with the draws."""
