@@ -37,6 +37,7 @@ from cdrl_train.presets import preset
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "test_cuda.py"
 MODEL = "model.tar"
+EXPORT = "from cdrl_train.cli_export import export; export()"  # also where nothing is installed
 ENDING = 45.0  # seconds kept for the last picture of the training run, export and results
 STAGES = ("tests", "speed", "train")
 
@@ -135,6 +136,7 @@ def train(
     source: str,
     folder: Path,
     parts: Path | None,
+    begin: str | None,
     device: torch.device,
     clock: Clock,
     total_minutes: float | None,
@@ -147,6 +149,7 @@ def train(
         source: the data.
         folder: of the run; one that has a checkpoint is continued.
         parts: the results of an earlier call, whose model is continued if the folder has no run.
+        begin: the model whose weights a new run begins with.
         device, clock: where, and how long.
         total_minutes: of all calls together; a new run is fitted to it.
         log: what the trainer says.
@@ -167,6 +170,8 @@ def train(
                 TrainConfig.from_dict(earlier["config"]), earlier["steps of the run"]
             )
             arguments += ["--init-from", str(joined(parts, folder.parent / "earlier"))]
+        elif begin is not None:
+            arguments += ["--init-from", begin]
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_name(f"{folder.name}.json")
         config.write(file)
@@ -262,7 +267,7 @@ def conclude(
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "model"
         steps: dict[str, list[str]] = {
-            "export": ["-m", "cdrl_infer", "hub", "export", str(folder), str(model)],
+            "export": ["-c", EXPORT, str(folder), str(model)],
             "draw": [
                 *("-m", "cdrl_infer", "sample", "--model", str(model), "--device", str(device)),
                 *("-n", "100", "--seed", "0", "--out", str(out / "samples.png")),
@@ -316,6 +321,7 @@ def conclude(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Results of an earlier call whose run is lost: go on with its model.",
 )
+@click.option("--init-from", "begin", metavar="MODEL", help="Whose weights a new run begins with.")
 @click.option("--evaluate", default="", metavar="OPTIONS", help="Options of cdrl-eval, to do so.")
 @click.option("--part-mib", type=click.FloatRange(0.001), default=15.9, help="Of a result file.")
 @click.option(
@@ -338,6 +344,7 @@ def main(
     device: str | None,
     folder: Path,
     parts: Path | None,
+    begin: str | None,
     evaluate: str,
     part_mib: float,
     out: Path,
@@ -362,7 +369,7 @@ def main(
         (out / "profile.txt").write_text(profiles, encoding="utf-8")
         keep("speed", measured)
     if "train" in stages:
-        keep("train", train(config, source, folder, parts, place, clock, total_minutes, log))
+        keep("train", train(config, source, folder, parts, begin, place, clock, total_minutes, log))
         limit = int(part_mib * 2**20)
         keep("model", conclude(folder, out, place, evaluate, limit, clock, log))
     click.echo(json.dumps({k: v for k, v in results.items() if k != "train"}, indent=2))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peers_ddpm_step import Precision, Step
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +26,7 @@ from cdrl_train.evaluation.sampling import SEED_STRIDE, balanced_labels
 STATE = "ddpm.pt"
 NOISE_STEPS = 1000  # of the forward process
 Bytes = NDArray[np.uint8]
-Precision = Literal["float32", "bfloat16"]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,25 @@ class State(NamedTuple):
             torch.save(values, stream)
 
 
-def start(recipe: DDPMRecipe, data: ImageSet, total: int) -> State:
+def start(recipe: DDPMRecipe, data: ImageSet, total: int, device: torch.device = CPU) -> State:
     """A run with no step done."""
     if data.labels is None or data.labels.shape[1] != 1:
         raise InputError("a DDPM needs data with one label per image")
-    return _fresh(recipe, tuple(data.images.shape[1:]), data.num_classes[0], total)
+    return _fresh(recipe, tuple(data.images.shape[1:]), data.num_classes[0], total, device)
 
 
-def _fresh(recipe: DDPMRecipe, shape: tuple[int, ...], classes: int, total: int) -> State:
-    network, average = (build(recipe, shape, classes) for _ in range(2))
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate)
+def _fresh(
+    recipe: DDPMRecipe, shape: tuple[int, ...], classes: int, total: int, device: torch.device
+) -> State:
+    network, average = (build(recipe, shape, classes).to(device) for _ in range(2))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), recipe.learning_rate, capturable=device.type == "cuda"
+    )
     return State(network, average, optimizer, recipe, shape, classes, 0, total, 0.0)
 
 
-def load(folder: Path) -> State:
-    """The run in a folder.
+def load(folder: Path, device: torch.device = CPU) -> State:
+    """The run in a folder, on a device.
 
     Raises:
         InputError: there is none.
@@ -151,22 +155,25 @@ def load(folder: Path) -> State:
         raise InputError(f"{folder} holds no DDPM: train one with benchmarks/peers.py train")
     values = torch.load(file, map_location="cpu", weights_only=True)
     recipe = DDPMRecipe(**values["recipe"])
-    state = _fresh(recipe, tuple(values["shape"]), values["classes"], values["total"])
+    state = _fresh(recipe, tuple(values["shape"]), values["classes"], values["total"], device)
+    values["optimizer"]["param_groups"][0]["capturable"] = device.type == "cuda"
     for part in ("network", "average", "optimizer"):
         getattr(state, part).load_state_dict(values[part])
     return state._replace(steps=values["steps"], seconds=values["seconds"])
 
 
-def resume(folder: Path, recipe: DDPMRecipe, data: ImageSet, total: int) -> State:
+def resume(
+    folder: Path, recipe: DDPMRecipe, data: ImageSet, total: int, device: torch.device = CPU
+) -> State:
     """The run in a folder, or a new one if there is none.
 
     Raises:
         InputError: the folder holds a run with other options.
     """
-    new = start(recipe, data, total)
+    new = start(recipe, data, total, device)
     if not (folder / STATE).is_file():
         return new
-    old = load(folder)
+    old = load(folder, device)
     for name in ("recipe", "shape", "classes", "total"):
         stored, asked = getattr(old, name), getattr(new, name)
         if stored != asked:
@@ -174,13 +181,6 @@ def resume(folder: Path, recipe: DDPMRecipe, data: ImageSet, total: int) -> Stat
                 f"{folder} holds a run with {name} {stored}, expected {asked}: choose another --out"
             )
     return old
-
-
-def rate_at(step: int, total: int, warmup: int) -> float:
-    """What the learning rate is multiplied by: a linear rise, then half a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def train(
@@ -200,49 +200,25 @@ def train(
         seconds: of this call.
         save_seconds: between two checkpoints.
     """
-    recipe, begin, saved = state.recipe, time.perf_counter(), time.perf_counter()
+    begin = saved = time.perf_counter()
     schedule = diffusers().DDPMScheduler(num_train_timesteps=NOISE_STEPS)
-    earlier, first, losses = state.seconds, state.steps, 0.0
+    advance = Step(state, schedule, data, precision)
+    earlier, first, losses = state.seconds, state.steps, torch.zeros((), device=advance.device)
     done = state.steps
     while done < state.total and time.perf_counter() - begin < seconds:
-        rate = recipe.learning_rate * rate_at(done, state.total, recipe.warmup_steps)
-        state.optimizer.param_groups[0]["lr"] = rate
-        losses += _step(state, schedule, data, done, precision)
+        losses += advance(done)
         done += 1
         now = time.perf_counter()
         if now - saved >= save_seconds or done == state.total:
+            mean = losses.item() / (done - first)
+            now = time.perf_counter()
             state = state._replace(steps=done, seconds=earlier + now - begin)
             state.save(folder)
-            tell(f"step {done} of {state.total}, loss {losses / (done - first):.4f}")
-            saved, first, losses = now, done, 0.0
+            tell(f"step {done} of {state.total}, loss {mean:.4f}")
+            saved, first, losses = now, done, torch.zeros_like(losses)
     state = state._replace(steps=done, seconds=earlier + time.perf_counter() - begin)
     state.save(folder)
     return state
-
-
-def _step(state: State, schedule: Any, data: ImageSet, step: int, precision: Precision) -> float:
-    """One step of training; the loss."""
-    recipe, labels = state.recipe, data.labels
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    size = (recipe.batch_size,)
-    index = torch.randint(len(data), size, generator=generator)
-    x = data.images[index] / 127.5 - 1
-    noise = torch.randn(x.shape, generator=generator)
-    times = torch.randint(NOISE_STEPS, size, generator=generator)
-    noised = schedule.add_noise(x, noise, times).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        found = state.network(noised, times, labels[index, 0]).sample  # type: ignore[index]
-    loss = nn.functional.mse_loss(found.float(), noise)
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-    state.optimizer.step()
-    kept = min(recipe.ema_decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        pairs = zip(state.average.parameters(), state.network.parameters(), strict=True)
-        for averaged, current in pairs:
-            averaged.lerp_(current, 1 - kept)
-    return loss.item()
 
 
 @dataclass(frozen=True)

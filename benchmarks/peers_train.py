@@ -11,7 +11,7 @@ from options import DATA, MODEL
 from peers_ddpm import DDPMRecipe, State, resume, step_flops, train
 
 from cdrl_infer.cli.command import OneLineErrors
-from cdrl_infer.device import Precision, resolved_precision
+from cdrl_infer.device import Precision, resolved_precision, usable_device, usual_device
 from cdrl_infer.errors import InputError
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.pipeline import CDRLPipeline
@@ -53,6 +53,7 @@ def training_flops(model: CDRLModel) -> float:
 )
 @click.option("--save-minutes", type=click.FloatRange(0), default=3.0, help="Between checkpoints.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@click.option("--device", help="[cuda if there is one, else cpu]")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -66,6 +67,7 @@ def main(
     train_minutes: float,
     save_minutes: float,
     precision: Precision,
+    device: str | None,
     out: Path,
 ) -> None:
     """Train diffusers' class-conditional UNet2DModel; an interrupted run goes on."""
@@ -78,6 +80,7 @@ def main(
         60 * train_minutes,
         60 * save_minutes,
         precision,
+        usable_device(device or usual_device()),
         out,
         count_values(*pipe.model.networks.values()),
     )
@@ -91,6 +94,7 @@ def evaluate(
     seconds: float,
     save_seconds: float,
     precision: Precision,
+    device: torch.device,
     out: Path,
     values: int,
 ) -> State:
@@ -109,13 +113,15 @@ def evaluate(
     total = int(flops / each)
     if not total:
         raise InputError(f"{flops:.3g} operations are less than a step has, {each:.3g}")
-    precision = resolved_precision(precision, torch.device("cpu"))
+    precision = resolved_precision(precision, device)
     out.mkdir(parents=True, exist_ok=True)
-    state = resume(out, recipe, images, total)
+    state = resume(out, recipe, images, total, device)
+    threads = torch.get_num_threads()
+    where = f"{threads} threads" if device.type == "cpu" else str(device)
     click.echo(
         f"UNet2DModel, {count_values(state.network):,} values (model: {values:,}); {total:,} steps of "
         f"{recipe.batch_size} images and {each / 1e9:.1f} GFLOP = {total * each / PETA:.3g} PFLOP; "
-        f"{precision}, {torch.get_num_threads()} threads; {state.steps} steps are done.",
+        f"{precision}, {where}; {state.steps} steps are done.",
         err=True,
     )
     return train(

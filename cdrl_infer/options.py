@@ -65,6 +65,9 @@ class SamplingOptions:
         precision: "bfloat16" computes the convolutions of the chains in bfloat16; steps, last denoising
             and energies stay float32. Pictures differ a little, see docs/control.md. "auto": the faster
             of the two on the device, for a kernel that accepts every move.
+        cuda_graphs: on a GPU, record the energy's gradient once for a size of batch and launch its
+            operations together, which is faster. A recording keeps the memory that the gradient needs.
+            Without effect elsewhere.
         processes: those that share the batches, ``Processes.join()`` of `cdrl_infer.processes`. Each of
             them makes the same call and gets the result of one process. callback_on_level_end is called
             in the process that draws the batch; the first one shows the bar.
@@ -86,6 +89,7 @@ class SamplingOptions:
     progress: Progress = None
     draw_on: DrawOn = "cpu"
     precision: Precision = "float32"
+    cuda_graphs: bool = True
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class SamplingOptions:
         watcher: Any = self.callback_on_level_end
         if watcher is not None and not callable(watcher):
             raise InputError(f"callback_on_level_end must be a function, got {quoted(watcher)}")
+        flag("cuda_graphs", self.cuda_graphs)
         if not isinstance(self.processes, Processes):
             raise InputError(
                 "processes must be those of cdrl_infer.processes.Processes.join(), got "
@@ -165,6 +170,7 @@ class SamplingOptions:
             own.score_scale,
             restarts if self.restarts is None else self.restarts,
             resolved_precision(precision, model.device),
+            self.cuda_graphs,
         )
 
 

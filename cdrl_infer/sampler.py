@@ -14,6 +14,7 @@ from torch import Tensor
 from cdrl_infer.device import ResolvedPrecision, autocast_to, default_switches
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.pinned import PinnedEnergy, PinnedPixels
+from cdrl_infer.energies.recorded import recorded
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.errors import InputError, NumericalError
 from cdrl_infer.kernels.adapt import tune
@@ -79,6 +80,7 @@ class CooperativeSampler:
         restarts: R; each restart costs as much as sampling without restarts.
         precision: "bfloat16" computes the convolutions of the chains in bfloat16; the steps, the last
             denoising and the energies stay float32.
+        cuda_graphs: on a GPU, record the network's gradient once and launch its operations together.
 
     Raises:
         InputError: a number of steps or restarts is negative, a step scale is not positive and finite,
@@ -92,6 +94,7 @@ class CooperativeSampler:
     score_scale: float = 1.0
     restarts: int = 0
     precision: ResolvedPrecision = "float32"
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         num = self.schedule.num_levels
@@ -184,7 +187,7 @@ class CooperativeSampler:
         if pinned is not None:
             conditional = PinnedEnergy(conditional, pinned)
         potential = conditional.at(level)
-        with autocast_to(self.precision, x.device):
+        with autocast_to(self.precision, x.device), recorded(self.cuda_graphs):
             end = self.kernel.run(start, potential, step_size, random, self.steps_at(t))
         proposed, x = start / level.scale, end.y / level.scale
         if pinned is not None:

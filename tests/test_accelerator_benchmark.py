@@ -143,6 +143,10 @@ def test_from_end_to_end_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = accelerator.joined(Path("three"), tmp_path / "model")
     assert len(CDRLPipeline.from_pretrained(model)(num_images=1).images) == 1
 
+    begun = call("--stage", "train", "--out", "four", "--run", "begun", "--init-from", str(model))
+    assert begun.exit_code == 0, begun.output
+    assert "tensors are the model's" in Path("four/log.txt").read_text(encoding="utf-8")
+
 
 def test_trainers_take_what_is_left(tmp_path: Path) -> None:
     """A phase without steps before one with steps, as `remaining` leaves it."""

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import peers_ddpm
 import pytest
 import torch
 from conftest import CLASSES, make_model
+from peers_ddpm import DDPMRecipe
 from runs import fit, images, tiny
 from torch import Tensor
 
+from cdrl_infer.energies import recorded
 from cdrl_infer.pipeline import CDRLPipeline
 from cdrl_train.config import TrainConfig
 from cdrl_train.data.stream import BatchStream
@@ -63,6 +67,22 @@ def test_energies_and_scores_are_those_of_the_cpu(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_scale": 2.0}, {"precision": "bfloat16"}, {"kernel": "hmc"}]
+)
+def test_recorded_gradients_draw_the_same_images(folder: Path, options: dict[str, Any]) -> None:
+    """At all levels and for a second batch; the first gradients are plain."""
+    pipe = CDRLPipeline.from_pretrained(folder).to("cuda")
+    call = {"langevin_steps": 4, **options}
+    for seeds in ([3, 4, 5], [6, 7, 8]):
+        plain = drawn(pipe, cuda_graphs=False, seeds=seeds, **call)
+        assert (drawn(pipe, seeds=seeds, **call) - plain).abs().max() <= GREY
+    kinds = recorded._of_networks[pipe.model.ebm]
+    assert [*kinds.recordings.values()] and None not in kinds.recordings.values()
+    scores = [pipe.score(plain, "energy").scores for _ in range(2)]  # recorded in the first call
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-3, atol=1e-2)
+
+
 def test_noise_drawn_on_the_device_depends_on_the_seed_alone() -> None:
     pipe = CDRLPipeline(make_model(CLASSES)).to("cuda")
     first, again = (drawn(pipe, draw_on="device") for _ in range(2))
@@ -89,6 +109,7 @@ def test_training_is_repeatable_and_lower_precision_is_near(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_training_is_that_without(tmp_path: Path) -> None:
     plain, compiled = (losses(tiny(compile=compile), "cuda", tmp_path) for compile in (False, True))
     for a, b in zip(plain, compiled, strict=True):
@@ -136,3 +157,27 @@ def test_a_run_resumes_on_the_device(tmp_path: Path) -> None:
     assert resume(second) and second.step == 5
     fit(second)
     assert second.step == config.total_steps
+
+
+@pytest.mark.skipif(find_spec("diffusers") is None, reason="pip install 'cdrl[peers]'")
+@pytest.mark.filterwarnings("ignore")  # diffusers and its requirements announce their changes
+def test_a_ddpm_of_diffusers_trains_as_on_the_cpu(tmp_path: Path) -> None:
+    """Its recorded steps as well, and those of a run that began on the CPU."""
+    recipe, steps = DDPMRecipe(widths=(8, 8), batch_size=4, warmup_steps=2), 12
+
+    def train(name: str, place: str, break_at: int | None = None) -> list[Tensor]:
+        def tell(text: str) -> None:
+            if text.startswith(f"step {break_at} "):
+                raise KeyboardInterrupt
+
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        state = peers_ddpm.resume(folder, recipe, images(), steps, torch.device(place))
+        peers_ddpm.train(state, images(), folder, 600, 0, "float32", tell)
+        return [*peers_ddpm.load(folder).average.parameters()]
+
+    on_cpu = train("cpu", "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train("both", "cpu", break_at=4)
+    for found in (train("cuda", "cuda"), train("both", "cuda")):
+        torch.testing.assert_close(found, on_cpu, rtol=1e-2, atol=2e-3)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import peers
 import peers_ddpm
+import peers_ddpm_step
 import peers_pictures
 import peers_samplers
 import peers_train
@@ -208,7 +209,7 @@ def test_a_run_that_goes_on_is_the_same_run(images: ImageSet, tmp_path: Path) ->
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [peers_ddpm.rate_at(step, 102, 2) for step in range(102)]
+    rates = [peers_ddpm_step.rate_at(step, 102, 2) for step in range(102)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[52] == pytest.approx(0.5) and rates[101] < 0.001
     assert rates[2:] == sorted(rates[2:], reverse=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from cdrl_infer.energies import recorded
 from cdrl_infer.energies.base import Energy, FunctionPotential
 from cdrl_infer.schedule import Level
 
@@ -46,7 +47,7 @@ class NeuralEnergy(Energy):
         condition = self.network.condition(level, self.labels)
 
         def energy(y: Tensor) -> Tensor:
-            f = self.network(y, condition)
+            f = recorded.call(self.network, y, condition)
             return -f if self.network.output_unit == "nats" else -f / level.step_variance
 
         return FunctionPotential(energy)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cdrl_infer.energies.base import Energy
 from cdrl_infer.energies.neural import NeuralEnergy
+from cdrl_infer.energies.recorded import recorded
 from cdrl_infer.images import to_uint8
 from cdrl_infer.model import CDRLModel
 from cdrl_infer.proposals import (
@@ -181,6 +182,7 @@ class NoisedImages(Features):
         return self.schedule.num_levels
 
     @torch.no_grad()
+    @recorded()
     def denoised(self, t: int) -> tuple[Tensor, Tensor]:
         """The energy (B,) in nats and ``m σ̄ ∇_y E`` (B, ...), the model's estimate of the noise."""
         level = self.schedule.level(t, self.u.device)

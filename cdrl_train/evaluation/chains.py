@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl_infer.energies.base import Energy, Potential
+from cdrl_infer.energies.recorded import recorded
 from cdrl_infer.energies.recovery import RecoveryEnergy
 from cdrl_infer.kernels.adapt import tune
 from cdrl_infer.kernels.hmc import HMC
@@ -123,6 +124,7 @@ def starts_at_data(x: Tensor, level: Level, random: PerImageRandom) -> Starts:
 
 
 @torch.no_grad()
+@recorded()
 def run_chains(
     energy: Energy,
     schedule: NoiseSchedule,
