@@ -39,8 +39,10 @@ from cdrl_train.evaluation.ood_metrics import Floats
 OURS: tuple[tuple[str, Precision], ...] = (
     ("combined", "float32"),
     ("combined-half", "float32"),
+    ("combined-energy", "float32"),
     ("combined", "bfloat16"),
     ("combined-half", "bfloat16"),
+    ("combined-energy", "bfloat16"),
 )
 VIM = f"{PYTORCH_OOD}ViM"
 

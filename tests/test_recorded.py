@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +104,23 @@ def test_few_kinds_are_kept(pipe: CDRLPipeline, graphs: Graphs) -> None:
     kinds = recorded._of_networks[pipe.model.ebm]
     assert graphs.recordings == recorded.KINDS + 2 and len(kinds.recordings) == recorded.KINDS
     assert len(kinds.calls) <= 2 * recorded.KINDS
+
+
+def test_a_network_is_freed_with_its_recordings(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return lambda: None
+
+    monkeypatch.setattr(recorded, "_capture", capture)
+    pipe = CDRLPipeline(make_model(CLASSES))
+    drawn(pipe)
+    network = weakref.ref(pipe.model.ebm)
+    assert recorded._of_networks[pipe.model.ebm].recordings
+    del pipe
+    gc.collect()
+    assert network() is None
 
 
 def test_what_cannot_be_recorded_is_called(

@@ -72,23 +72,23 @@ class _Kinds(NamedTuple):
 
 
 class _Recording:
-    """One kind of call; its tensors are overwritten by the next."""
+    """One kind of call; its tensors are overwritten by the next. It does not keep the network alive."""
 
     def __init__(self, network: Any, y: Tensor, condition: Any, leaves: list[Tensor]) -> None:
-        self.network = network
         self.y = y.detach().clone().requires_grad_(True)
         self.last: list[Tensor] = []
         self.leaves = [leaf.detach().clone() for leaf in leaves]
         copies = iter(self.leaves)
-        self.condition = _map(condition, lambda _: next(copies))
-        self.replay = _capture(self._compute)
+        own = _map(condition, lambda _: next(copies))
+        self.replay = _capture(lambda: self._compute(network, own))
 
-    def _compute(self) -> None:
+    def _compute(self, network: Any, condition: Any) -> None:
         kind = self.y.device.type
         dtype, low = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         with torch.enable_grad(), torch.autocast(kind, dtype, low, cache_enabled=False):
-            self.f = self.network(self.y, self.condition)
-            (self.grad,) = torch.autograd.grad(self.f.sum(), self.y)
+            f = network(self.y, condition)
+            (self.grad,) = torch.autograd.grad(f.sum(), self.y)
+        self.f = f.detach()
 
     @torch.no_grad()
     def __call__(self, y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class _Recording:
                 mine.copy_(given)
             self.last = leaves
         self.replay()
-        return self.f.detach().clone(), self.grad.clone()
+        return self.f.clone(), self.grad.clone()
 
 
 class _Replayed(torch.autograd.Function):
