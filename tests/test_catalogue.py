@@ -33,12 +33,15 @@ def check(name: str) -> None:
     assert counted.flops(config) == pytest.approx(COUNTED[name].flops, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["toy-2d"])
+BUNDLED = ["toy-2d", "fashion-mnist", "coloured-fashion-mnist", "cifar10-compact"]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_costs_are_those_counted(name: str) -> None:
     check(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*COUNTED} - {"toy-2d"}))
+@pytest.mark.parametrize("name", sorted({*COUNTED} - {*BUNDLED}))
 def test_all_costs_are_those_counted(name: str) -> None:
     check(name)
