@@ -119,7 +119,7 @@ def draw_curves(results: Sequence[Result], real: float, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for label, mine in (("this package", True), ("diffusers", False)):
@@ -131,11 +131,14 @@ def draw_curves(results: Sequence[Result], real: float, file: Path) -> None:
             for one, *place in zip(some, x, y, strict=True):
                 name = one.name.removeprefix(OURS)
                 axis.annotate(name, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes[0].set(ylabel="Fréchet distance over the floor", yscale="symlog")
+    axes[0].set(ylabel="Fréchet distance over the floor", yscale="log")
+    for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        which(ticker.ScalarFormatter())
     axes[1].set(ylabel="recognised, %")
     axes[1].axhline(100 * real, color="grey", linestyle=":", label="real test images")
     for axis in axes:
         axis.set(xlabel="seconds of one core for an image", xscale="log")
+        axis.margins(x=0.2)  # for the names
         axis.legend(fontsize=8)
     with replaced_file(file) as new:
         figure.savefig(new, format="png", dpi=110)
