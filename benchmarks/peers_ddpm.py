@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peers_ddpm_step import Precision, Step
+from peers_ddpm_step import Step
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdrl_infer.device import ResolvedPrecision
 from cdrl_infer.errors import InputError
 from cdrl_infer.files import replaced_file
 from cdrl_infer.optional import needed
@@ -189,7 +190,7 @@ def train(
     folder: Path,
     seconds: float,
     save_seconds: float,
-    precision: Precision,
+    precision: ResolvedPrecision,
     tell: Callable[[str], object] = lambda text: None,
 ) -> State:
     """Train until the last step, or for a time; write the run every now and then.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cdrl_infer.device import ResolvedPrecision, autocast_to
 from cdrl_train.data.image_set import ImageSet
+from cdrl_train.engine.recording import PLAIN_STEPS, aside
 
 if TYPE_CHECKING:
     from peers_ddpm import State
-
-Precision = Literal["float32", "bfloat16"]
-PLAIN_STEPS = 3  # on a GPU, before the operations of a step are recorded
 
 
 def rate_at(step: int, total: int, warmup: int) -> float:
@@ -35,9 +34,11 @@ class Step:
         data: images with labels.
     """
 
-    def __init__(self, state: State, schedule: Any, data: ImageSet, precision: Precision) -> None:
+    def __init__(
+        self, state: State, schedule: Any, data: ImageSet, precision: ResolvedPrecision
+    ) -> None:
         self.state, self.schedule, self.data = state, schedule, data
-        self.low = precision == "bfloat16"
+        self.precision = precision
         self.device = next(state.network.parameters()).device
         self._inputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -55,7 +56,7 @@ class Step:
             self._inputs[name].copy_(value)
         self._calls += 1
         if self._calls <= PLAIN_STEPS:
-            return self._aside()
+            return aside(lambda: self._compute(self._inputs), self.device)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
@@ -87,7 +88,7 @@ class Step:
     def _compute(self, given: dict[str, Tensor]) -> Tensor:
         state, on_gpu = self.state, self.device.type == "cuda"
         noised = given["noised"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+        with autocast_to(self.precision, self.device):
             found = state.network(noised, given["times"], given["labels"]).sample
         loss = nn.functional.mse_loss(found.float(), given["noise"])
         state.optimizer.zero_grad()
@@ -101,12 +102,3 @@ class Step:
             for averaged, current in pairs:
                 averaged.lerp_(current, given["new"])
         return loss.detach()
-
-    def _aside(self) -> Tensor:
-        """A step on a stream of its own, as recording uses it."""
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            loss = self._compute(self._inputs)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        return loss

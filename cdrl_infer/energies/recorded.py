@@ -46,21 +46,14 @@ def call(network: Any, y: Tensor, condition: Any) -> Tensor:
         condition: tensors, and tuples or lists of them.
     """
     wanted = _asked.get() and torch.is_grad_enabled() and y.requires_grad
-    if not wanted or not _can_record(network, y):
-        output: Tensor = network(y, condition)
-        return output
-    leaves: list[Tensor] = []
-    try:
-        _map(condition, leaves.append)
-    except TypeError:  # a condition of another kind
-        output = network(y, condition)
-        return output
-    with _lock:
-        recording = _recording_of(network, y, condition, leaves)
-        if recording is not None:
-            replayed: Tensor = _Replayed.apply(y, recording, leaves)  # type: ignore[no-untyped-call]
-            return replayed
-    output = network(y, condition)
+    leaves = _tensors(condition) if wanted and _can_record(network, y) else None
+    if leaves is not None:
+        with _lock:
+            recording = _recording_of(network, y, condition, leaves)
+            if recording is not None:
+                replayed: Tensor = _Replayed.apply(y, recording, leaves)  # type: ignore[no-untyped-call]
+                return replayed
+    output: Tensor = network(y, condition)
     return output
 
 
@@ -164,6 +157,16 @@ def _capture(function: Callable[[], None]) -> Callable[[], None]:
         function()
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _tensors(condition: Any) -> list[Tensor] | None:
+    """The tensors of a condition, in order; None if it has parts of other kinds."""
+    found: list[Tensor] = []
+    try:
+        _map(condition, found.append)
+    except TypeError:
+        return None
+    return found
 
 
 def _map(condition: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -8,7 +8,7 @@ operation itself. A CUDA graph launches them at once. It holds for differentiati
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,19 @@ from cdrl_train.engine.metrics import Results
 if TYPE_CHECKING:
     from cdrl_train.engine.state import TrainState
 
+T = TypeVar("T")
 ALL = 2**62
 PLAIN_STEPS = 3  # of a phase, before its step is recorded: they choose algorithms and fill caches
+
+
+def aside(function: Callable[[], T], device: torch.device) -> T:
+    """Call a function on a stream of its own, as recording will use it."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        result = function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return result
 
 
 class Recorder:
@@ -56,7 +67,7 @@ class Recorder:
             self._plain = PLAIN_STEPS if self.state.objective.recordable else ALL
         if self._plain:
             self._plain -= 1
-            return self._aside(index)
+            return aside(lambda: self.compute(index), self.state.device)
         if self._graph is None:
             try:
                 self._graph = self._record(index)
@@ -68,15 +79,6 @@ class Recorder:
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
         return self._results
-
-    def _aside(self, index: Tensor) -> Results:
-        """The function on a stream of its own, as recording will use it."""
-        stream = torch.cuda.Stream(self.state.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.state.device))
-        with torch.cuda.stream(stream):
-            results = self.compute(index)
-        torch.cuda.current_stream(self.state.device).wait_stream(stream)
-        return results
 
     def _record(self, index: Tensor) -> torch.cuda.CUDAGraph:
         """Record the function; this computes nothing."""
